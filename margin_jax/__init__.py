@@ -1,0 +1,75 @@
+"""Triplet learning and verification in JAX, with margins that adapt while training.
+
+``import margin_jax as mj`` loads jax and little else; names that need more (Flax, Orbax, data sets)
+load when first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from margin_jax.losses import batch_all_triplet_loss
+from margin_jax.schedules import Schedule, ScheduleState, constant, dams, exponential, linear
+from margin_jax.stats import EpochStats, EpochTotals, TripletStats
+
+if TYPE_CHECKING:
+    from margin_jax.config import TrainConfig
+    from margin_jax.epoch import EpochRecord, make_train_step, train_epoch
+    from margin_jax.evaluation.verification import (
+        VerificationReport,
+        choose_threshold,
+        verification_report,
+    )
+    from margin_jax.fit import Run, fit, load_run
+    from margin_jax.state import TrainState, create_state
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "EpochRecord": "epoch",
+    "Run": "fit",
+    "TrainConfig": "config",
+    "TrainState": "state",
+    "VerificationReport": "evaluation.verification",
+    "choose_threshold": "evaluation.verification",
+    "create_state": "state",
+    "fit": "fit",
+    "load_run": "fit",
+    "make_train_step": "epoch",
+    "train_epoch": "epoch",
+    "verification_report": "evaluation.verification",
+}
+
+__all__ = [
+    "EpochRecord",
+    "EpochStats",
+    "EpochTotals",
+    "Run",
+    "Schedule",
+    "ScheduleState",
+    "TrainConfig",
+    "TrainState",
+    "TripletStats",
+    "VerificationReport",
+    "batch_all_triplet_loss",
+    "choose_threshold",
+    "constant",
+    "create_state",
+    "dams",
+    "exponential",
+    "fit",
+    "linear",
+    "load_run",
+    "make_train_step",
+    "train_epoch",
+    "verification_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"margin_jax.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'margin_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,18 @@
+"""One wording for the error that names what can be chosen instead."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def check_choice(what: str, value: object, choices: Iterable[str]) -> str:
+    """Returns `value` if it is one of `choices`.
+
+    Raises:
+        ValueError: otherwise; the message lists the choices and the nearest name.
+    """
+    names = list(choices)
+    if isinstance(value, str) and value in names:
+        return value
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{what} must be one of {', '.join(names)}; got {value!r}.{hint}")

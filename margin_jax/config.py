@@ -1,0 +1,229 @@
+"""What a run is: one frozen dataclass, also the source of the command line's options."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from margin_jax.choices import check_choice
+from margin_jax.data import DATASETS
+from margin_jax.data.sampler import SMALL_IDENTITIES
+from margin_jax.distances import DISTANCES
+from margin_jax.losses import REDUCTIONS
+from margin_jax.schedules import Schedule, constant, dams, exponential, linear
+from margin_jax.triplets import MININGS
+
+
+class Option(NamedTuple):
+    """How an option is shown by ``--help``."""
+
+    panel: str
+    help: str
+
+
+SCHEDULES: dict[str, Callable[["TrainConfig"], Schedule]] = {
+    "constant": lambda c: constant(c.margin),
+    "linear": lambda c: linear(c.margin, c.margin_end, c.epochs),
+    "exponential": lambda c: exponential(c.margin, c.margin_end, c.epochs),
+    "dams": lambda c: dams(c.margin, c.threshold, c.increase),
+}
+# Their margins are laid out over the whole run, so a run of theirs can not be made longer.
+DEPENDS_ON_EPOCHS = ("linear", "exponential")
+SELECTIONS = ("auc", "loss")
+
+
+def _one_of(choices: Iterable[str]) -> str:
+    return f"One of: {', '.join(choices)}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides how a run goes. The defaults train on glyphs with DAMS.
+
+    Raises:
+        ValueError: for values that no run can have; the message says what was expected.
+    """
+
+    dataset: Annotated[
+        str,
+        Option(
+            "Data",
+            f"glyphs: letters in twelve typefaces, nothing to download; folder: your own images "
+            f"in --data-dir. {_one_of(DATASETS)}",
+        ),
+    ] = "glyphs"
+    data_dir: Annotated[
+        str | None,
+        Option("Data", "For folder: a folder of images for each identity; it may be nested."),
+    ] = None
+    image_size: Annotated[
+        int | None, Option("Data", "Pixels a side. Default: 28 for glyphs, 64 for a folder.")
+    ] = None
+    strict: Annotated[
+        bool, Option("Data", "An unreadable file is an error instead of being skipped.")
+    ] = False
+    max_identities: Annotated[
+        int | None, Option("Data", "Use only the first so many identities, for a quick try.")
+    ] = None
+
+    schedule: Annotated[
+        str,
+        Option(
+            "Margin",
+            "How the margin moves: dams raises it by --increase after every epoch with a share of "
+            "easy triplets of at least --threshold; linear and exponential go from --margin to "
+            f"--margin-end over the run; constant stays. {_one_of(SCHEDULES)}",
+        ),
+    ] = "dams"
+    margin: Annotated[float, Option("Margin", "The margin in the first epoch.")] = 0.2
+    margin_end: Annotated[
+        float, Option("Margin", "linear, exponential: the margin in the last epoch.")
+    ] = 1.0
+    threshold: Annotated[
+        float, Option("Margin", "dams: the share of easy triplets that is too many, 0 to 1.")
+    ] = 0.95
+    increase: Annotated[float, Option("Margin", "dams: what is then added to the margin.")] = 0.05
+
+    distance: Annotated[str, Option("Loss", f"Between embeddings. {_one_of(DISTANCES)}")] = (
+        "euclidean"
+    )
+    reduction: Annotated[
+        str,
+        Option(
+            "Loss",
+            "mean_active: over triplets with a loss; mean: over all valid ones. "
+            f"{_one_of(REDUCTIONS)}",
+        ),
+    ] = "mean_active"
+    mining: Annotated[str, Option("Loss", f"Which active triplets train. {_one_of(MININGS)}")] = (
+        "all"
+    )
+
+    epochs: Annotated[int, Option("Training", "Times through the training identities.")] = 30
+    seed: Annotated[int, Option("Training", "Of weights, split, batches and pairs.")] = 0
+    learning_rate: Annotated[float, Option("Training", "Of Adam.")] = 1e-3
+    identities_per_batch: Annotated[int, Option("Training", "P of the PK sampler.")] = 32
+    images_per_identity: Annotated[int, Option("Training", "K of the PK sampler.")] = 2
+    small_identities: Annotated[
+        str,
+        Option(
+            "Training",
+            f"What to do with identities of fewer than K images. {_one_of(SMALL_IDENTITIES)}",
+        ),
+    ] = "drop"
+    encoder: Annotated[str, Option("Training", "The network. One of: small_cnn.")] = "small_cnn"
+    embedding_size: Annotated[int, Option("Training", "Length of an embedding.")] = 128
+    select: Annotated[
+        str,
+        Option(
+            "Training",
+            "The best epoch: highest validation AUC, or (the released code's rule) lowest mean "
+            f"batch-all loss at a margin of 1 on validation. {_one_of(SELECTIONS)}",
+        ),
+    ] = "auc"
+
+    out: Annotated[
+        str | None, Option("Run", "The run folder. Default: runs/DATASET-SCHEDULE-SEED.")
+    ] = None
+    overwrite: Annotated[bool, Option("Run", "Replace a run that is in the run folder.")] = False
+    resume: Annotated[
+        bool, Option("Run", "Go on from the last whole epoch, if the run folder has one.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        """Checks everything that can be checked without looking at the data."""
+        choices: dict[str, Iterable[str]] = {
+            "dataset": DATASETS,
+            "schedule": SCHEDULES,
+            "distance": DISTANCES,
+            "reduction": REDUCTIONS,
+            "mining": MININGS,
+            "small_identities": SMALL_IDENTITIES,
+            "select": SELECTIONS,
+        }
+        for name, names in choices.items():
+            check_choice(name, getattr(self, name), names)
+        for name in ("margin", "margin_end", "threshold", "increase", "learning_rate"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} must be finite and at least 0; got {value}")
+        if self.learning_rate == 0:
+            raise ValueError("learning_rate must be above 0; got 0.0")
+        if self.threshold > 1:
+            raise ValueError(f"threshold must be between 0 and 1; got {self.threshold}")
+        if self.schedule == "exponential" and not (self.margin > 0 and self.margin_end > 0):
+            raise ValueError(
+                f"exponential needs margin and margin_end above 0; "
+                f"got {self.margin} and {self.margin_end}"
+            )
+        at_least = {
+            "epochs": 1,
+            "seed": 0,
+            "identities_per_batch": 2,
+            "images_per_identity": 2,
+            "embedding_size": 1,
+            "image_size": 8,
+            "max_identities": 6,
+        }
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}; got {value}")
+        if self.dataset == "folder" and self.data_dir is None:
+            raise ValueError("dataset folder needs data_dir, the folder of images")
+        if self.dataset != "folder" and self.data_dir is not None:
+            raise ValueError(f"data_dir is for dataset folder; got it with {self.dataset}")
+        if self.overwrite and self.resume:
+            raise ValueError("overwrite and resume exclude each other")
+
+    def make_schedule(self) -> Schedule:
+        """The schedule with its parameters."""
+        return SCHEDULES[self.schedule](self)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.out or f"runs/{self.dataset}-{self.schedule}-{self.seed}")
+
+    def replace(self, **changes: Any) -> "TrainConfig":
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def shrunk(self) -> "TrainConfig":
+        """With ``MARGIN_JAX_SMALL=1`` in the environment: the same run, made short for a test."""
+        if os.environ.get("MARGIN_JAX_SMALL") != "1":
+            return self
+        return self.replace(
+            epochs=min(self.epochs, 2),
+            max_identities=min(self.max_identities or 60, 60),
+            identities_per_batch=min(self.identities_per_batch, 8),
+        )
+
+    def to_json(self) -> str:
+        """What ``config.json`` holds; where the run lies and how it was started stay out of it."""
+        return json.dumps(self.experiment(), indent=2) + "\n"
+
+    def experiment(self) -> dict[str, Any]:
+        """The fields that decide the result."""
+        values = dataclasses.asdict(self)
+        for name in ("out", "overwrite", "resume"):
+            del values[name]
+        return values
+
+    @classmethod
+    def from_json(cls, text: str) -> "TrainConfig":
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: text that is not JSON, or has unknown fields (another version wrote it).
+        """
+        values = json.loads(text)
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or set(values) - known:
+            unknown = sorted(set(values) - known) if isinstance(values, dict) else values
+            raise ValueError(f"not a configuration of this version: unknown {unknown}")
+        return cls(**values)

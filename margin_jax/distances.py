@@ -1,0 +1,90 @@
+"""Tiles of pairwise distances: one function a metric, ``(x[B, D], y[N, D]) -> [B, N]``.
+
+Every matrix product asks for the highest precision: the default of TPUs and of recent GPUs rounds
+the factors to bfloat16 or TF32, which puts an error of up to 0.06 on distances between unit
+vectors, as large as one step of a margin schedule.
+
+All gradients are finite everywhere, and 0 where a distance is 0.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from margin_jax.choices import check_choice
+
+DistanceFn = Callable[[Array, Array], Array]
+
+
+def _dot(x: Array, y: Array) -> Array:
+    return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def squared_euclidean(x: Array, y: Array) -> Array:
+    """``‖x − y‖²``, computed as ``‖x‖² + ‖y‖² − 2x·y`` so that it runs as one matrix product.
+
+    The absolute error is a few rounding units of ``‖x‖² + ‖y‖²``: about 5e-7 for unit vectors in
+    float32. Values that rounding has pushed below 0 are 0, with gradient 0.
+    """
+    squares = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(y * y, axis=1)[None, :]
+    return jax.nn.relu(squares - 2.0 * _dot(x, y))
+
+
+def euclidean(x: Array, y: Array) -> Array:
+    """``‖x − y‖``, the root of :func:`squared_euclidean`.
+
+    Near zero the root magnifies the error of the square: vectors of length 1 that coincide can
+    come out up to about 7e-4 apart in float32. Beyond a distance of 0.1 the error is below 5e-6.
+    """
+    squared = squared_euclidean(x, y)
+    apart = squared > 0
+    # The inner `where` keeps the root's infinite slope at 0 out of the gradient.
+    return jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
+
+
+def cosine(x: Array, y: Array) -> Array:
+    """``1 − x·y / (‖x‖‖y‖)``, between 0 and 2. A zero vector is at distance 1 from everything."""
+
+    def unit(v: Array) -> Array:
+        squared = jnp.sum(v * v, axis=1, keepdims=True)
+        return v * jax.lax.rsqrt(jnp.where(squared > 0, squared, 1.0))
+
+    return jax.nn.relu(1.0 - _dot(unit(x), unit(y)))
+
+
+# The two below have no matrix product to lean on. `checkpoint` makes the backward pass compute the
+# differences again, so that the [B, N, D] cube stays inside fused loops and never reaches memory.
+
+
+@jax.checkpoint
+def manhattan(x: Array, y: Array) -> Array:
+    """``Σ |x − y|``."""
+    return jnp.sum(jnp.abs(x[:, None, :] - y[None, :, :]), axis=-1)
+
+
+@jax.checkpoint
+def chebyshev(x: Array, y: Array) -> Array:
+    """``max |x − y|``; coordinates that tie for the largest share the gradient equally."""
+    return jnp.max(jnp.abs(x[:, None, :] - y[None, :, :]), axis=-1)
+
+
+DISTANCES: dict[str, DistanceFn] = {
+    "euclidean": euclidean,
+    "squared_euclidean": squared_euclidean,
+    "cosine": cosine,
+    "manhattan": manhattan,
+    "chebyshev": chebyshev,
+}
+
+
+def get_distance(distance: str | DistanceFn) -> DistanceFn:
+    """The function behind a name of :data:`DISTANCES`; a function is returned as it is.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if callable(distance):
+        return distance
+    return DISTANCES[check_choice("distance", distance, DISTANCES)]

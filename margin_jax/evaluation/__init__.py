@@ -1,0 +1,1 @@
+"""What an encoder is worth: embeddings of images, and verification of pairs."""

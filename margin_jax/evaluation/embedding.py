@@ -1,0 +1,65 @@
+"""Embeddings of many images, and distances between pairs of them."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from margin_jax.distances import DistanceFn, get_distance
+from margin_jax.epoch import ApplyFn
+
+_BATCH = 256
+# Values of one side that are copied at a time.
+_PAIR_VALUES = 2**22
+
+
+def embed_images(
+    apply_fn: ApplyFn, params: Any, batch_stats: Any, images: np.ndarray
+) -> np.ndarray:
+    """float32[images, dim]: embeddings in evaluation mode, in batches of one shape."""
+    rows = []
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH]
+        missing = min(_BATCH, _round_up(len(images))) - len(batch)
+        padded = np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)])
+        rows.append(np.asarray(_embed(apply_fn, params, batch_stats, padded))[: len(batch)])
+    return np.concatenate(rows)
+
+
+def _round_up(n: int) -> int:
+    """The next power of two: few rows do not cost a whole batch, nor each count a compilation."""
+    return 1 << (n - 1).bit_length()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(apply_fn: ApplyFn, params: Any, batch_stats: Any, images: Array) -> Array:
+    return apply_fn(params, batch_stats, images, train=False, key=None)[0]
+
+
+def pair_distances(
+    vectors: np.ndarray, rows: np.ndarray, distance: str | DistanceFn = "euclidean"
+) -> np.ndarray:
+    """float32[pairs]: the distance between the two vectors of each pair.
+
+    Args:
+        vectors: real[n, ...], each row flattened to one vector.
+        rows: int[pairs, 2].
+        distance: as in :func:`~margin_jax.batch_all_triplet_loss`.
+    """
+    metric = get_distance(distance)
+    flat = vectors.reshape(len(vectors), -1)
+    size = max(1, _PAIR_VALUES // flat.shape[1])
+    found = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
+        padded = np.pad(chunk, [(0, min(size, _round_up(len(chunk))) - len(chunk)), (0, 0)])
+        x, y = (flat[padded[:, side]].astype(np.float32) for side in (0, 1))
+        found[start : start + size] = _paired(metric, x, y)[: len(chunk)]
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _paired(metric: DistanceFn, x: Array, y: Array) -> Array:
+    return jax.vmap(lambda a, b: metric(a[None], b[None])[0, 0])(x, y)

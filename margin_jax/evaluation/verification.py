@@ -1,0 +1,155 @@
+"""Verification: are two images of the same identity? Decided by a threshold on their distance.
+
+Rule for ties: a pair is called the same if its distance is **at most** the threshold. Pairs at one
+distance are therefore decided together: the ROC has one point for each distinct distance, and its
+area counts a tie between a same and a different pair as one half.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+FPRS = (1e-2, 1e-3)
+# A rate measured on fewer false matches than this says little.
+_ENOUGH = 10
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """How well distances tell same from different pairs.
+
+    Attributes:
+        auc: area under the ROC, in [0, 1].
+        eer: equal error rate: where the ROC, its points joined by lines, has FPR = 1 − TPR.
+        threshold: a distance, chosen on other pairs; at most it means "same".
+        accuracy: share of the pairs decided rightly at `threshold`.
+        tpr_at_fpr: for each of 0.01 and 0.001 the highest TPR of a threshold with at most that FPR.
+        same, different: numbers of pairs.
+        warnings: figures that rest on too few pairs.
+        fpr, tpr, thresholds: the ROC, from (0, 0) to (1, 1); a threshold is a distance.
+    """
+
+    auc: float
+    eer: float
+    threshold: float
+    accuracy: float
+    tpr_at_fpr: dict[float, float]
+    same: int
+    different: int
+    warnings: tuple[str, ...]
+    fpr: np.ndarray
+    tpr: np.ndarray
+    thresholds: np.ndarray
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures without the curve, ready for ``json.dumps``."""
+        return {
+            "auc": self.auc,
+            "eer": self.eer,
+            "threshold": self.threshold,
+            "accuracy": self.accuracy,
+            "tpr_at_fpr": {f"{fpr:g}": tpr for fpr, tpr in self.tpr_at_fpr.items()},
+            "same_pairs": self.same,
+            "different_pairs": self.different,
+            "warnings": list(self.warnings),
+        }
+
+
+def choose_threshold(distances: np.ndarray, same: np.ndarray) -> float:
+    """The distance at the ROC point nearest to (0, 1); the smallest one if several are as near.
+
+    Use it on validation pairs, and give the result to :func:`verification_report` on test pairs.
+
+    Args:
+        distances: float[pairs].
+        same: bool[pairs].
+
+    Raises:
+        ValueError: as :func:`verification_report`.
+    """
+    fpr, tpr, thresholds = _roc(distances, same)
+    nearest = int(np.argmin(fpr**2 + (1 - tpr) ** 2))
+    return float(thresholds[nearest])
+
+
+def verification_report(
+    distances: np.ndarray, same: np.ndarray, *, threshold: float
+) -> VerificationReport:
+    """AUC, EER, accuracy at `threshold`, TPR at low FPR, and the ROC itself.
+
+    Args:
+        distances: float[pairs], small for pairs that look the same.
+        same: bool[pairs].
+        threshold: chosen on other pairs, by :func:`choose_threshold`.
+
+    Raises:
+        ValueError: shapes that differ, a distance that is not finite, a threshold that is NaN, or
+            pairs of one kind only.
+        TypeError: if `same` is not boolean.
+
+    Example:
+        >>> import numpy as np, margin_jax as mj
+        >>> distances = np.array([0.1, 0.4, 0.35, 0.8])
+        >>> same = np.array([True, True, False, False])
+        >>> report = mj.verification_report(distances, same, threshold=0.5)
+        >>> report.auc, report.accuracy
+        (0.75, 0.75)
+    """
+    if not threshold == threshold:
+        raise ValueError("threshold must be a distance; got NaN")
+    fpr, tpr, thresholds = _roc(distances, same)
+    distances, same = np.asarray(distances), np.asarray(same)
+    n_same = int(np.count_nonzero(same))
+    n_different = len(same) - n_same
+    warnings = tuple(
+        f"TPR at FPR {rate:g} needs {_ENOUGH / rate:,.0f} different pairs to say much; "
+        f"got {n_different:,}"
+        for rate in FPRS
+        if n_different * rate < _ENOUGH
+    )
+    return VerificationReport(
+        auc=float(np.trapezoid(tpr, fpr)),
+        eer=_equal_error_rate(fpr, tpr),
+        threshold=float(threshold),
+        accuracy=float(np.mean((distances <= threshold) == same)),
+        tpr_at_fpr={rate: float(np.max(tpr[fpr <= rate])) for rate in FPRS},
+        same=n_same,
+        different=n_different,
+        warnings=warnings,
+        fpr=fpr,
+        tpr=tpr,
+        thresholds=thresholds,
+    )
+
+
+def _roc(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    distances, same = np.asarray(distances), np.asarray(same)
+    if distances.ndim != 1 or distances.shape != same.shape:
+        raise ValueError(
+            f"distances and same must be one-dimensional and of one length; "
+            f"got shapes {distances.shape} and {same.shape}"
+        )
+    if same.dtype != np.bool_:
+        raise TypeError(f"same must be boolean; got {same.dtype}")
+    if not np.all(np.isfinite(distances)):
+        bad = np.count_nonzero(~np.isfinite(distances))
+        raise ValueError(f"distances must be finite; {bad} of {len(distances)} are not")
+    if same.all() or not same.any():
+        raise ValueError(
+            f"verification needs same and different pairs; got {np.count_nonzero(same)} same of "
+            f"{len(same)}"
+        )
+    from sklearn.metrics import roc_curve  # seconds to import
+
+    fpr, tpr, scores = roc_curve(same, -distances, drop_intermediate=False)
+    return fpr, tpr, -scores
+
+
+def _equal_error_rate(fpr: np.ndarray, tpr: np.ndarray) -> float:
+    """Where FPR − (1 − TPR), which rises from −1 to 1 along the ROC, crosses 0."""
+    excess = fpr - (1 - tpr)
+    after = int(np.argmax(excess >= 0))
+    before = after - 1
+    part = -excess[before] / (excess[after] - excess[before])
+    return float(fpr[before] + part * (fpr[after] - fpr[before]))

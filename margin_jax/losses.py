@@ -1,0 +1,210 @@
+"""The public triplet loss: what a triplet is, which ones train, and what the mean is over."""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from margin_jax import triplets
+from margin_jax.choices import check_choice
+from margin_jax.distances import DistanceFn, get_distance
+from margin_jax.stats import TripletStats
+
+REDUCTIONS = ("mean_active", "mean", "sum")
+
+
+def batch_all_triplet_loss(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    margin: ArrayLike,
+    *,
+    distance: str | DistanceFn = "euclidean",
+    reduction: str = "mean_active",
+    mining: str = "all",
+    where: ArrayLike | None = None,
+    references: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_where: ArrayLike | None = None,
+) -> tuple[Array, TripletStats]:
+    """Triplet loss over **all** valid triplets of a batch, with their counts.
+
+    For every anchor a, positive p (same label, another row) and negative n (another label)::
+
+        loss(a, p, n) = max(0, d(a,p) − d(a,n) + μ)
+
+    A triplet is *easy* when its loss is 0 (a tie counts as easy), else *active*: *semihard* if
+    d(a,n) > d(a,p), *hard* if not. Counts are exact integers and never depend on `mining`.
+
+    Pure; works under ``jit``, ``vmap`` and ``grad`` (once, reverse mode). Nothing is static but the
+    shapes and the string options: a new margin or other labels never recompile. Memory grows with
+    batch × block, not with the number of triplets.
+
+    Args:
+        embeddings: float[batch, dim], any float type; narrower ones than float32 are computed in
+            float32. They are *not* normalised for you.
+        labels: int[batch].
+        margin: μ, a number or float[]; it may be traced and differentiated. Any finite value.
+        distance: "euclidean", "squared_euclidean", "cosine" (1 − cos), "manhattan", "chebyshev", or
+            a pure function ``f(x[B, D], y[N, D]) -> [B, N]``.
+        reduction: "mean_active", the mean over the active triplets of the selected kind; "mean",
+            over all valid triplets; or "sum". A mean over nothing is 0, with gradient 0.
+        mining: which active triplets train the network: "all", "semihard" or "hard". The released
+            code of the paper calls these "hard", "semihard" and "superhard", each as a mean over
+            the selected triplets; its "none" is (reduction="mean", mining="all").
+        where: bool[batch], True for real rows, False for padding. Default: all real.
+        references: float[refs, dim], other rows to draw positives and negatives from, instead of
+            the batch itself. No row of it counts as the anchor itself.
+        reference_labels: int[refs], required with `references`.
+        reference_where: bool[refs].
+
+    Returns:
+        ``(loss, stats)``: the loss, a float32 scalar (float64 for float64 embeddings), and a
+        :class:`~margin_jax.TripletStats` of per-anchor int32 counts in the order of the batch.
+
+    Raises:
+        ValueError: wrong shapes, an unknown option, a margin known to be NaN or infinite.
+        TypeError: embeddings that are not floating point, labels that are not integers, a mask
+            that is not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp, margin_jax as mj
+        >>> x = jnp.array([[0.0], [1.0], [1.5], [9.0]])
+        >>> loss, stats = mj.batch_all_triplet_loss(x, jnp.array([0, 0, 1, 1]), 0.2)
+        >>> stats.totals()
+        {'valid': 8, 'easy': 5, 'semihard': 0, 'hard': 3}
+
+    References:
+        Batch-all: Hermans et al. 2017, `arXiv 1703.07737 <https://arxiv.org/abs/1703.07737>`_.
+        Easy triplets as the signal for the margin: `arXiv 2603.26389
+        <https://arxiv.org/abs/2603.26389>`_.
+    """
+    x, x_labels, x_real = _check_rows("embeddings", "labels", "where", embeddings, labels, where)
+    mu = _check_margin(margin, x.dtype)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("mining", mining, triplets.MININGS)
+    distance_fn = get_distance(distance)
+
+    if references is None:
+        if reference_labels is not None or reference_where is not None:
+            raise ValueError("reference_labels and reference_where need references")
+        y, y_labels, y_real = x, x_labels, x_real
+    else:
+        if reference_labels is None:
+            raise ValueError("references need reference_labels")
+        y, y_labels, y_real = _check_rows(
+            "references",
+            "reference_labels",
+            "reference_where",
+            references,
+            reference_labels,
+            reference_where,
+        )
+        y = y.astype(x.dtype)
+        if x.shape[1] != y.shape[1]:
+            raise ValueError(
+                f"references must have as many columns as embeddings, {x.shape[1]}; "
+                f"got shape {y.shape}"
+            )
+
+    x_order = _by_label(x_labels, x_real)
+    y_order = _by_label(y_labels, y_real)  # the same computation when there are no references
+    windows = _windows(
+        x_labels[x_order],
+        x_real[x_order],
+        y_labels[y_order],
+        y_real[y_order],
+        anchors_are_references=references is None,
+    )
+    total, stats = triplets.batch_all(x[x_order], y[y_order], mu, windows, distance_fn, mining)
+    batch_order = jnp.argsort(x_order)
+    stats = jax.tree.map(lambda v: v[batch_order], stats)
+    return total / _denominator(stats, reduction, mining, total.dtype), stats
+
+
+def _by_label(labels: Array, real: Array) -> Array:
+    return jnp.lexsort((labels, ~real))
+
+
+def _windows(
+    labels: Array,
+    real: Array,
+    reference_labels: Array,
+    reference_real: Array,
+    anchors_are_references: bool,
+) -> triplets.Windows:
+    """The columns of every anchor; both sides come sorted by :func:`_by_label`."""
+    n_real = jnp.sum(reference_real, dtype=jnp.int32)
+    # Padding stands last; the greatest label keeps the array sorted whatever it was padded with.
+    last = jnp.iinfo(reference_labels.dtype).max
+    ascending = jnp.where(reference_real, reference_labels, last)
+    start = jnp.searchsorted(ascending, labels, side="left").astype(jnp.int32)
+    stop = jnp.searchsorted(ascending, labels, side="right").astype(jnp.int32)
+    start, stop = jnp.minimum(start, n_real), jnp.minimum(stop, n_real)
+    column = jnp.arange(labels.shape[0], dtype=jnp.int32)
+    return triplets.Windows(
+        start=start,
+        stop=jnp.where(real, stop, start),
+        itself=column if anchors_are_references else jnp.full_like(column, -1),
+        real=jnp.where(real, n_real, 0),
+    )
+
+
+def _denominator(stats: TripletStats, reduction: str, mining: str, dtype: jnp.dtype) -> Array:
+    selected = {"all": stats.active, "semihard": stats.semihard, "hard": stats.hard}[mining]
+    counts = {
+        "mean_active": selected,
+        "mean": stats.valid,
+        "sum": jnp.ones((1,), jnp.int32),
+    }[reduction]
+    # Summed as floats: only the last bit of the mean can differ, and int32 could overflow.
+    count = jnp.sum(counts.astype(dtype))
+    return jnp.where(count > 0, count, 1)
+
+
+def _check_rows(
+    name: str,
+    labels_name: str,
+    where_name: str,
+    rows: ArrayLike,
+    labels: ArrayLike,
+    where: ArrayLike | None,
+) -> tuple[Array, Array, Array]:
+    """Checked rows in at least float32 with padding zeroed, their labels and their mask."""
+    x, y = jnp.asarray(rows), jnp.asarray(labels)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating point; got {x.dtype}")
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"{name} must have shape [rows, dim], neither of them 0; got {x.shape}")
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise TypeError(f"{labels_name} must be integers; got {y.dtype}")
+    if y.shape != x.shape[:1]:
+        raise ValueError(
+            f"{labels_name} must have shape {x.shape[:1]}, one for each row of {name}; "
+            f"got {y.shape}"
+        )
+    # The cast is outside the custom gradient, so the gradient comes back in the type given.
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if where is None:
+        return x, y, jnp.ones(y.shape, bool)
+    real = jnp.asarray(where)
+    if real.dtype != jnp.bool_:
+        raise TypeError(f"{where_name} must be boolean; got {real.dtype}")
+    if real.shape != y.shape:
+        raise ValueError(f"{where_name} must have shape {y.shape}; got {real.shape}")
+    # Zeroed, so that not even NaN in the padding can reach a gradient (0 × NaN is NaN).
+    return jnp.where(real[:, None], x, 0), y, real
+
+
+def _check_margin(margin: ArrayLike, dtype: jnp.dtype) -> Array:
+    """The margin as a scalar; finite if its value is known without waiting for a device."""
+    if isinstance(margin, numbers.Real | np.ndarray) and not np.all(np.isfinite(margin)):
+        raise ValueError(f"margin must be finite; got {margin}")
+    mu = jnp.asarray(margin)
+    if mu.shape != ():
+        raise ValueError(f"margin must be a scalar; got shape {mu.shape}")
+    if not (jnp.issubdtype(mu.dtype, jnp.floating) or jnp.issubdtype(mu.dtype, jnp.integer)):
+        raise TypeError(f"margin must be a real number; got {mu.dtype}")
+    return mu.astype(dtype)

@@ -1,0 +1,46 @@
+"""A small convolutional network for images of 28 to 112 pixels."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+
+class SmallCNN(nn.Module):
+    """Blocks of convolution, BatchNorm, ReLU and 2 × 2 maximum; then a linear embedding.
+
+    What is left of the image is averaged in a 2 × 2 grid, so that the embedding still knows where
+    in the image a feature was, and its size does not depend on that of the image.
+
+    Attributes:
+        embedding_size: length of the L2-normalised embedding.
+        features: channels of the blocks.
+    """
+
+    embedding_size: int = 128
+    features: Sequence[int] = (32, 64, 128, 128)
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool) -> Array:
+        """float[batch, H, W, C] to float[batch, embedding_size] of length 1."""
+        x = images
+        for features in self.features:
+            x = nn.Conv(features, (3, 3), use_bias=False)(x)
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+            x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2), padding="SAME")
+        corners = [x[:, rows, cols] for rows in halves(x.shape[1]) for cols in halves(x.shape[2])]
+        x = jnp.concatenate([jnp.mean(corner, axis=(1, 2)) for corner in corners], axis=-1)
+        x = nn.Dense(self.embedding_size)(x)
+        return l2_normalise(x)
+
+
+def halves(n: int) -> tuple[slice, slice]:
+    """Both halves of a length; they share the middle of an odd one."""
+    return slice(0, (n + 1) // 2), slice(n // 2, n)
+
+
+def l2_normalise(x: Array) -> Array:
+    """Rows of length 1; the zero vector stays what it is, with a finite gradient."""
+    squared = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.maximum(squared, 1e-12))

@@ -1,0 +1,143 @@
+"""Pictures of a run. Each function returns a matplotlib figure and touches no global state."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from margin_jax.evaluation.verification import VerificationReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by colour-blind readers too.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+
+History = list[dict[str, Any]]
+
+
+def plot_margin(history: History, threshold: float | None = None) -> "Figure":
+    """The margin in force, and below it the share of easy triplets, by epoch.
+
+    Args:
+        history: records of the epochs.
+        threshold: the share at which the schedule acts, drawn as a line.
+    """
+    figure, (above, below) = _epoch_figure(rows=2)
+    epochs = _column(history, "epoch")
+    above.plot(epochs, _column(history, "margin"), color=ORANGE, drawstyle="steps-mid")
+    above.set_ylabel("margin μ")
+    above.set_title("Margin in force, and easy triplets under it")
+    below.plot(epochs, 100 * _column(history, "easy_fraction"), color=BLUE)
+    if threshold is not None:
+        name = f"threshold of DAMS, {threshold:.0%}"
+        below.axhline(100 * threshold, color=GREY, ls="--", lw=1, label=name)
+        below.legend(loc="lower right")
+    below.set_ylabel("easy triplets (%)")
+    return figure
+
+
+def plot_loss(history: History, best_epoch: int) -> "Figure":
+    """Training loss, and below it the validation AUC with the best epoch marked, by epoch."""
+    figure, (above, below) = _epoch_figure(rows=2)
+    epochs = _column(history, "epoch")
+    above.plot(epochs, _column(history, "loss"), color=BLUE)
+    above.set_ylabel("training loss")
+    above.set_ylim(bottom=0)
+    above.set_title("Training loss, and verification on validation identities")
+    auc = _column(history, "validation_auc")
+    below.plot(epochs, auc, color=GREEN)
+    best = auc[best_epoch - 1]
+    below.plot(best_epoch, best, "o", color=ORANGE, label=f"best: {best:.4f}, epoch {best_epoch}")
+    below.set_ylabel("validation AUC")
+    below.legend(loc="lower right")
+    return figure
+
+
+def plot_effective_margin(history: History) -> "Figure":
+    """Mean and spread of d(a,n) − d(a,p) over all valid triplets by epoch, with μ drawn on it."""
+    figure, (axes,) = _epoch_figure()
+    epochs = _column(history, "epoch")
+    mean, std = _column(history, "mean_effective"), _column(history, "std_effective")
+    axes.fill_between(
+        epochs, mean - std, mean + std, color=BLUE, alpha=0.2, lw=0, label="± standard deviation"
+    )
+    axes.plot(epochs, mean, color=BLUE, label="mean over all triplets")
+    axes.plot(
+        epochs, _column(history, "margin"), color=ORANGE, drawstyle="steps-mid", label="margin μ"
+    )
+    axes.axhline(0, color=GREY, lw=0.8)
+    axes.set_ylabel("effective margin d(a,n) − d(a,p)")
+    axes.set_title("Effective margin: triplets above μ are easy")
+    axes.legend(loc="best")
+    return figure
+
+
+def plot_distances(distances: np.ndarray, same: np.ndarray, threshold: float) -> "Figure":
+    """Distances of same and of different test pairs, and the threshold between them."""
+    figure, (axes,) = _figure()
+    bins = np.linspace(0.0, float(np.max(distances)), 61)
+    for kind, colour, name in ((same, BLUE, "same"), (~same, ORANGE, "different")):
+        axes.hist(
+            distances[kind],
+            bins,
+            density=True,
+            alpha=0.6,
+            color=colour,
+            label=f"{name} identity ({np.count_nonzero(kind):,} pairs)",
+        )
+    axes.axvline(threshold, color="black", ls="--", label=f"threshold {threshold:.3f}")
+    axes.set_xlabel("distance")
+    axes.set_ylabel("density")
+    axes.set_title("Distances of test pairs")
+    axes.legend(loc="upper right")
+    return figure
+
+
+def plot_roc(reports: dict[str, VerificationReport]) -> "Figure":
+    """ROC curves by name, the false positive rate on a logarithmic axis."""
+    figure, (axes,) = _figure()
+    colours = [BLUE, ORANGE, GREEN, GREY]
+    for (name, report), colour in zip(reports.items(), colours, strict=False):
+        axes.plot(
+            report.fpr,
+            report.tpr,
+            color=colour,
+            label=f"{name}: AUC {report.auc:.4f}, EER {report.eer:.1%}",
+        )
+    lowest = min(1 / report.different for report in reports.values())
+    chance = np.geomspace(lowest, 1, 200)
+    axes.plot(chance, chance, color=GREY, ls=":", label="chance")
+    axes.set_xscale("log")
+    axes.set_xlim(lowest, 1)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("false positive rate")
+    axes.set_ylabel("true positive rate")
+    axes.set_title("ROC on test pairs")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def _figure(rows: int = 1) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    grid = figure.subplots(rows, sharex=True, squeeze=False)[:, 0]
+    for axes in grid:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, list(grid)
+
+
+def _epoch_figure(rows: int = 1) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.ticker import MaxNLocator
+
+    figure, grid = _figure(rows)
+    grid[-1].set_xlabel("epoch")
+    grid[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, grid
+
+
+def _column(history: History, name: str) -> np.ndarray:
+    """float64[epochs]; what was not measured is NaN."""
+    return np.array([np.nan if r[name] is None else r[name] for r in history], np.float64)

@@ -1,0 +1,143 @@
+"""A finished run and its folder.
+
+::
+
+    config.json    what was run: enough to repeat it
+    data.json      identities of each part of the split, normalisation, coverage, skipped files
+    pairs.npz      the verification pairs
+    history.jsonl  one record an epoch
+    checkpoints/   last (to resume from) and best (what the report is about)
+    report.json    figures on the test identities, under "test"
+    figures/       pictures of all that
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from margin_jax.checkpoint import Checkpoint
+from margin_jax.config import TrainConfig
+from margin_jax.evaluation.embedding import embed_images
+from margin_jax.models import Encoder, make_module
+
+CONFIG, DATA, PAIRS = "config.json", "data.json", "pairs.npz"
+HISTORY, REPORT, FIGURES = "history.jsonl", "report.json", "figures"
+LAST, BEST = "checkpoints/last", "checkpoints/best"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained encoder with all that was measured on the way.
+
+    Attributes:
+        path: the run folder.
+        config: what was run.
+        history: one record an epoch, as in ``history.jsonl``.
+        report: as in ``report.json``; the test figures are under "test".
+        data: as in ``data.json``.
+        encoder: the network and its image normalisation, as pure functions.
+        params, batch_stats: the weights of the best epoch.
+    """
+
+    path: Path
+    config: TrainConfig
+    history: list[dict[str, Any]]
+    report: dict[str, Any]
+    data: dict[str, Any]
+    encoder: Encoder
+    params: Any
+    batch_stats: Any
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """float32[n, embedding_size]: L2-normalised embeddings.
+
+        Args:
+            images: uint8[n, height, width, channels], of the size and channels of the run.
+
+        Raises:
+            TypeError: images that are not uint8.
+            ValueError: images of another shape.
+        """
+        images = np.asarray(images)
+        expected = tuple(self.data["image_shape"])
+        if images.dtype != np.uint8:
+            raise TypeError(f"images must be uint8, 0 to 255; got {images.dtype}")
+        if images.ndim != 4 or images.shape[1:] != expected or len(images) == 0:
+            raise ValueError(f"images must have shape (n, *{expected}); got {images.shape}")
+        return embed_images(self.encoder.apply, self.params, self.batch_stats, images)
+
+
+def load_run(path: str | Path) -> Run:
+    """The run in a folder, with its best weights.
+
+    Raises:
+        ValueError: if there is no finished run of this version.
+    """
+    folder = Path(path)
+    if not (folder / REPORT).is_file():
+        raise ValueError(f"no finished run in {folder}: there is no {REPORT}")
+    config = TrainConfig.from_json((folder / CONFIG).read_text())
+    data = json.loads((folder / DATA).read_text())
+    encoder = make_encoder(config, data)
+    like = jax.eval_shape(lambda: encoder.init(jax.random.key(0), tuple(data["image_shape"])))
+    with Checkpoint(folder / BEST) as best:
+        params, batch_stats = best.restore(like)
+    return Run(
+        path=folder,
+        config=config,
+        history=read_history(folder),
+        report=json.loads((folder / REPORT).read_text()),
+        data=data,
+        encoder=encoder,
+        params=params,
+        batch_stats=batch_stats,
+    )
+
+
+def make_encoder(config: TrainConfig, data: dict[str, Any]) -> Encoder:
+    """The encoder of a run, from its configuration and its ``data.json``."""
+    module = make_module(config.encoder, config.embedding_size)
+    return Encoder(module, data["image_mean"], data["image_std"])
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The records so far; a last line that a killed process left unfinished does not count."""
+    path = folder / HISTORY
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
+    """Replaces the records."""
+    write_text(folder / HISTORY, "".join(to_json(record) + "\n" for record in history))
+
+
+def append_history(folder: Path, record: dict[str, Any]) -> None:
+    """Adds a record."""
+    with open(folder / HISTORY, "a", encoding="utf-8") as file:
+        file.write(to_json(record) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON: NaN and infinity, which it does not have, become null."""
+
+    def plain(v: Any) -> Any:
+        if isinstance(v, dict):
+            return {key: plain(item) for key, item in v.items()}
+        if isinstance(v, list | tuple):
+            return [plain(item) for item in v]
+        return None if isinstance(v, float) and not math.isfinite(v) else v
+
+    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)

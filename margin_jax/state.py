@@ -1,0 +1,60 @@
+"""The train state: arrays only, frozen, a pytree. The margin lives here and nowhere else."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from margin_jax.schedules import Schedule, ScheduleState
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that training changes.
+
+    Attributes:
+        step: int32[], optimiser steps taken.
+        key: a typed PRNG key; step s uses ``fold_in(key, s)``.
+        params: the encoder's parameters.
+        batch_stats: its running statistics, ``{}`` if it has none.
+        opt_state: the optimiser's state.
+        schedule: the schedule's state, which holds the margin in force.
+    """
+
+    step: Array
+    key: Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    schedule: ScheduleState
+
+    @property
+    def margin(self) -> Array:
+        """float32[]: the margin in force."""
+        return self.schedule.margin
+
+    def replace(self, **changes: Any) -> "TrainState":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def create_state(
+    params: Any,
+    batch_stats: Any,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    key: Array,
+) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        schedule=schedule.init(),
+    )

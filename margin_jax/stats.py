@@ -1,0 +1,164 @@
+"""What is counted: triplet statistics of one batch, their exact totals, and an epoch's shares.
+
+Words, for a triplet (a, p, n) and margin μ:
+
+- *easy*: d(a,n) ≥ d(a,p) + μ, so its loss is exactly 0 (a tie is easy);
+- *active*: not easy. *Hard* is active with d(a,n) ≤ d(a,p); *semihard* is active with
+  d(a,n) > d(a,p);
+- *valid* = easy + semihard + hard: every (a, p, n) with label a = label p ≠ label n and a ≠ p;
+- *effective margin*: d(a,n) − d(a,p) (arXiv 2603.26389).
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TripletStats:
+    """Statistics of one batch, kept per anchor so that no int32 count can overflow.
+
+    An anchor's triplets are every one of its positives with every one of its negatives, so the
+    mean and the spread of the effective margin follow in closed form from sums over pairs.
+
+    Attributes:
+        semihard, hard: int32[batch], active triplets of each kind.
+        positives, negatives: int32[batch], how many of each the anchor has.
+        sum_ap, sum_an: float32[batch], sums of d(a,p) and of d(a,n).
+        sum_ap_squared, sum_an_squared: float32[batch], sums of their squares.
+    """
+
+    semihard: Array
+    hard: Array
+    positives: Array
+    negatives: Array
+    sum_ap: Array
+    sum_an: Array
+    sum_ap_squared: Array
+    sum_an_squared: Array
+
+    @property
+    def valid(self) -> Array:
+        """int32[batch]: triplets of each anchor."""
+        return self.positives * self.negatives
+
+    @property
+    def active(self) -> Array:
+        """int32[batch]: triplets with a positive loss."""
+        return self.semihard + self.hard
+
+    @property
+    def easy(self) -> Array:
+        """int32[batch]: triplets whose loss is exactly 0."""
+        return self.valid - self.active
+
+    @property
+    def easy_fraction(self) -> Array:
+        """float32[]: easy / valid of the batch, to float32 rounding; NaN without any triplet.
+
+        For decisions use :meth:`totals`, which are exact.
+        """
+        # Summed as floats: the int32 total of a large batch could overflow.
+        valid = jnp.sum(self.valid.astype(jnp.float32))
+        return jnp.sum(self.easy.astype(jnp.float32)) / valid
+
+    def totals(self) -> dict[str, int]:
+        """Exact Python ints over the batch: valid, easy, semihard, hard. Fetches to the host."""
+        return EpochTotals().add(self).counts()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EpochStats:
+    """What a schedule may see of an epoch: float32 scalars, never raw counts.
+
+    Each is computed from exact totals on the host and rounded to float32 once, so that the same
+    epoch gives the same decision everywhere. All are NaN after an epoch without any triplet.
+
+    Attributes:
+        easy_fraction, semihard_fraction, hard_fraction: shares of the valid triplets, in [0, 1].
+        mean_ap, mean_an: mean distance over positive and over negative pairs.
+        mean_effective, std_effective: mean and standard deviation of d(a,n) − d(a,p) over all
+            valid triplets.
+    """
+
+    easy_fraction: Array | np.float32
+    semihard_fraction: Array | np.float32
+    hard_fraction: Array | np.float32
+    mean_ap: Array | np.float32
+    mean_an: Array | np.float32
+    mean_effective: Array | np.float32
+    std_effective: Array | np.float32
+
+
+@dataclass(frozen=True)
+class EpochTotals:
+    """Running totals on the host: exact Python ints, and float64 sums of distances."""
+
+    valid: int = 0
+    semihard: int = 0
+    hard: int = 0
+    positives: int = 0
+    negatives: int = 0
+    sum_ap: float = 0.0
+    sum_an: float = 0.0
+    sum_effective: float = 0.0
+    sum_effective_squared: float = 0.0
+
+    def add(self, stats: TripletStats) -> "EpochTotals":
+        """These totals and those of one more batch."""
+        host = jax.device_get(stats)
+        npos, nneg = (np.asarray(n, np.int64) for n in (host.positives, host.negatives))
+        ap, an, ap2, an2 = (
+            np.asarray(v, np.float64)
+            for v in (host.sum_ap, host.sum_an, host.sum_ap_squared, host.sum_an_squared)
+        )
+        batch = EpochTotals(
+            valid=int(np.sum(npos * nneg)),
+            semihard=int(np.sum(host.semihard, dtype=np.int64)),
+            hard=int(np.sum(host.hard, dtype=np.int64)),
+            positives=int(np.sum(npos)),
+            negatives=int(np.sum(nneg)),
+            sum_ap=float(np.sum(ap)),
+            sum_an=float(np.sum(an)),
+            # Σ over the anchor's positives p and negatives n of (d_n − d_p), and of its square.
+            sum_effective=float(np.sum(npos * an - nneg * ap)),
+            sum_effective_squared=float(np.sum(npos * an2 + nneg * ap2 - 2.0 * ap * an)),
+        )
+        return EpochTotals(
+            **{f.name: getattr(self, f.name) + getattr(batch, f.name) for f in fields(self)}
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Exact counts of triplets: valid, easy, semihard, hard."""
+        easy = self.valid - self.semihard - self.hard
+        return {
+            "valid": self.valid,
+            "easy": easy,
+            "semihard": self.semihard,
+            "hard": self.hard,
+        }
+
+    def stats(self) -> EpochStats:
+        """The shares and means of these totals, rounded to float32 once."""
+        counts = self.counts()
+        mean = _ratio(self.sum_effective, self.valid)
+        variance = _ratio(self.sum_effective_squared, self.valid) - mean * mean
+        return EpochStats(
+            easy_fraction=np.float32(_ratio(counts["easy"], self.valid)),
+            semihard_fraction=np.float32(_ratio(self.semihard, self.valid)),
+            hard_fraction=np.float32(_ratio(self.hard, self.valid)),
+            mean_ap=np.float32(_ratio(self.sum_ap, self.positives)),
+            mean_an=np.float32(_ratio(self.sum_an, self.negatives)),
+            mean_effective=np.float32(mean),
+            std_effective=np.float32(math.sqrt(max(variance, 0.0))),
+        )
+
+
+def _ratio(total: float, count: int) -> float:
+    return total / count if count else math.nan
