@@ -19,21 +19,22 @@ if TYPE_CHECKING:
         choose_threshold,
         verification_report,
     )
-    from margin_jax.fit import Run, fit, load_run
+    from margin_jax.run import Run, load_run
     from margin_jax.state import TrainState, create_state
+    from margin_jax.training import fit
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "EpochRecord": "epoch",
-    "Run": "fit",
+    "Run": "run",
     "TrainConfig": "config",
     "TrainState": "state",
     "VerificationReport": "evaluation.verification",
     "choose_threshold": "evaluation.verification",
     "create_state": "state",
-    "fit": "fit",
-    "load_run": "fit",
+    "fit": "training",
+    "load_run": "run",
     "make_train_step": "epoch",
     "train_epoch": "epoch",
     "verification_report": "evaluation.verification",

@@ -78,7 +78,7 @@ def train(**given: Any) -> None:
 
     Your own images: margin-jax train --dataset folder --data-dir FOLDER
     """
-    from margin_jax.fit import fit  # jax, flax and orbax: not needed for --help
+    from margin_jax.training import fit  # jax, flax and orbax: not needed for --help
 
     config = TrainConfig(**given)
     if config.resume and (config.folder / "config.json").is_file():

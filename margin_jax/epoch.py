@@ -219,8 +219,9 @@ def _like(new: T, old: T) -> T:
     state that enters a step goes through here. Nothing is copied that is in place already.
     """
 
-    def place(n: Array, o: Array) -> Array:
+    def place(n: Array, o: Array) -> Any:
         same_type = n if n.dtype == o.dtype else n.astype(o.dtype)  # keys have no astype
         return jax.device_put(same_type, o.sharding)
 
-    return jax.tree.map(place, new, old)
+    placed: T = jax.tree.map(place, new, old)
+    return placed

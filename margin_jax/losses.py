@@ -138,7 +138,7 @@ def _windows(
     """The columns of every anchor; both sides come sorted by :func:`_by_label`."""
     n_real = jnp.sum(reference_real, dtype=jnp.int32)
     # Padding stands last; the greatest label keeps the array sorted whatever it was padded with.
-    last = jnp.iinfo(reference_labels.dtype).max
+    last = np.iinfo(reference_labels.dtype).max
     ascending = jnp.where(reference_real, reference_labels, last)
     start = jnp.searchsorted(ascending, labels, side="left").astype(jnp.int32)
     stop = jnp.searchsorted(ascending, labels, side="right").astype(jnp.int32)

@@ -76,7 +76,7 @@ def plot_effective_margin(history: History) -> "Figure":
 def plot_distances(distances: np.ndarray, same: np.ndarray, threshold: float) -> "Figure":
     """Distances of same and of different test pairs, and the threshold between them."""
     figure, (axes,) = _figure()
-    bins = np.linspace(0.0, float(np.max(distances)), 61)
+    bins = np.linspace(0.0, float(np.max(distances)), 61).tolist()
     for kind, colour, name in ((same, BLUE, "same"), (~same, ORANGE, "different")):
         axes.hist(
             distances[kind],

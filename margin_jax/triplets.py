@@ -143,10 +143,10 @@ def _scan(
     xs = (blocks(anchors), jax.tree.map(blocks, windows))
     (to_references, to_margin), (loss, stats, to_anchors) = jax.lax.scan(step, start, xs)
     stats = jax.tree.map(lambda v: v.reshape(-1)[:rows], stats)
-    gradient = ()
-    if with_gradient:
-        gradient = (to_anchors.reshape(-1, dim)[:rows], to_references, to_margin)
-    return jnp.sum(loss), stats, gradient
+    if to_anchors is None:
+        return jnp.sum(loss), stats, ()
+    to_anchors = to_anchors.reshape(-1, dim)[:rows]
+    return jnp.sum(loss), stats, (to_anchors, to_references, to_margin)
 
 
 def _tile(

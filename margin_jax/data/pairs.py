@@ -1,6 +1,10 @@
-"""Verification pairs: two images each, of the same identity or of different ones."""
+"""Verification pairs: two images each, of the same identity or of different ones.
 
-from collections.abc import Callable
+Pairs are drawn as evenly over identities as their images allow, as the official pairs of LFW are.
+Drawn uniformly over all pairs instead, half of LFW's same pairs would show one man: an identity
+with n images has n(n − 1)/2 of them.
+"""
+
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +23,10 @@ class Pairs(NamedTuple):
 
 
 def sample_pairs(labels: np.ndarray, count: int, *, seed: int) -> Pairs:
-    """`count` different pairs, half of them same, drawn uniformly; fewer if there are not as many.
+    """`count` distinct pairs, half of them same; fewer if there are not as many.
+
+    Same pairs: every identity gives equally many, or all it has if those are fewer. Different
+    pairs: two identities at random, and a random image of each.
 
     Args:
         labels: int[images].
@@ -30,85 +37,94 @@ def sample_pairs(labels: np.ndarray, count: int, *, seed: int) -> Pairs:
         ValueError: if there is no same or no different pair.
     """
     rng = np.random.default_rng(seed)
-    return _balanced(_same(labels, count, rng), _different(labels, count, rng), count, rng)
+    order = np.argsort(labels, kind="stable")
+    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    n_same = sizes * (sizes - 1) // 2
+    n_different = len(labels) * (len(labels) - 1) // 2 - n_same.sum()
+    half = int(min(count // 2, n_same.sum(), n_different))
+    if half == 0:
+        raise ValueError(
+            f"verification needs pairs of both kinds; got {n_same.sum()} of the same identity and "
+            f"{n_different} of different ones"
+        )
+    same = [
+        order[start + _pair(np.sort(rng.choice(size * (size - 1) // 2, quota, False)), size)]
+        for start, size, quota in zip(starts, sizes, _fill(n_same, half, rng), strict=True)
+        if quota
+    ]
+    if n_different <= 8 * count:
+        different = _different_of_few(labels, half, rng)
+    else:
+        different = order[_different_of_many(starts, sizes, half, rng)]
+    return Pairs(np.concatenate([*same, different]), np.repeat([True, False], half))
 
 
 def hard_pairs(labels: np.ndarray, groups: np.ndarray, count: int, *, seed: int) -> Pairs | None:
-    """As :func:`sample_pairs`, with only images whose group holds several identities.
+    """Pairs within groups of several identities: the different ones are the likes of É and Ë.
 
-    Different pairs are those within one group, such as É and Ë; None if there are none.
+    Both halves are drawn uniformly over all such pairs. None if there are none.
 
     Args:
         labels: int[images].
         groups: int[images], the group of each image's identity.
-        count: how many pairs at most.
+        count: how many pairs at most; both halves have the same size.
         seed: the same seed gives the same pairs.
     """
     rng = np.random.default_rng(seed)
-    same, different = [], []
+    found = [np.empty((0, 2), int)]
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
         if len(np.unique(labels[rows])) > 1:
-            pairs = rows[_all(len(rows))]
-            alike = labels[pairs[:, 0]] == labels[pairs[:, 1]]
-            same.append(pairs[alike])
-            different.append(pairs[~alike])
-    if not same:
-        return None
-    return _balanced(np.concatenate(same), np.concatenate(different), count, rng)
-
-
-def _balanced(
-    same: np.ndarray, different: np.ndarray, count: int, rng: np.random.Generator
-) -> Pairs:
-    half = min(count // 2, len(same), len(different))
+            found.append(rows[np.stack(np.triu_indices(len(rows), 1), axis=1)])
+    pairs = np.concatenate(found)
+    alike = labels[pairs[:, 0]] == labels[pairs[:, 1]]
+    half = int(min(count // 2, alike.sum(), (~alike).sum()))
     if half == 0:
-        raise ValueError(
-            f"verification needs pairs of both kinds; got {len(same)} of the same identity and "
-            f"{len(different)} of different ones"
-        )
-    rows = [pairs[np.sort(rng.permutation(len(pairs))[:half])] for pairs in (same, different)]
-    return Pairs(np.concatenate(rows), np.repeat([True, False], half))
+        return None
+    halves = [rng.choice(pairs[kind], half, replace=False) for kind in (alike, ~alike)]
+    return Pairs(np.concatenate(halves), np.repeat([True, False], half))
 
 
-def _all(n: int) -> np.ndarray:
-    return np.stack(np.triu_indices(n, 1), axis=1)
+def _fill(room: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
+    """Integers that sum to `total`, at most `room`, and else as equal as can be."""
+    room = np.minimum(room, total)
+    above = len(room) - np.cumsum(np.bincount(room))  # how many have room above each level
+    level = 1 + int(np.searchsorted(np.cumsum(above), total))
+    filled: np.ndarray = np.minimum(room, level)
+    full = rng.permutation(np.flatnonzero(room >= level))
+    filled[full[: filled.sum() - total]] -= 1
+    return filled
 
 
-def _same(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    order = np.argsort(labels, kind="stable")
-    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
-    if np.sum(sizes * (sizes - 1) // 2) <= 8 * count:
-        return np.concatenate([rows[_all(len(rows))] for rows in np.split(order, starts[1:])])
-
-    def propose(n: int) -> np.ndarray:
-        of = rng.choice(len(sizes), n, p=sizes * (sizes - 1) / np.sum(sizes * (sizes - 1)))
-        first = rng.integers(sizes[of])
-        second = (first + rng.integers(1, sizes[of])) % sizes[of]
-        return order[starts[of, None] + np.stack([first, second], axis=1)]
-
-    return _distinct(propose, count, len(labels))
+def _pair(index: np.ndarray, n: int) -> np.ndarray:
+    """int[..., 2]: the pairs (i, j), i < j < n, in the order of i, then j."""
+    side = 2 * n - 1
+    i = ((side - np.sqrt(side**2 - 8.0 * index)) / 2).astype(int)
+    j = index - i * (side - i) // 2 + i + 1
+    return np.stack([i, j], axis=-1)
 
 
-def _different(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    n = len(labels)
-    if n * (n - 1) // 2 <= 8 * count:
-        pairs = _all(n)
-        return pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
+def _different_of_few(labels: np.ndarray, half: int, rng: np.random.Generator) -> np.ndarray:
+    """All pairs weighed so that identities count alike, and drawn without replacement."""
+    pairs = np.stack(np.triu_indices(len(labels), 1), axis=1)
+    pairs = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
+    images = np.bincount(labels)[labels]
+    weights = -np.log(images[pairs]).sum(axis=1)
+    # The largest of log-weight plus Gumbel noise are a draw without replacement.
+    kept = np.argsort(-(weights + rng.gumbel(size=len(pairs))))[:half]
+    drawn: np.ndarray = pairs[np.sort(kept)]
+    return drawn
 
-    def propose(size: int) -> np.ndarray:
-        pairs = rng.integers(n, size=(size, 2))
-        return pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
 
-    return _distinct(propose, count, n)
-
-
-def _distinct(propose: Callable[[int], np.ndarray], count: int, n: int) -> np.ndarray:
-    """Distinct unordered pairs of `n` images, at least count / 2 unless proposals run dry."""
-    codes = np.empty(0, np.int64)
-    for _ in range(1000):  # each round but in degenerate sets finds most of what is missing
-        pairs = np.sort(propose(count), axis=1)
+def _different_of_many(
+    starts: np.ndarray, sizes: np.ndarray, half: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draws until there are enough distinct pairs, of positions in the order of the labels."""
+    n, codes = int(sizes.sum()), np.empty(0, int)
+    while len(codes) < half:
+        of = rng.integers(len(sizes), size=(half, 2))
+        of = of[of[:, 0] != of[:, 1]]
+        pairs = np.sort(starts[of] + rng.integers(sizes[of]), axis=1)
         codes = np.union1d(codes, pairs[:, 0] * n + pairs[:, 1])
-        if len(codes) >= count // 2:
-            break
+    codes = np.sort(rng.choice(codes, half, replace=False))
     return np.stack(np.divmod(codes, n), axis=1)

@@ -25,10 +25,10 @@ def split_identities(
 ) -> Split:
     """A seeded 40 / 10 / 50 % split of the identities, stratified by their number of images.
 
-    Groups (identities that must stay together) are sorted by images per identity, those of one
-    size in random order, and dealt out in runs of ten: in each run four go to training, one to
-    validation and five to the test, at random. So every part gets its share of large and of small
-    identities (the protocol released with arXiv 2603.26389).
+    Groups (identities that must stay together) are sorted by images per identity, the largest
+    first, those of one size in random order, and dealt out in runs of ten: in each run four go to
+    training, one to validation and five to the test, at random. So every part gets its share of
+    large and of small identities (the protocol released with arXiv 2603.26389).
 
     Args:
         labels: int[images], in ``[0, identities)``.
@@ -48,7 +48,7 @@ def split_identities(
     mean_images = np.bincount(group_of, weights=images) / identities
 
     order = rng.permutation(len(names))
-    order = order[np.lexsort((identities[order], mean_images[order]))]
+    order = order[np.lexsort((-identities[order], -mean_images[order]))]
     part_of = np.empty(len(names), int)
     part_of[order] = _deal(len(names), fractions, rng)
 

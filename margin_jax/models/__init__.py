@@ -42,7 +42,8 @@ class Encoder:
         """``(embeddings, batch_stats)``, as :func:`~margin_jax.make_train_step` wants it."""
         variables = {"params": params, "batch_stats": batch_stats}
         if not train:
-            return self.module.apply(variables, self._normalise(images), train=False), batch_stats
+            embeddings = self.module.apply(variables, self._normalise(images), train=False)
+            return embeddings, batch_stats  # type: ignore[return-value]
         embeddings, updated = self.module.apply(
             variables,
             self._normalise(images),

@@ -318,12 +318,10 @@ def _prepare_folder(config: TrainConfig, data: RunData) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         run.write_text(folder / run.DATA, described)
-        np.savez_compressed(
-            folder / run.PAIRS,
-            files=np.array(data.dataset.files),
-            **{f"{name}_rows": pairs.rows for name, pairs in data.pairs.items()},
-            **{f"{name}_same": pairs.same for name, pairs in data.pairs.items()},
-        )
+        arrays: dict[str, Any] = {"files": np.array(data.dataset.files)}
+        for name, pairs in data.pairs.items():
+            arrays |= {f"{name}_rows": pairs.rows, f"{name}_same": pairs.same}
+        np.savez_compressed(folder / run.PAIRS, **arrays)
         # Last: a folder with a configuration has all that a run needs to be resumed.
         run.write_text(folder / run.CONFIG, config.to_json())
     except OSError as error:

@@ -1,0 +1,112 @@
+"""The plan of the house: imports go one way, and importing the package is light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import margin_jax as mj
+
+PACKAGE = Path(mj.__file__).parent
+
+# A module imports only modules above it.
+ORDER = [
+    "choices",
+    "distances",
+    "stats",
+    "triplets",
+    "losses",
+    "schedules",
+    "state",
+    "epoch",
+    "data.dataset",
+    "data.glyphs",
+    "data.folder",
+    "data",
+    "data.splits",
+    "data.sampler",
+    "data.loader",
+    "data.pairs",
+    "models.small_cnn",
+    "models",
+    "evaluation",
+    "evaluation.embedding",
+    "evaluation.verification",
+    "config",
+    "checkpoint",
+    "progress",
+    "plots",
+    "run",
+    "training",
+    "cli",
+    "__main__",
+]
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__" or parts == ("__init__",))
+        found[name] = path
+    del found["__init__"]  # the public face may import anything
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports, wherever in the file it does."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in {path}"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    known = modules()
+    names = {name.removeprefix("margin_jax.") for name in found if name.startswith("margin_jax.")}
+    return {name for name in names if name in known}
+
+
+def test_every_module_has_its_place():
+    assert set(ORDER) == set(modules())
+
+
+def test_imports_go_one_way():
+    wrong = [
+        f"{name} imports {other}"
+        for name, path in modules().items()
+        for other in imports(path)
+        if other != name and ORDER.index(other) >= ORDER.index(name)
+    ]
+    assert wrong == []
+
+
+def test_only_models_import_linen():
+    users = {name for name, path in modules().items() if "flax" in path.read_text().split("import")}
+    linen = {name for name, path in modules().items() if "from flax" in path.read_text()}
+    assert users | linen == {"models", "models.small_cnn"}
+
+
+def test_importing_the_package_is_light():
+    heavy = (
+        "flax",
+        "optax",
+        "orbax",
+        "sklearn",
+        "matplotlib",
+        "grain",
+        "tensorflow",
+        "PIL",
+        "tqdm",
+    )
+    code = f"import sys, margin_jax; print([m for m in {heavy} if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_all_public_names_exist_and_are_documented():
+    for name in mj.__all__:
+        assert getattr(mj, name).__doc__, name
+    assert set(mj._LAZY) < set(mj.__all__)
+    # Importing a module puts its name on the package, over any function of that name.
+    assert not set(mj.__all__) & {name.split(".")[0] for name in modules()}

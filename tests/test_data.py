@@ -1,0 +1,306 @@
+"""Datasets, splits, the sampler, the loader and pairs."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from margin_jax.data import glyphs, load_dataset
+from margin_jax.data.loader import load_batches
+from margin_jax.data.pairs import hard_pairs, sample_pairs
+from margin_jax.data.sampler import pk_batches
+from margin_jax.data.splits import split_identities
+
+# --- glyphs ---
+
+
+@pytest.fixture(scope="module")
+def letters():
+    return load_dataset("glyphs", None, None, False)
+
+
+def test_glyphs_are_letters_in_twelve_typefaces(letters):
+    n = len(letters.identities)
+    assert letters.images.shape == (12 * n, 28, 28, 1)
+    assert letters.images.dtype == np.uint8
+    assert np.bincount(letters.labels).tolist() == [12] * n
+    assert len(set(letters.identities)) == n > 500
+    assert len(set(letters.files)) == 12 * n
+    # Every picture holds ink, and the ink touches no border.
+    assert letters.images.max(axis=(1, 2, 3)).min() > 100
+
+
+def test_glyphs_scale_with_the_image_size():
+    small, large = glyphs.draw("A", 28)[0, 0] / 255, glyphs.draw("A", 56)[0, 0] / 255
+    halved = large.reshape(28, 2, 28, 2).mean(axis=(1, 3))
+    assert np.abs(small - halved).mean() < 0.05 < np.abs(small - small.T).mean()
+
+
+def test_letters_of_one_base_share_a_group(letters):
+    group = dict(zip(letters.identities, letters.groups, strict=True))
+    bases = {letter: glyphs.base_letter(letter) for letter in letters.identities}
+    assert glyphs.base_letter("É") == "E"
+    for a, b in itertools.combinations(letters.identities, 2):
+        assert (group[a] == group[b]) == (bases[a] == bases[b])
+
+
+# --- folders ---
+
+
+def save(path, mode="L", size=(20, 10), value=100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(path)
+
+
+def test_folder_reads_nested_identities_in_sorted_order(tmp_path):
+    save(tmp_path / "b" / "2.png", value=2)
+    save(tmp_path / "b" / "1.png", value=1)
+    save(tmp_path / "a" / "deep" / "x.png", value=3)
+    save(tmp_path / "stray.png")  # belongs to no identity
+    (tmp_path / "b" / "notes.txt").write_text("not an image")
+    data = load_dataset("folder", tmp_path, 8, False)
+    assert data.identities == ("a/deep", "b")
+    assert data.files == ("a/deep/x.png", "b/1.png", "b/2.png")
+    assert data.labels.tolist() == [0, 1, 1]
+    assert data.images.shape == (3, 8, 8, 1)
+    assert data.images[:, 0, 0, 0].tolist() == [3, 1, 2]
+    assert data.skipped == ()
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "expected"),
+    [
+        ("1", 1, [255]),
+        ("L", 77, [77]),
+        ("LA", (77, 255), [77]),
+        ("I;16", 0x8080, [128]),
+        ("RGB", (10, 20, 30), [10, 20, 30]),
+        ("RGBA", (10, 20, 30, 255), [10, 20, 30]),
+        ("P", 0, [0, 0, 0]),
+    ],
+)
+def test_folder_reads_any_mode(tmp_path, mode, value, expected):
+    for name in "ab":
+        save(tmp_path / name / "1.png", mode, value=value)
+    data = load_dataset("folder", tmp_path, 8, False)
+    assert data.images[0, 4, 4].tolist() == expected
+
+
+def test_one_colour_image_makes_all_of_them_rgb(tmp_path):
+    save(tmp_path / "a" / "1.png", "L", value=9)
+    save(tmp_path / "b" / "1.png", "RGB", value=(1, 2, 3))
+    data = load_dataset("folder", tmp_path, 8, False)
+    assert data.images[:, 0, 0].tolist() == [[9, 9, 9], [1, 2, 3]]
+
+
+def test_unreadable_files_are_named_and_skipped_or_refused(tmp_path):
+    for name in "ab":
+        save(tmp_path / name / "1.png")
+    (tmp_path / "a" / "bad.png").write_bytes(b"not a png")
+    (tmp_path / "b" / "cut.png").write_bytes((tmp_path / "b" / "1.png").read_bytes()[:-30])
+    data = load_dataset("folder", tmp_path, 8, False)
+    assert [text.split(":")[0] for text in data.skipped] == ["a/bad.png", "b/cut.png"]
+    assert data.files == ("a/1.png", "b/1.png")
+    with pytest.raises(ValueError, match=r"2 unreadable.*a/bad.png"):
+        load_dataset("folder", tmp_path, 8, True)
+
+
+def test_folder_errors_say_what_was_expected(tmp_path):
+    with pytest.raises(ValueError, match=r"no folder .*missing"):
+        load_dataset("folder", tmp_path / "missing", 8, False)
+    with pytest.raises(ValueError, match="expected a folder for each identity"):
+        load_dataset("folder", tmp_path, 8, False)
+    save(tmp_path / "a" / "1.png")
+    with pytest.raises(ValueError, match=r"at least two identities.*got 1"):
+        load_dataset("folder", tmp_path, 8, False)
+
+
+# --- splits ---
+
+
+def long_tail(n=200, seed=0):
+    """Labels of `n` identities with 1 to 50 images."""
+    sizes = np.random.default_rng(seed).geometric(0.15, n).clip(1, 50)
+    return np.repeat(np.arange(n), sizes)
+
+
+def test_split_is_a_stratified_partition():
+    labels = long_tail()
+    split = split_identities(labels, np.arange(200), seed=3)
+    assert sorted(np.concatenate(split)) == list(range(200))
+    assert [len(part) for part in split] == [80, 20, 100]
+    # Stratified: the parts' shares of images are near their shares of identities.
+    images = np.bincount(labels)
+    shares = [images[part].sum() / len(labels) for part in split]
+    np.testing.assert_allclose(shares, [0.4, 0.1, 0.5], atol=0.03)
+
+
+def test_split_depends_on_the_seed_alone():
+    labels = long_tail()
+    first, again, other = (split_identities(labels, np.arange(200), seed=s) for s in (1, 1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first.train, other.train)
+
+
+def test_the_largest_identity_is_not_always_in_the_same_part():
+    labels = np.concatenate([long_tail(), np.full(500, 200)])
+    parts = {
+        next(i for i, part in enumerate(split) if 200 in part)
+        for split in (split_identities(labels, np.arange(201), seed=s) for s in range(20))
+    }
+    assert len(parts) > 1
+
+
+def test_groups_stay_together(letters):
+    for seed in range(3):
+        split = split_identities(letters.labels, letters.groups, seed=seed)
+        sides = [set(letters.groups[part]) for part in split]
+        assert not any(a & b for a, b in itertools.combinations(sides, 2))
+        total = len(letters.identities)
+        np.testing.assert_allclose([len(p) / total for p in split], [0.4, 0.1, 0.5], atol=0.05)
+
+
+def test_too_few_identities_is_an_error():
+    with pytest.raises(ValueError, match=r"at least two identities.*from 8 identities"):
+        split_identities(np.arange(8), np.arange(8), seed=0)
+    with pytest.raises(ValueError, match="sum to 1"):
+        split_identities(np.arange(80), np.arange(80), seed=0, fractions=(0.5, 0.1, 0.5))
+
+
+# --- the sampler ---
+
+
+@pytest.mark.parametrize("policy", ["drop", "repeat"])
+def test_batches_hold_p_identities_of_k_images(policy):
+    labels = long_tail()
+    plan, coverage = pk_batches(labels, 8, 4, seed=0, epoch=0, small_identities=policy)
+    assert plan.shape[1] == 32
+    assert len(plan) > 10
+    for batch in plan:
+        by_identity = labels[batch].reshape(8, 4)
+        assert (by_identity == by_identity[:, :1]).all()
+        assert len(set(by_identity[:, 0])) == 8
+    sizes = np.bincount(labels)
+    used, times = np.unique(plan, return_counts=True)
+    # Without replacement: only an identity with too few images may show one twice.
+    assert sizes[labels[used[times > 1]]].max(initial=0) < 4
+    assert (policy == "drop") == (times.max() == 1)
+    small = int(sizes[sizes < 4].sum())
+    assert coverage.images == len(labels)
+    assert coverage.used == len(used)
+    assert coverage.small == (small if policy == "drop" else 0)
+    assert coverage.used + coverage.small + coverage.left == len(labels)
+    assert coverage.left >= 0
+
+
+def test_the_epoch_ends_when_fewer_than_p_identities_remain():
+    labels = long_tail()
+    plan, _ = pk_batches(labels, 8, 4, seed=0, epoch=0)
+    left = np.bincount(np.delete(labels, plan.ravel()), minlength=200)
+    assert np.count_nonzero(left >= 4) < 8
+
+
+def test_batches_are_a_function_of_seed_and_epoch():
+    labels = long_tail()
+
+    def plan(seed, epoch):
+        return pk_batches(labels, 8, 4, seed=seed, epoch=epoch)[0]
+
+    assert np.array_equal(plan(1, 2), plan(1, 2))
+    assert not np.array_equal(plan(1, 2)[0], plan(1, 3)[0])
+    assert not np.array_equal(plan(1, 2)[0], plan(2, 2)[0])
+
+
+def test_every_eligible_image_turns_up_in_some_epoch():
+    labels = long_tail()
+    seen = np.concatenate([pk_batches(labels, 8, 4, seed=0, epoch=e)[0].ravel() for e in range(40)])
+    eligible = np.flatnonzero(np.bincount(labels)[labels] >= 4)
+    assert set(seen) == set(eligible)
+
+
+def test_sampler_errors():
+    labels = np.repeat(np.arange(5), [1, 2, 4, 4, 4])
+    with pytest.raises(ValueError, match=r"2 of 5 identities have fewer than 4.*smallest has 1"):
+        pk_batches(labels, 2, 4, seed=0, epoch=0, small_identities="error")
+    with pytest.raises(ValueError, match="needs 4 identities with at least 4 images; got 3 of 5"):
+        pk_batches(labels, 4, 4, seed=0, epoch=0)
+    with pytest.raises(ValueError, match="identities_per_batch 1"):
+        pk_batches(labels, 1, 4, seed=0, epoch=0)
+    with pytest.raises(ValueError, match="Did you mean 'drop'"):
+        pk_batches(labels, 2, 4, seed=0, epoch=0, small_identities="dorp")
+
+
+# --- the loader ---
+
+
+def test_loader_yields_the_plan_in_its_order():
+    images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
+    labels = np.arange(40, dtype=np.int32) // 4
+    plan = np.random.default_rng(0).permutation(40).reshape(10, 4)
+    batches = list(load_batches(images, labels, plan))
+    assert all(isinstance(array, jax.Array) for array in batches[0])
+    np.testing.assert_array_equal([b[0].ravel() for b in batches], plan)
+    np.testing.assert_array_equal([b[1] for b in batches], plan // 4)
+
+
+# --- pairs ---
+
+
+@pytest.mark.parametrize("count", [100, 1_000, 1_000_000])
+@pytest.mark.parametrize("shape", ["long tail", "few identities"])
+def test_pairs_are_distinct_balanced_and_right(count, shape):
+    labels = long_tail() if shape == "long tail" else np.repeat([0, 1, 2], 400)
+    pairs = sample_pairs(labels, count, seed=0)
+    assert np.array_equal(labels[pairs.rows[:, 0]] == labels[pairs.rows[:, 1]], pairs.same)
+    assert pairs.same.sum() * 2 == len(pairs.same)
+    canonical = {tuple(sorted(row)) for row in pairs.rows.tolist()}
+    assert len(canonical) == len(pairs.rows)
+    sizes = np.bincount(labels)
+    all_same = int((sizes * (sizes - 1) // 2).sum())
+    assert len(pairs.same) == 2 * min(count // 2, all_same)
+    again, other = sample_pairs(labels, count, seed=0), sample_pairs(labels, count, seed=1)
+    assert np.array_equal(pairs.rows, again.rows)
+    assert not np.array_equal(pairs.rows, other.rows)
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_pairs_are_even_over_identities(few):
+    """Whatever their sizes, as long as they have enough pairs."""
+    sizes = np.array([60, 30, 10, 4, 2]) * (1 if few else 10)
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(5), sizes))
+    count = 120 if few else 800
+    drawn = [sample_pairs(labels, count, seed=s) for s in range(40)]
+    same = sum(np.bincount(labels[pairs.rows[pairs.same, 0]], minlength=5) for pairs in drawn)
+    different = sum(
+        np.bincount(labels[pairs.rows[~pairs.same].ravel()], minlength=5) for pairs in drawn
+    )
+    if few:  # 60 same pairs: 1 and 6 are all that the two smallest have
+        assert drawn[0].same.sum() == 60
+        assert same[4] == 40
+        assert same[3] == 240
+        np.testing.assert_allclose(same[:3] / 40, 53 / 3, atol=0.5)
+    else:
+        np.testing.assert_allclose(same / same.sum(), [0.2] * 5, atol=0.005)
+        np.testing.assert_allclose(different / different.sum(), [0.2] * 5, atol=0.02)
+    assert different[3] / different[0] > 0.5  # 4 / 60 if drawn uniformly over pairs
+
+
+def test_pairs_need_both_kinds():
+    with pytest.raises(ValueError, match="got 0 of the same"):
+        sample_pairs(np.arange(5), 10, seed=0)
+    with pytest.raises(ValueError, match="0 of different"):
+        sample_pairs(np.zeros(5, int), 10, seed=0)
+
+
+def test_hard_pairs_stay_within_a_group():
+    labels = np.repeat(np.arange(6), 4)
+    groups = np.array([0, 0, 0, 1, 2, 2])[labels]
+    pairs = hard_pairs(labels, groups, 10_000, seed=0)
+    a, b = pairs.rows.T
+    assert np.array_equal(groups[a], groups[b])
+    assert 1 not in groups[a]  # its only identity has nobody to be mistaken for
+    assert np.array_equal(labels[a] == labels[b], pairs.same)
+    assert len(pairs.same) == 2 * 5 * 6  # all same pairs of five identities, as many different
+    assert hard_pairs(labels, labels, 100, seed=0) is None

@@ -1,0 +1,80 @@
+"""Encoders."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from margin_jax.evaluation.embedding import embed_images
+from margin_jax.models import Encoder, make_module
+from margin_jax.models.small_cnn import l2_normalise
+
+
+def encoder(channels=1):
+    return Encoder(make_module("small_cnn", 16), np.full(channels, 0.2), np.full(channels, 0.5))
+
+
+def pictures(n, size=28, channels=1, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, size, size, channels), np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (37, 50, 3), (112, 112, 3)])
+def test_embeddings_have_length_one_at_any_size(shape):
+    net = encoder(shape[-1])
+    params, batch_stats = net.init(jax.random.key(0), shape)
+    images = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
+    vectors = embed_images(net.apply, params, batch_stats, images)
+    assert vectors.shape == (5, 16)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
+    assert np.linalg.norm(vectors[0] - vectors[1]) > 1e-3
+
+
+def test_training_moves_batch_statistics_and_evaluation_does_not():
+    net = encoder()
+    params, before = net.init(jax.random.key(0), (28, 28, 1))
+    images = jnp.asarray(pictures(8))
+    train, after = net.apply(params, before, images, train=True, key=jax.random.key(1))
+    evaluated, same = net.apply(params, before, images, train=False, key=None)
+    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before, after)
+    assert all(jax.tree.leaves(changed))
+    assert same is before
+    assert not np.allclose(train, evaluated)
+
+
+def test_an_image_embeds_alike_in_any_company():
+    net = encoder()
+    params, batch_stats = net.init(jax.random.key(0), (28, 28, 1))
+    images = pictures(300)  # more than a batch, and no multiple of one
+    together = embed_images(net.apply, params, batch_stats, images)
+    for rows in ([0], [255, 256, 299], list(range(5))):
+        alone = embed_images(net.apply, params, batch_stats, images[rows])
+        np.testing.assert_allclose(alone, together[rows], atol=1e-6)
+
+
+def test_normalisation_makes_brightness_and_contrast_irrelevant():
+    images = pictures(4) // 2
+    brighter = images + 100
+    module = make_module("small_cnn", 16)
+    nets = [
+        Encoder(module, v.mean((0, 1, 2)) / 255, v.std((0, 1, 2)) / 255) for v in (images, brighter)
+    ]
+    params, batch_stats = nets[0].init(jax.random.key(0), (28, 28, 1))
+    a, b = (
+        net.apply(params, batch_stats, jnp.asarray(v), train=False, key=None)[0]
+        for net, v in zip(nets, (images, brighter), strict=True)
+    )
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_l2_normalise_at_zero():
+    def loss(x):
+        return jnp.sum(l2_normalise(x))
+
+    assert np.all(np.isfinite(jax.grad(loss)(jnp.zeros((2, 3)))))
+    assert float(jnp.sum(jnp.abs(l2_normalise(jnp.zeros((2, 3)))))) == 0
+
+
+def test_unknown_encoder_names_the_nearest():
+    with pytest.raises(ValueError, match="Did you mean 'small_cnn'"):
+        make_module("smal_cnn", 16)

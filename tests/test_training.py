@@ -1,0 +1,217 @@
+"""Whole runs, small ones: what they leave behind, determinism, resume, and refusals."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import margin_jax as mj
+from margin_jax import training
+from margin_jax.run import read_history, to_json
+
+TIMING = ("seconds", "images_per_second")
+SMALL = mj.TrainConfig(
+    max_identities=60, epochs=3, identities_per_batch=8, images_per_identity=4, threshold=0.5
+)
+
+
+def timeless(history):
+    return [{k: v for k, v in record.items() if k not in TIMING} for record in history]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "first"
+    return mj.fit(SMALL.replace(out=str(out)))
+
+
+def test_a_run_leaves_all_that_the_readme_lists(finished):
+    found = {path.name for path in finished.path.iterdir()}
+    assert found == {
+        "checkpoints",
+        "config.json",
+        "data.json",
+        "figures",
+        "history.jsonl",
+        "pairs.npz",
+        "report.json",
+    }
+    figures = sorted(path.name for path in (finished.path / "figures").iterdir())
+    assert figures == ["distances.png", "effective_margin.png", "loss.png", "margin.png", "roc.png"]
+    for name in figures:
+        pixels = np.asarray(Image.open(finished.path / "figures" / name).convert("L"))
+        assert pixels.shape[1] > 600
+        assert pixels.std() > 10, f"{name} is blank"
+
+
+def test_history_tells_the_margin_in_force_and_the_next(finished):
+    history = finished.history
+    assert [record["epoch"] for record in history] == [1, 2, 3]
+    assert [record["valid"] for record in history] == [
+        record["easy"] + record["semihard"] + record["hard"] for record in history
+    ]
+    for record, after in itertools.pairwise(history):
+        assert after["margin"] == record["next_margin"]
+    for record in history:
+        raised = record["easy_fraction"] >= 0.5
+        expected = np.float32(record["margin"]) + np.float32(0.05 if raised else 0)
+        assert np.float32(record["next_margin"]) == expected
+    assert history[-1]["next_margin"] > history[0]["margin"], "the rule was never put to use"
+
+
+def test_report_is_about_the_best_epoch_and_the_saved_pairs(finished):
+    test = finished.report["test"]
+    aucs = [record["validation_auc"] for record in finished.history]
+    assert finished.report["best_epoch"] == 1 + int(np.argmax(aucs))
+    assert finished.report["validation"]["auc"] == pytest.approx(max(aucs))
+    assert test["threshold"] == finished.report["validation"]["threshold"]
+    assert test["published"]["same_pairs"] == test["published"]["different_pairs"] == 500
+    assert {"auc", "eer", "accuracy", "hard", "raw_pixels"} <= set(test)
+
+    # From the files alone: the saved pairs, embedded by the loaded run, give the reported figures.
+    run = mj.load_run(finished.path)
+    dataset = training.prepare_data(SMALL).dataset
+    with np.load(run.path / "pairs.npz") as pairs:
+        rows, same, files = pairs["test_rows"], pairs["test_same"], pairs["files"]
+    assert tuple(files) == dataset.files
+    vectors = run.embed(dataset.images)
+    distances = np.linalg.norm(vectors[rows[:, 0]] - vectors[rows[:, 1]], axis=1)
+    report = mj.verification_report(distances, same, threshold=test["threshold"])
+    assert report.auc == pytest.approx(test["auc"], abs=1e-5)
+    assert report.accuracy == pytest.approx(test["accuracy"], abs=2e-3)
+
+
+def test_parts_share_no_identity_and_pairs_stay_in_their_part(finished):
+    identities = finished.data["identities"]
+    everyone = [name for part in identities.values() for name in part]
+    assert len(everyone) == len(set(everyone)) == 60
+    with np.load(finished.path / "pairs.npz") as pairs:
+        names = np.array([file.split()[0] for file in pairs["files"]])
+        for name in ("validation", "test", "published", "hard"):
+            part = "validation" if name == "validation" else "test"
+            assert set(names[pairs[f"{name}_rows"]].ravel()) <= set(identities[part])
+
+
+def test_the_same_seed_gives_the_same_history_and_another_does_not(finished, tmp_path):
+    again = mj.fit(SMALL.replace(out=str(tmp_path / "again")))
+    assert timeless(again.history) == timeless(finished.history)
+    assert again.report == finished.report
+    other = mj.fit(SMALL.replace(out=str(tmp_path / "other"), seed=1, epochs=1))
+    assert timeless(other.history) != timeless(finished.history[:1])
+    assert other.data["identities"] != finished.data["identities"]
+
+
+class Killed(BaseException):
+    """Like a signal: nothing in the library may catch it."""
+
+
+def test_a_killed_run_resumes_as_if_nothing_had_happened(finished, tmp_path):
+    config = SMALL.replace(out=str(tmp_path / "run"))
+
+    def kill(record):
+        if record["epoch"] == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        mj.fit(config, on_epoch=kill)
+    with pytest.raises(ValueError, match="no finished run"):
+        mj.load_run(config.folder)
+    # A record without its saved state, and half a line: what a kill at a bad moment leaves.
+    with open(config.folder / "history.jsonl", "a") as file:
+        file.write(to_json({**read_history(config.folder)[-1], "epoch": 3}) + '\n{"epoch": 4')
+    seen = []
+    resumed = mj.fit(config.replace(resume=True), on_epoch=lambda r: seen.append(r["epoch"]))
+    assert seen == [3]
+    assert timeless(resumed.history) == timeless(finished.history)
+    assert resumed.report == finished.report
+
+
+def test_resume_takes_more_epochs_of_the_same_run_only(finished, tmp_path):
+    config = SMALL.replace(out=str(tmp_path / "run"))
+    mj.fit(config.replace(epochs=2))
+    longer = mj.fit(config.replace(resume=True))
+    assert timeless(longer.history) == timeless(finished.history)
+    with pytest.raises(ValueError, match="seed is 0, asked for 5"):
+        mj.fit(config.replace(resume=True, seed=5))
+    with pytest.raises(ValueError, match="schedule is dams, asked for constant"):
+        mj.fit(config.replace(resume=True, schedule="constant"))
+    with pytest.raises(ValueError, match="epochs is 3, asked for 1"):
+        mj.fit(config.replace(resume=True, epochs=1))
+    assert timeless(mj.load_run(config.folder).history) == timeless(finished.history)
+
+
+def test_a_run_that_is_there_is_not_touched_without_being_asked(finished, tmp_path):
+    before = (finished.path / "history.jsonl").read_text()
+    with pytest.raises(ValueError, match="holds a run"):
+        mj.fit(SMALL.replace(out=str(finished.path)))
+    assert (finished.path / "history.jsonl").read_text() == before
+    # Nor is anything that is no run, whatever is asked.
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="not a run folder"):
+        mj.fit(SMALL.replace(out=str(tmp_path), overwrite=True))
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_bad_data_leaves_an_old_run_alone(finished):
+    config = SMALL.replace(out=str(finished.path), overwrite=True, identities_per_batch=500)
+    with pytest.raises(ValueError, match="a batch needs 500 identities"):
+        mj.fit(config)
+    assert mj.load_run(finished.path).report == finished.report
+
+
+def test_an_image_folder_trains(tmp_path):
+    rng = np.random.default_rng(0)
+    for person in range(24):
+        face = rng.integers(0, 200, (12, 12, 3))
+        for shot in range(4):
+            path = tmp_path / "people" / f"p{person:02}" / f"{shot}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = (face + rng.integers(0, 55, face.shape)).astype(np.uint8)
+            Image.fromarray(pixels).save(path)
+    (tmp_path / "people" / "p00" / "broken.jpg").write_bytes(b"")
+    run = mj.fit(
+        mj.TrainConfig(
+            dataset="folder",
+            data_dir=str(tmp_path / "people"),
+            image_size=16,
+            out=str(tmp_path / "run"),
+            epochs=2,
+            identities_per_batch=4,
+            select="loss",
+        )
+    )
+    losses = [record["validation_loss"] for record in run.history]
+    assert run.report["best_epoch"] == 1 + int(np.argmin(losses))
+    assert run.data["image_shape"] == [16, 16, 3]
+    assert [text.split(":")[0] for text in run.data["skipped"]] == ["p00/broken.jpg"]
+    assert "hard" not in run.report["test"]
+
+
+@pytest.mark.parametrize("select", ["auc", "loss"])
+def test_best_epoch_is_the_first_of_the_best(select):
+    history = [
+        {"epoch": 1, "validation_auc": 0.5, "validation_loss": 0.2},
+        {"epoch": 2, "validation_auc": 0.9, "validation_loss": 0.3},
+        {"epoch": 3, "validation_auc": 0.9, "validation_loss": 0.1},
+        {"epoch": 4, "validation_auc": 0.8, "validation_loss": 0.1},
+        {"epoch": 5, "validation_auc": 0.8, "validation_loss": None},
+    ]
+    assert training.best_epoch(history, select) == {"auc": 2, "loss": 3}[select]
+
+
+def test_embed_refuses_what_is_not_an_image_of_the_run(finished):
+    good = np.zeros((2, 28, 28, 1), np.uint8)
+    assert finished.embed(good).shape == (2, 128)
+    with pytest.raises(TypeError, match=r"uint8.*got float32"):
+        finished.embed(good.astype(np.float32))
+    with pytest.raises(ValueError, match=r"shape \(n, \*\(28, 28, 1\)\); got \(2, 28, 28, 3\)"):
+        finished.embed(np.zeros((2, 28, 28, 3), np.uint8))
+
+
+def test_records_are_strict_json():
+    assert json.loads(to_json({"a": float("nan"), "b": [float("inf"), 1.5]})) == {
+        "a": None,
+        "b": [None, 1.5],
+    }

@@ -1,0 +1,118 @@
+"""Verification figures against plain loops."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import margin_jax as mj
+from margin_jax.evaluation.embedding import pair_distances
+
+
+def slow_auc(distances, same):
+    """P(a same pair is nearer than a different pair), ties one half, pair by pair."""
+    wins = [
+        1.0 if d < e else 0.5 if d == e else 0.0 for d in distances[same] for e in distances[~same]
+    ]
+    return sum(wins) / len(wins)
+
+
+def slow_roc(distances, same):
+    """FPR and TPR at no threshold and at each distinct distance."""
+    points = [(0.0, 0.0, -np.inf)]
+    for threshold in sorted(set(distances.tolist())):
+        called = distances <= threshold
+        points.append((np.mean(called[~same]), np.mean(called[same]), threshold))
+    return points
+
+
+def slow_eer(distances, same):
+    """Walks the joined points until FPR + TPR = 1."""
+    points = slow_roc(distances, same)
+    for (f0, t0, _), (f1, t1, _) in itertools.pairwise(points):
+        if f1 + t1 >= 1:
+            part = (1 - f0 - t0) / ((f1 + t1) - (f0 + t0))
+            return f0 + part * (f1 - f0)
+    raise AssertionError("the ROC ends at (1, 1)")
+
+
+def cases():
+    rng = np.random.default_rng(0)
+    for name, n, overlap in (("few", 20, 0.5), ("many", 400, 0.2)):
+        same = rng.random(n) < 0.4
+        yield name, rng.normal(np.where(same, 0.5, 0.5 + overlap), 0.2), same
+    same = rng.random(100) < 0.5
+    yield "tied", rng.integers(0, 5, 100) - 1.0 * same, same
+    yield "all tied", np.ones(10), np.arange(10) < 4
+    yield "perfect", np.where(same, 0.1, 0.9), same
+    yield "reversed", np.where(same, 0.9, 0.1), same
+
+
+@pytest.mark.parametrize(("name", "distances", "same"), list(cases()))
+def test_figures_match_plain_loops(name, distances, same):
+    threshold = mj.choose_threshold(distances, same)
+    report = mj.verification_report(distances, same, threshold=threshold)
+    points = slow_roc(distances, same)
+    assert report.auc == pytest.approx(slow_auc(distances, same), abs=1e-12)
+    assert report.eer == pytest.approx(slow_eer(distances, same), abs=1e-12)
+    np.testing.assert_allclose(
+        np.stack([report.fpr, report.tpr, report.thresholds]).T, points, atol=1e-12
+    )
+    nearest = min(points, key=lambda point: (point[0] ** 2 + (1 - point[1]) ** 2, point[2]))
+    assert threshold == nearest[2]
+    right = [(d <= threshold) == s for d, s in zip(distances, same, strict=True)]
+    assert report.accuracy == pytest.approx(np.mean(right))
+    for rate, tpr in report.tpr_at_fpr.items():
+        assert tpr == max(point[1] for point in points if point[0] <= rate)
+
+
+def test_the_threshold_comes_from_elsewhere():
+    distances, same = np.array([0.1, 0.2, 0.3, 0.4]), np.array([True, True, False, False])
+    good, bad = (mj.verification_report(distances, same, threshold=t) for t in (0.25, 0.35))
+    assert (good.accuracy, bad.accuracy) == (1.0, 0.75)
+    assert good.auc == bad.auc == 1.0
+    # "At most the threshold" means the same.
+    assert mj.verification_report(distances, same, threshold=0.3).accuracy == 0.75
+
+
+def test_too_few_pairs_are_said():
+    rng = np.random.default_rng(0)
+    small = mj.verification_report(rng.random(200), np.arange(200) < 100, threshold=0.5)
+    middle = mj.verification_report(rng.random(4000), np.arange(4000) < 100, threshold=0.5)
+    large = mj.verification_report(rng.random(12_000), np.arange(12_000) < 100, threshold=0.5)
+    assert [len(report.warnings) for report in (small, middle, large)] == [2, 1, 0]
+    assert "FPR 0.001 needs 10,000 different pairs" in middle.warnings[0]
+    assert "got 3,900" in middle.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("distances", "same", "threshold", "error", "message"),
+    [
+        (np.ones(3), np.ones(4, bool), 1.0, ValueError, r"got shapes \(3,\) and \(4,\)"),
+        (np.ones((2, 2)), np.ones((2, 2), bool), 1.0, ValueError, "one-dimensional"),
+        (np.ones(3), np.array([1, 0, 1]), 1.0, TypeError, "same must be boolean; got int64"),
+        (np.array([1, np.nan]), np.array([True, False]), 1.0, ValueError, "1 of 2 are not"),
+        (np.ones(2), np.array([True, True]), 1.0, ValueError, "got 2 same of 2"),
+        (np.ones(2), np.array([True, False]), np.nan, ValueError, "got NaN"),
+    ],
+)
+def test_bad_input(distances, same, threshold, error, message):
+    with pytest.raises(error, match=message):
+        mj.verification_report(distances, same, threshold=threshold)
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine", "manhattan"])
+def test_pair_distances(distance, monkeypatch):
+    monkeypatch.setattr("margin_jax.evaluation.embedding._PAIR_VALUES", 60)  # chunks of 10 pairs
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(30, 2, 3)).astype(np.float32)
+    rows = rng.integers(30, size=(37, 2))
+    flat = vectors.reshape(30, 6).astype(np.float64)
+
+    def plain(x, y):
+        if distance == "cosine":
+            return 1 - x @ y / np.sqrt((x @ x) * (y @ y))
+        return np.linalg.norm(x - y, ord={"euclidean": 2, "manhattan": 1}[distance])
+
+    expected = [plain(flat[a], flat[b]) for a, b in rows]
+    np.testing.assert_allclose(pair_distances(vectors, rows, distance), expected, atol=2e-3)
