@@ -39,7 +39,7 @@ def euclidean(x: Array, y: Array) -> Array:
     come out up to about 7e-4 apart in float32. Beyond a distance of 0.1 the error is below 5e-6.
     """
     squared = squared_euclidean(x, y)
-    apart = squared > 0
+    apart = squared != 0  # true of NaN too, which must not turn into 0
     # The inner `where` keeps the root's infinite slope at 0 out of the gradient.
     return jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
 
@@ -48,8 +48,12 @@ def cosine(x: Array, y: Array) -> Array:
     """``1 − x·y / (‖x‖‖y‖)``, between 0 and 2. A zero vector is at distance 1 from everything."""
 
     def unit(v: Array) -> Array:
+        # The angle does not depend on the length; scaled first, no square can under- or overflow.
+        scale = jax.lax.stop_gradient(jnp.max(jnp.abs(v), axis=1, keepdims=True))
+        zero = scale == 0
+        v = v / jnp.where(zero, 1.0, scale)
         squared = jnp.sum(v * v, axis=1, keepdims=True)
-        return v * jax.lax.rsqrt(jnp.where(squared > 0, squared, 1.0))
+        return jnp.where(zero, 0.0, v * jax.lax.rsqrt(jnp.where(zero, 1.0, squared)))
 
     return jax.nn.relu(1.0 - _dot(unit(x), unit(y)))
 
@@ -58,16 +62,22 @@ def cosine(x: Array, y: Array) -> Array:
 # differences again, so that the [B, N, D] cube stays inside fused loops and never reaches memory.
 
 
+def _absolute_difference(x: Array, y: Array) -> Array:
+    """float[B, N, D]. Its slope where x = y is 0; that of `jnp.abs` is 1."""
+    difference = x[:, None, :] - y[None, :, :]
+    return difference * jax.lax.stop_gradient(jnp.sign(difference))
+
+
 @jax.checkpoint
 def manhattan(x: Array, y: Array) -> Array:
     """``Σ |x − y|``."""
-    return jnp.sum(jnp.abs(x[:, None, :] - y[None, :, :]), axis=-1)
+    return jnp.sum(_absolute_difference(x, y), axis=-1)
 
 
 @jax.checkpoint
 def chebyshev(x: Array, y: Array) -> Array:
     """``max |x − y|``; coordinates that tie for the largest share the gradient equally."""
-    return jnp.max(jnp.abs(x[:, None, :] - y[None, :, :]), axis=-1)
+    return jnp.max(_absolute_difference(x, y), axis=-1)
 
 
 DISTANCES: dict[str, DistanceFn] = {

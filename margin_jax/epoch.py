@@ -192,7 +192,9 @@ def train_epoch(
         raise ValueError("an epoch needs at least one batch; got none")
 
     stats = totals.stats()
-    state = state.replace(schedule=_like(schedule.update(state.schedule, stats), state.schedule))
+    with jax.transfer_guard("allow"):  # a few scalars, once an epoch
+        next_schedule = _like(schedule.update(state.schedule, stats), state.schedule)
+    state = state.replace(schedule=next_schedule)
     record = EpochRecord(
         epoch=epoch + 1,
         margin=margin,

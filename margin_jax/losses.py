@@ -138,8 +138,8 @@ def _windows(
     """The columns of every anchor; both sides come sorted by :func:`_by_label`."""
     n_real = jnp.sum(reference_real, dtype=jnp.int32)
     # Padding stands last; the greatest label keeps the array sorted whatever it was padded with.
-    last = np.iinfo(reference_labels.dtype).max
-    ascending = jnp.where(reference_real, reference_labels, last)
+    last = np.array(np.iinfo(reference_labels.dtype).max)
+    ascending = jnp.where(reference_real, reference_labels, last.astype(reference_labels.dtype))
     start = jnp.searchsorted(ascending, labels, side="left").astype(jnp.int32)
     stop = jnp.searchsorted(ascending, labels, side="right").astype(jnp.int32)
     start, stop = jnp.minimum(start, n_real), jnp.minimum(stop, n_real)
@@ -186,7 +186,7 @@ def _check_rows(
             f"got {y.shape}"
         )
     # The cast is outside the custom gradient, so the gradient comes back in the type given.
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
     if where is None:
         return x, y, jnp.ones(y.shape, bool)
     real = jnp.asarray(where)

@@ -1,13 +1,16 @@
 """Verification pairs: two images each, of the same identity or of different ones.
 
-Pairs are drawn as evenly over identities as their images allow, as the official pairs of LFW are.
-Drawn uniformly over all pairs instead, half of LFW's same pairs would show one man: an identity
-with n images has n(n − 1)/2 of them.
+Pairs are drawn as evenly over identities as their images allow, in the manner of LFW's official
+pairs. An identity with n images has n(n − 1)/2 same pairs, so among *all* the same pairs of a tenth
+of LFW's people one man can have 61 % of them, and a figure would be about him.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+
+# An identity gives at most so many times the average of all.
+_DOMINATION = 10
 
 
 class Pairs(NamedTuple):
@@ -25,8 +28,9 @@ class Pairs(NamedTuple):
 def sample_pairs(labels: np.ndarray, count: int, *, seed: int) -> Pairs:
     """`count` distinct pairs, half of them same; fewer if there are not as many.
 
-    Same pairs: every identity gives equally many, or all it has if those are fewer. Different
-    pairs: two identities at random, and a random image of each.
+    Same pairs: every identity gives equally many, or all it has if those are fewer; and none gives
+    more than ten times the average, so a long-tailed set can have fewer pairs than asked for.
+    Different pairs: two identities at random, and a random image of each.
 
     Args:
         labels: int[images].
@@ -41,15 +45,16 @@ def sample_pairs(labels: np.ndarray, count: int, *, seed: int) -> Pairs:
     _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
     n_same = sizes * (sizes - 1) // 2
     n_different = len(labels) * (len(labels) - 1) // 2 - n_same.sum()
-    half = int(min(count // 2, n_same.sum(), n_different))
-    if half == 0:
+    if n_same.sum() == 0 or n_different == 0:
         raise ValueError(
             f"verification needs pairs of both kinds; got {n_same.sum()} of the same identity and "
             f"{n_different} of different ones"
         )
+    room = _without_domination(np.minimum(n_same, count))
+    half = int(min(count // 2, room.sum(), n_different))
     same = [
-        order[start + _pair(np.sort(rng.choice(size * (size - 1) // 2, quota, False)), size)]
-        for start, size, quota in zip(starts, sizes, _fill(n_same, half, rng), strict=True)
+        order[start + _pair(np.sort(rng.choice(n, quota, replace=False)), size)]
+        for start, size, n, quota in zip(starts, sizes, n_same, _fill(room, half, rng), strict=True)
         if quota
     ]
     if n_different <= 8 * count:
@@ -85,9 +90,18 @@ def hard_pairs(labels: np.ndarray, groups: np.ndarray, count: int, *, seed: int)
     return Pairs(np.concatenate(halves), np.repeat([True, False], half))
 
 
+def _without_domination(room: np.ndarray) -> np.ndarray:
+    """At most the greatest level that is within `_DOMINATION` times the average below it."""
+    above = np.count_nonzero(room) - np.cumsum(np.bincount(room[room > 0]))
+    total = np.cumsum(above)  # sum(min(room, level)) for the levels from 1
+    level = 1 + np.arange(len(total))
+    fair = level * np.count_nonzero(room) <= _DOMINATION * total
+    capped: np.ndarray = np.minimum(room, level[fair][-1])
+    return capped
+
+
 def _fill(room: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
     """Integers that sum to `total`, at most `room`, and else as equal as can be."""
-    room = np.minimum(room, total)
     above = len(room) - np.cumsum(np.bincount(room))  # how many have room above each level
     level = 1 + int(np.searchsorted(np.cumsum(above), total))
     filled: np.ndarray = np.minimum(room, level)
