@@ -259,7 +259,13 @@ def test_pairs_are_distinct_balanced_and_right(count, shape):
     assert len(canonical) == len(pairs.rows)
     sizes = np.bincount(labels)
     all_same = int((sizes * (sizes - 1) // 2).sum())
-    assert len(pairs.same) == 2 * min(count // 2, all_same)
+    if shape == "few identities" or count < 10_000:
+        assert len(pairs.same) == 2 * min(count // 2, all_same)
+    else:  # long tails: as many as there are without one identity in ten times the average
+        by_identity = np.bincount(labels[pairs.rows[pairs.same, 0]])
+        capped = by_identity[by_identity < sizes * (sizes - 1) // 2]
+        assert len(set(capped)) == 1
+        assert 9.5 < capped[0] / by_identity[sizes > 1].mean() <= 10
     again, other = sample_pairs(labels, count, seed=0), sample_pairs(labels, count, seed=1)
     assert np.array_equal(pairs.rows, again.rows)
     assert not np.array_equal(pairs.rows, other.rows)
@@ -285,6 +291,16 @@ def test_pairs_are_even_over_identities(few):
         np.testing.assert_allclose(same / same.sum(), [0.2] * 5, atol=0.005)
         np.testing.assert_allclose(different / different.sum(), [0.2] * 5, atol=0.02)
     assert different[3] / different[0] > 0.5  # 4 / 60 if drawn uniformly over pairs
+
+
+def test_no_identity_dominates():
+    """One with 500 images has 124,750 of the 128,750 same pairs there are."""
+    labels = np.concatenate([np.full(500, 0), np.repeat(np.arange(1, 101), 9), [200, 201]])
+    pairs = sample_pairs(labels, 1_000_000, seed=0)
+    by_identity = np.bincount(labels[pairs.rows[pairs.same, 0]], minlength=202)
+    assert by_identity[1:101].tolist() == [36] * 100
+    assert by_identity[0] == 395  # = 10 (100 · 36 + 395) / 101, rounded down
+    assert by_identity[101:].sum() == 0
 
 
 def test_pairs_need_both_kinds():

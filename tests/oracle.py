@@ -1,0 +1,149 @@
+"""Batch-all triplet loss in plain loops and float64, written from the definitions.
+
+It shares no code and no trick with the library: each distance looks at one pair of vectors, every
+triplet is visited, and gradients are added up triplet by triplet.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+# Each returns d(x, y) and its gradients with respect to x and to y. At d = 0 the gradient is 0.
+
+
+def euclidean(x, y):
+    difference = x - y
+    d = math.sqrt(sum(v * v for v in difference))
+    slope = difference / d if d > 0 else np.zeros_like(x)
+    return d, slope, -slope
+
+
+def squared_euclidean(x, y):
+    difference = x - y
+    return sum(v * v for v in difference), 2 * difference, -2 * difference
+
+
+def cosine(x, y):
+    nx, ny = math.sqrt(sum(v * v for v in x)), math.sqrt(sum(v * v for v in y))
+    similarity = sum(a * b for a, b in zip(x, y, strict=True)) / (nx * ny)
+    to_x = similarity * x / nx**2 - y / (nx * ny)
+    to_y = similarity * y / ny**2 - x / (nx * ny)
+    return 1 - similarity, to_x, to_y
+
+
+def manhattan(x, y):
+    slope = np.sign(x - y)
+    return sum(abs(v) for v in x - y), slope, -slope
+
+
+def chebyshev(x, y):
+    size = np.abs(x - y)
+    largest = size == max(size)  # coordinates that tie share the gradient
+    slope = np.sign(x - y) * largest / sum(largest)
+    return max(size), slope, -slope
+
+
+def lopsided(x, y):
+    """Shows which side is the anchor, d(x, y) ≠ d(y, x), and that a row is no pair with itself."""
+    difference = x - 2 * y
+    return sum(v * v for v in difference), 2 * difference, -4 * difference
+
+
+DISTANCES = {
+    f.__name__: f for f in (euclidean, squared_euclidean, cosine, manhattan, chebyshev, lopsided)
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Everything that can be said of a batch; arrays are per anchor, in the order of the batch."""
+
+    loss: float
+    to_embeddings: np.ndarray
+    to_references: np.ndarray | None
+    to_margin: float
+    easy: np.ndarray
+    semihard: np.ndarray
+    hard: np.ndarray
+    positives: np.ndarray
+    negatives: np.ndarray
+    sum_ap: np.ndarray
+    sum_an: np.ndarray
+    sum_ap_squared: np.ndarray
+    sum_an_squared: np.ndarray
+    ap: list[float]  # d(a,p) of every positive pair
+    an: list[float]  # d(a,n) of every negative pair
+    effective: list[float]  # d(a,n) − d(a,p) of every valid triplet
+
+    @property
+    def counts(self) -> dict[str, int]:
+        kinds = {"easy": self.easy, "semihard": self.semihard, "hard": self.hard}
+        return {"valid": len(self.effective)} | {k: int(v.sum()) for k, v in kinds.items()}
+
+
+def batch_all(
+    embeddings,
+    labels,
+    margin,
+    *,
+    distance="euclidean",
+    reduction="mean_active",
+    mining="all",
+    where=None,
+    references=None,
+    reference_labels=None,
+    reference_where=None,
+) -> Answer:
+    x = np.asarray(embeddings, np.float64)
+    y = x if references is None else np.asarray(references, np.float64)
+    x_labels = [int(label) for label in labels]
+    y_labels = x_labels if references is None else [int(label) for label in reference_labels]
+    x_real = [True] * len(x) if where is None else list(where)
+    y_real = [True] * len(y) if reference_where is None else list(reference_where)
+    if references is None:
+        y_real = x_real
+    measure = DISTANCES[distance]
+
+    names = ("easy", "semihard", "hard", "positives", "negatives")
+    count = {name: np.zeros(len(x), np.int64) for name in names}
+    sums = {name: np.zeros(len(x)) for name in ("ap", "an", "ap_squared", "an_squared")}
+    pairs = {"ap": [], "an": []}
+    effective, losses = [], []
+    to_x, to_y = np.zeros_like(x), np.zeros_like(y)
+
+    for a in range(len(x)):
+        if not x_real[a]:
+            continue
+        others = [j for j in range(len(y)) if y_real[j] and not (references is None and j == a)]
+        positives = [j for j in others if y_labels[j] == x_labels[a]]
+        negatives = [j for j in others if y_labels[j] != x_labels[a]]
+        to = {j: measure(x[a], y[j]) for j in others}
+        count["positives"][a], count["negatives"][a] = len(positives), len(negatives)
+        for name, group in (("ap", positives), ("an", negatives)):
+            pairs[name] += [to[j][0] for j in group]
+            sums[name][a] = sum(to[j][0] for j in group)
+            sums[f"{name}_squared"][a] = sum(to[j][0] ** 2 for j in group)
+        for p in positives:
+            for n in negatives:
+                (d_ap, ap_to_a, ap_to_p), (d_an, an_to_a, an_to_n) = to[p], to[n]
+                effective.append(d_an - d_ap)
+                kind = "easy" if d_an >= d_ap + margin else "semihard" if d_an > d_ap else "hard"
+                count[kind][a] += 1
+                if kind != "easy" and mining in ("all", kind):
+                    losses.append(d_ap - d_an + margin)
+                    to_x[a] += ap_to_a - an_to_a
+                    to_y[p] += ap_to_p
+                    to_y[n] -= an_to_n
+
+    over = {"mean_active": len(losses), "mean": len(effective), "sum": 1}[reduction] or 1
+    return Answer(
+        loss=sum(losses) / over,
+        to_embeddings=(to_x + to_y if references is None else to_x) / over,
+        to_references=None if references is None else to_y / over,
+        to_margin=len(losses) / over,
+        **count,
+        **{f"sum_{name}": value for name, value in sums.items()},
+        **pairs,
+        effective=effective,
+    )

@@ -1,0 +1,164 @@
+"""The command line: what it does, and one line and status 2 for what it can not do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from margin_jax import cli
+from margin_jax.config import TrainConfig
+
+
+def run(*arguments, **environment):
+    """A process of its own, as a person would start it."""
+    return subprocess.run(
+        [sys.executable, "-m", "margin_jax", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def people(tmp_path):
+    """A folder of eight identities: enough to read, too few to train on."""
+    for name in "abcdefgh":
+        (tmp_path / "people" / name).mkdir(parents=True)
+        for shot in "12":
+            Image.new("L", (9, 9), ord(name)).save(tmp_path / "people" / name / f"{shot}.png")
+    return tmp_path / "people"
+
+
+def test_train_resume_and_summary(tmp_path):
+    out = tmp_path / "run"
+    shown = run("train", "--out", out, "--seed", 3, MARGIN_JAX_SMALL="1")
+    assert shown.returncode == 0, shown.stderr
+    config = json.loads((out / "config.json").read_text())
+    assert (config["epochs"], config["max_identities"], config["seed"]) == (2, 60, 3)
+    report = json.loads((out / "report.json").read_text())
+    assert f"{report['test']['auc']:.4f}" in shown.stdout
+    assert "raw pixels" in shown.stdout
+    assert "margin=0.20" in shown.stderr  # the progress bar
+    assert "easy=" in shown.stderr
+    assert "Warning" not in shown.stderr
+
+    # Resumed with nothing but its folder: the rest is read from it.
+    before = (out / "history.jsonl").read_text()
+    again = run("train", "--out", out, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert (out / "history.jsonl").read_text() == before
+    refused = run("train", "--out", out, "--resume", "--margin", "0.5")
+    assert refused.returncode == 2
+    assert "margin is 0.2, asked for 0.5" in refused.stderr
+
+
+BAD = {
+    "no command like it": (["trian"], "Did you mean 'train'?"),
+    "no option like it": (["train", "--margni", "1"], "No such option: --margni"),
+    "not a number": (["train", "--margin", "wide"], "Invalid value for '--margin'"),
+    "no value": (["train", "--epochs"], "requires an argument"),
+    "unknown dataset": (["train", "--dataset", "glyph"], "Did you mean 'glyphs'?"),
+    "unknown schedule": (["train", "--schedule", "dmas"], "Did you mean 'dams'?"),
+    "unknown distance": (["train", "--distance", "euclid"], "Did you mean 'euclidean'?"),
+    "unknown reduction": (["train", "--reduction", "max"], "mean_active, mean, sum; got 'max'"),
+    "unknown mining": (["train", "--mining", "easy"], "all, semihard, hard; got 'easy'"),
+    "unknown encoder": (["train", "--encoder", "resnet"], "small_cnn; got 'resnet'"),
+    "unknown selection": (["train", "--select", "acc"], "auc, loss; got 'acc'"),
+    "negative margin": (["train", "--margin", "-1"], "margin must be finite and at least 0"),
+    "margin NaN": (["train", "--margin", "nan"], "got nan"),
+    "margin infinite": (["train", "--margin-end", "inf"], "got inf"),
+    "threshold above 1": (["train", "--threshold", "95"], "between 0 and 1; got 95.0"),
+    "negative increase": (["train", "--increase", "-0.1"], "increase must be finite"),
+    "exponential from 0": (["train", "--schedule", "exponential", "--margin", "0"], "above 0"),
+    "learning rate 0": (["train", "--learning-rate", "0"], "learning_rate must be above 0"),
+    "no epochs": (["train", "--epochs", "0"], "epochs must be at least 1; got 0"),
+    "negative seed": (["train", "--seed", "-1"], "seed must be at least 0"),
+    "one identity a batch": (["train", "--identities-per-batch", "1"], "at least 2; got 1"),
+    "one image an identity": (["train", "--images-per-identity", "1"], "at least 2; got 1"),
+    "tiny images": (["train", "--image-size", "4"], "image_size must be at least 8"),
+    "P too large": (["train", "--identities-per-batch", "999"], "needs 999 identities"),
+    "K too large": (["train", "--images-per-identity", "13"], "at least 13 images"),
+    "too few identities": (["train", "--max-identities", "7"], "at least two identities in each"),
+    "folder without a folder": (["train", "--dataset", "folder"], "needs data_dir"),
+    "folder not needed": (["train", "--data-dir", "x"], "data_dir is for dataset folder"),
+    "both": (["train", "--overwrite", "--resume"], "exclude each other"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    shown = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert message in shown
+    assert shown.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [], "nothing may be written"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "missing", "there is no folder"),
+        (lambda folder: (folder / "empty").mkdir() or folder / "empty", "no images below"),
+        (lambda folder: folder / "a" / "1.png", "there is no folder"),
+        (lambda folder: folder / "a", "no images below"),  # images, but of no identity
+        (lambda folder: folder, "from 8 identities"),
+    ],
+)
+def test_bad_folders(make, message, people, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "--dataset", "folder", "--data-dir", str(make(people))])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_unwritable_run_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    small = ["train", "--max-identities", "60", "--identities-per-batch", "8"]
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([*small, "--out", str(out)])
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_shows_every_option_with_its_default(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for name in TrainConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in shown
+    for text in ("[default: 0.95]", "[default: dams]", "constant, linear, exponential, dams"):
+        assert text in shown
+
+
+def test_interrupted_it_says_how_to_go_on(tmp_path):
+    out = tmp_path / "run"
+    arguments = ["train", "--out", out, "--max-identities", 60, "--identities-per-batch", 8]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "margin_jax", *map(str, arguments), "--epochs", "1000"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    history = out / "history.jsonl"
+    deadline = time.monotonic() + 120
+    while not (history.is_file() and history.read_text().count("\n") >= 2):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in shown
+    assert f"margin-jax train --out {out} --resume" in shown

@@ -1,0 +1,315 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracle
+import pytest
+
+import margin_jax as mj
+from margin_jax.epoch import StepOutput
+
+BATCHES, BATCH, FEATURES, DIM = 7, 12, 5, 4
+
+
+def apply_fn(params, batch_stats, images, *, train, key):
+    """A linear encoder that counts its calls and keeps the key it was given."""
+    assert train
+    seen = {"calls": batch_stats["calls"] + 1, "key": jax.random.key_data(key)}
+    return images @ params["w"] + params["b"], seen
+
+
+def new_state(schedule, optimizer=None, seed=0):
+    rng = np.random.default_rng(seed)
+    params = {
+        "w": jnp.asarray(rng.normal(size=(FEATURES, DIM)), jnp.float32),
+        "b": jnp.zeros(DIM, jnp.float32),
+    }
+    batch_stats = {"calls": jnp.zeros((), jnp.int32), "key": jnp.zeros(2, jnp.uint32)}
+    optimizer = optimizer or OPTIMIZER
+    return mj.create_state(params, batch_stats, optimizer, schedule, jax.random.key(seed))
+
+
+def batches(seed=0, count=BATCHES):
+    rng = np.random.default_rng(seed)
+    return [
+        (
+            rng.normal(size=(BATCH, FEATURES)).astype(np.float32),
+            rng.integers(0, 4, BATCH).astype(np.int32),
+        )
+        for _ in range(count)
+    ]
+
+
+OPTIMIZER = optax.adam(1e-2)
+TRAIN_STEP = mj.make_train_step(apply_fn, OPTIMIZER)  # shared: compiled once
+
+
+def snapshot(state):
+    """The state's values, keys included, as NumPy copies."""
+    return jax.tree.map(np.array, state.replace(key=jax.random.key_data(state.key)))
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, snapshot(a), snapshot(b))
+
+
+def replay(state, train_step, data):
+    """The same steps by hand: the last state, every loss, and the oracle's view of every batch."""
+    losses, answers = [], []
+    for images, labels in data:
+        embeddings = images @ np.array(state.params["w"]) + np.array(state.params["b"])
+        answers.append(oracle.batch_all(embeddings, labels, float(state.margin)))
+        state, output = train_step(state, images, labels)
+        losses.append(float(output.loss))
+    return state, losses, answers
+
+
+def test_an_epoch_is_its_steps_counted_exactly():
+    schedule = mj.dams(margin=0.5, threshold=0.0, increase=0.25)
+    start = new_state(schedule)
+    expected, losses, answers = replay(start, TRAIN_STEP, batches())
+
+    state, record = mj.train_epoch(start, TRAIN_STEP, batches(), schedule)
+
+    assert_same(state, expected.replace(schedule=state.schedule))
+    totals = {name: sum(a.counts[name] for a in answers) for name in answers[0].counts}
+    assert min(totals.values()) > 0
+    for name, total in totals.items():
+        assert getattr(record, name) == total
+        assert type(getattr(record, name)) is int
+    effective = np.concatenate([a.effective for a in answers])
+    figures = {
+        "loss": np.mean([a.loss for a in answers]),
+        "easy_fraction": totals["easy"] / totals["valid"],
+        "mean_ap": np.concatenate([a.ap for a in answers]).mean(),
+        "mean_an": np.concatenate([a.an for a in answers]).mean(),
+        "mean_effective": effective.mean(),
+        "std_effective": effective.std(),
+    }
+    for name, value in figures.items():
+        np.testing.assert_allclose(getattr(record, name), value, rtol=1e-5, err_msg=name)
+    assert record.loss == np.mean(losses)
+    assert (record.epoch, record.steps, record.images) == (1, BATCHES, BATCHES * BATCH)
+    assert (record.margin, record.next_margin) == (0.5, 0.75)
+    assert record.images_per_second == pytest.approx(record.images / record.seconds)
+    assert all(type(v) in (int, float) for v in dataclasses.asdict(record).values())
+
+
+def test_the_schedule_is_asked_once_with_the_epochs_statistics():
+    for field in dataclasses.fields(mj.EpochStats):
+
+        def update(state, stats, name=field.name):
+            return mj.ScheduleState(getattr(stats, name), state.epoch + 1)
+
+        schedule = mj.Schedule(mj.constant().init, update)
+        state, record = mj.train_epoch(new_state(schedule), TRAIN_STEP, batches(), schedule)
+        shares = {
+            "semihard_fraction": record.semihard / record.valid,
+            "hard_fraction": record.hard / record.valid,
+        }
+        told = shares[field.name] if field.name in shares else getattr(record, field.name)
+        assert state.margin == record.next_margin == np.float32(told)
+        assert state.schedule.epoch == 1
+
+
+def test_the_input_is_not_changed():
+    schedule = mj.dams(threshold=0.0)
+    start, data = new_state(schedule), batches()
+    before, data_before = snapshot(start), batches()
+    first, record = mj.train_epoch(start, TRAIN_STEP, data, schedule)
+    jax.tree.map(np.testing.assert_array_equal, snapshot(start), before)
+    jax.tree.map(np.testing.assert_array_equal, data, data_before)
+
+    # So the same epoch can be run again, to the last bit.
+    second, again = mj.train_epoch(start, TRAIN_STEP, data, schedule)
+    assert_same(first, second)
+    timeless = {"seconds": 0.0, "images_per_second": 0.0}
+    assert dataclasses.replace(record, **timeless) == dataclasses.replace(again, **timeless)
+
+
+def test_the_margin_in_force_comes_from_the_state_alone():
+    schedule = mj.linear(0.1, 0.5, epochs=5)
+    state, margins = new_state(schedule), []
+    for epoch in range(1, 4):
+        state, record = mj.train_epoch(state, TRAIN_STEP, batches(), schedule)
+        assert record.epoch == epoch
+        assert record.next_margin == state.margin == state.schedule.margin
+        margins.append((record.margin, record.next_margin))
+    np.testing.assert_allclose(margins, [(0.1, 0.2), (0.2, 0.3), (0.3, 0.4)], rtol=1e-6)
+
+    # Another margin put into the state is the one that trains.
+    wide = dataclasses.replace(state.schedule, margin=jnp.float32(50))
+    _, record = mj.train_epoch(state.replace(schedule=wide), TRAIN_STEP, batches(), schedule)
+    assert record.margin == 50
+    assert record.easy == 0
+    assert record.loss > 30
+
+
+def test_a_changing_margin_never_recompiles():
+    traces = 0
+
+    def counted(params, batch_stats, images, *, train, key):
+        nonlocal traces
+        traces += 1
+        return apply_fn(params, batch_stats, images, train=train, key=key)
+
+    schedule = mj.dams(threshold=0.0)
+    train_step = mj.make_train_step(counted, OPTIMIZER)
+    state, margins = new_state(schedule), set()
+    for epoch in range(4):
+        state, record = mj.train_epoch(state, train_step, batches(epoch), schedule)
+        margins.add(record.margin)
+    assert len(margins) == 4
+    assert traces == 1
+    assert train_step._cache_size() == 1
+
+
+def test_options_reach_the_loss():
+    options = {"distance": "cosine", "reduction": "sum", "mining": "semihard"}
+    train_step = mj.make_train_step(apply_fn, optax.sgd(0.0), **options)
+    state = new_state(mj.constant(0.4), optax.sgd(0.0))
+    images, labels = batches()[0]
+    _, output = train_step(state, images, labels)
+    embeddings = images @ np.array(state.params["w"])
+    answer = oracle.batch_all(embeddings, labels, 0.4, **options)
+    assert answer.loss > 0
+    np.testing.assert_allclose(output.loss, answer.loss, rtol=1e-5)
+    assert output.stats.totals() == answer.counts
+
+
+def test_steps_carry_batch_stats_and_their_own_keys():
+    schedule = mj.constant()
+    start = new_state(schedule)
+    keys, state = [], start
+    for step, (images, labels) in enumerate(batches()):
+        state, _ = TRAIN_STEP(state, images, labels)
+        keys.append(tuple(np.array(state.batch_stats["key"])))
+        expected = jax.random.key_data(jax.random.fold_in(start.key, step))
+        np.testing.assert_array_equal(state.batch_stats["key"], expected)
+    assert len(set(keys)) == BATCHES
+    assert state.batch_stats["calls"] == state.step == BATCHES
+    # The key is never spent, so a restored state draws what it would have drawn.
+    np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(start.key))
+
+
+def test_on_step_is_called_once_a_step_in_order():
+    calls = []
+    schedule = mj.constant()
+    start = new_state(schedule)
+    _, losses, answers = replay(start, TRAIN_STEP, batches())
+    _, record = mj.train_epoch(
+        start, TRAIN_STEP, batches(), schedule, on_step=lambda *call: calls.append(call)
+    )
+    easy = np.cumsum([a.counts["easy"] for a in answers])
+    valid = np.cumsum([a.counts["valid"] for a in answers])
+    assert [step for step, _, _ in calls] == list(range(1, BATCHES + 1))
+    assert [loss for _, loss, _ in calls] == losses
+    np.testing.assert_allclose([share for _, _, share in calls], easy / valid, rtol=1e-12)
+    np.testing.assert_allclose(calls[-1][2], record.easy_fraction, rtol=1e-6)
+
+
+class OnDevice:
+    """Stands for an array on a device: whoever turns it into NumPy waits for its step."""
+
+    def __init__(self, value, step, on_read):
+        self.value, self.step, self.on_read = value, step, on_read
+
+    def __array__(self, dtype=None, copy=None):
+        self.on_read(self.step)
+        return np.asarray(self.value, dtype)
+
+
+def test_the_host_never_waits_for_the_newest_step():
+    queued, reads, finished = 0, [], False
+
+    def on_read(step):
+        reads.append((step, queued, finished))
+
+    def never(step):
+        raise AssertionError(f"the parameters of step {step} were read")
+
+    def train_step(state, images, labels):
+        nonlocal queued
+        queued += 1
+        counts = np.ones(BATCH, np.int32)
+        leaves = [OnDevice(counts, queued, on_read) for _ in range(8)]
+        stats = mj.TripletStats(*leaves)
+        loss = OnDevice(np.float32(queued), queued, on_read)
+        return state.replace(params=OnDevice(0, queued, never)), StepOutput(loss, stats)
+
+    def feed():
+        nonlocal finished
+        yield from batches(count=20)
+        finished = True
+
+    schedule = mj.constant()
+    _, record = mj.train_epoch(new_state(schedule), train_step, feed(), schedule)
+
+    assert record.steps == 20
+    assert record.loss == np.mean(np.arange(1, 21))
+    assert {step for step, _, _ in reads} == set(range(1, 21))
+    early = [(step, queued) for step, queued, finished in reads if not finished]
+    # While batches come, every figure that is read has newer steps queued behind it, ...
+    assert all(queued - step >= 1 for step, queued in early)
+    # ... and figures are read as training goes, not hoarded until the end of the epoch.
+    assert len({step for step, _ in early}) >= 15
+
+
+@pytest.mark.parametrize("nothing", [[], iter(()), (batch for batch in ())])
+def test_no_batches(nothing):
+    with pytest.raises(ValueError, match="at least one batch; got none"):
+        mj.train_epoch(new_state(mj.constant()), TRAIN_STEP, nothing, mj.constant())
+
+
+@pytest.mark.parametrize("labels", [np.arange(BATCH), np.zeros(BATCH)], ids=["distinct", "equal"])
+def test_batches_without_triplets(labels):
+    schedule = mj.dams(threshold=0.0)
+    start = new_state(schedule)
+    data = [(images, labels.astype(np.int32)) for images, _ in batches(count=2)]
+    state, record = mj.train_epoch(start, TRAIN_STEP, data, schedule)
+    # Adam divides a zero gradient by a zero spread: the parameters stay, to the bit.
+    jax.tree.map(np.testing.assert_array_equal, state.params, start.params)
+    assert (record.loss, record.valid, record.easy, record.steps) == (0.0, 0, 0, 2)
+    assert math.isnan(record.easy_fraction)
+    assert math.isnan(record.mean_effective)
+    assert record.next_margin == record.margin  # even at threshold 0: nothing was learnt
+    assert state.schedule.epoch == 1
+
+
+def test_one_batch_without_triplets_does_not_spoil_an_epoch():
+    schedule = mj.constant()
+    data = batches(count=3)
+    data[1] = (data[1][0], np.arange(BATCH, dtype=np.int32))
+    state, record = mj.train_epoch(new_state(schedule), TRAIN_STEP, data, schedule)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert math.isfinite(record.loss)
+    assert 0 < record.easy_fraction < 1
+    assert record.steps == 3
+
+
+def test_arrays_on_the_device_need_no_implicit_transfer():
+    schedule = mj.dams(threshold=0.0)
+    state = new_state(schedule)
+    data = [jax.device_put(batch) for batch in batches()]
+    with jax.transfer_guard("disallow"):
+        for _ in range(2):
+            state, record = mj.train_epoch(state, TRAIN_STEP, data, schedule)
+    assert record.next_margin > record.margin
+
+
+def test_training_separates_the_classes():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(4, FEATURES))
+    labels = np.tile(np.arange(4), 3).astype(np.int32)
+    data = [
+        ((centres[labels] + rng.normal(size=(BATCH, FEATURES))).astype(np.float32), labels)
+        for _ in range(30)
+    ]
+    schedule = mj.constant(1.0)
+    state, first = mj.train_epoch(new_state(schedule), TRAIN_STEP, data, schedule)
+    for _ in range(4):
+        state, last = mj.train_epoch(state, TRAIN_STEP, data, schedule)
+    assert last.easy_fraction > first.easy_fraction + 0.05

@@ -1,0 +1,76 @@
+"""The README's commands and snippets are run, so that they stay true."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", blocks("python"))
+def test_snippets_run(snippet):
+    shown = subprocess.run(
+        [sys.executable, "-W", "error", "-c", snippet], capture_output=True, text=True, timeout=300
+    )
+    assert shown.returncode == 0, shown.stderr
+    margins = [float(line.split()[-1]) for line in shown.stdout.splitlines()]
+    assert len(margins) == 3
+    assert margins == sorted(margins)
+
+
+def test_the_first_command_trains(tmp_path):
+    command = blocks("bash")[0]
+    assert command.count("&&") == 2
+    train = command.split("&&")[-1].split()
+    assert train[0] == ".venv/bin/margin-jax"
+    shown = subprocess.run(
+        [sys.executable, "-m", "margin_jax", *train[1:]],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "MARGIN_JAX_SMALL": "1"},
+        timeout=300,
+    )
+    assert shown.returncode == 0, shown.stderr
+    for name in re.findall(
+        r"`(\w+(?:\.\w+)?/?)`", README.split("| `report.json`")[1].split("\n\n")[0]
+    ):
+        assert (tmp_path / "runs" / "glyphs-dams-0" / name).exists() or not name.endswith(
+            ("json", "/")
+        )
+
+
+def test_ci_does_what_the_readme_says():
+    ci = (ROOT / ".ci" / "run").read_text()
+    install, test = blocks("bash")[0], blocks("bash")[1]
+    assert "install -e '.[test]'" in install
+    assert "-e '.[test]'" in ci
+    assert test.strip().removeprefix(".venv/bin/") in ci
+
+
+def test_options_in_the_readme_exist():
+    known = subprocess.run(
+        [sys.executable, "-m", "margin_jax", "train", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "200"},
+    ).stdout
+    used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    assert used
+    assert {option for option in used if option not in known} == set()
+
+
+def test_pictures_and_links_exist():
+    targets = re.findall(r"\]\((?!http)([^)]+)\)", README)
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
