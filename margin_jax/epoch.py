@@ -165,7 +165,7 @@ def train_epoch(
     Raises:
         ValueError: if `batches` is empty.
     """
-    margin, epoch = float(state.margin), int(state.schedule.epoch)
+    epoch, margin = int(jax.device_get(state.schedule.epoch)), float(jax.device_get(state.margin))
     state = _like(state, state)
     totals, losses, images_seen = EpochTotals(), list[float](), 0
     pending: deque[StepOutput] = deque()
@@ -198,7 +198,7 @@ def train_epoch(
     record = EpochRecord(
         epoch=epoch + 1,
         margin=margin,
-        next_margin=float(state.margin),
+        next_margin=float(jax.device_get(state.margin)),
         loss=float(np.mean(losses)),
         **totals.counts(),
         easy_fraction=float(stats.easy_fraction),

@@ -174,6 +174,8 @@ def _check_rows(
 ) -> tuple[Array, Array, Array]:
     """Checked rows in at least float32 with padding zeroed, their labels and their mask."""
     x, y = jnp.asarray(rows), jnp.asarray(labels)
+    if isinstance(labels, np.ndarray) and not np.array_equal(labels, np.asarray(labels, y.dtype)):
+        raise ValueError(f"{labels_name} must fit {y.dtype}; got {labels.min()} to {labels.max()}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} must be floating point; got {x.dtype}")
     if x.ndim != 2 or 0 in x.shape:
@@ -200,8 +202,8 @@ def _check_rows(
 
 def _check_margin(margin: ArrayLike, dtype: jnp.dtype) -> Array:
     """The margin as a scalar; finite if its value is known without waiting for a device."""
-    if isinstance(margin, numbers.Real | np.ndarray) and not np.all(np.isfinite(margin)):
-        raise ValueError(f"margin must be finite; got {margin}")
+    if isinstance(margin, numbers.Real | np.ndarray) and not np.all(np.abs(margin) < 1e38):
+        raise ValueError(f"margin must be below 1e38 and finite; got {margin}")
     mu = jnp.asarray(margin)
     if mu.shape != ():
         raise ValueError(f"margin must be a scalar; got shape {mu.shape}")

@@ -148,6 +148,6 @@ def _progress(epochs: int) -> np.ndarray:
 
 
 def _finite(name: str, value: float) -> float:
-    if not math.isfinite(value):
+    if not abs(value) < 1e38:  # else it is infinite, or would be in float32
         raise ValueError(f"{name} must be finite; got {value}")
     return float(value)

@@ -206,5 +206,5 @@ def _tile(
         sum_an_squared=total(negative, tile * tile),
     )
     # NaN compares as "not active" and would drop out of the loss: 0 × NaN puts it back.
-    loss += 0.0 * (stats.sum_ap + stats.sum_an)
+    loss += 0.0 * (stats.sum_ap + stats.sum_an + margin)
     return loss, stats, to_tile, to_margin

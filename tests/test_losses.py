@@ -608,3 +608,15 @@ def test_errors_say_what_was_expected_and_what_came(wrong, error, message):
     right = {"embeddings": ONES, "labels": [0, 0, 1, 1], "margin": 0.2}
     with pytest.raises(error, match=message):
         mj.batch_all_triplet_loss(**(right | wrong))
+
+
+def test_labels_that_do_not_fit_are_refused():
+    """Hashed identities, say: cut to 32 bits they would merge without a word."""
+    with pytest.raises(ValueError, match="must fit int32; got 0 to 4294967296"):
+        mj.batch_all_triplet_loss(np.ones((4, 2), np.float32), np.array([0, 0, 2**32, 2**32]), 0.2)
+
+
+def test_a_margin_that_is_nan_is_not_silent():
+    x, labels, _, where = CASES["random"]
+    (loss, _), _ = compiled()(x, labels, np.float32(np.nan), where)
+    assert np.isnan(loss)
