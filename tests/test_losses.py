@@ -572,7 +572,7 @@ WRONG = {
         r"mining must be one of all.*got 'semi-hard'. Did you mean 'semihard'\?",
     ),
     "no_such_thing": ({"mining": 3}, ValueError, r"mining must be one of .*; got 3\.$"),
-    "nan_margin": ({"margin": float("nan")}, ValueError, r"margin must be finite; got nan"),
+    "nan_margin": ({"margin": float("nan")}, ValueError, r"and finite; got nan"),
     "infinite_margin": ({"margin": np.float32("inf")}, ValueError, r"finite; got inf"),
     "nan_margin_array": ({"margin": np.array(np.nan)}, ValueError, r"finite; got nan"),
     "three_margins": ({"margin": np.ones(3)}, ValueError, r"scalar; got shape \(3,\)"),
