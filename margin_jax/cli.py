@@ -78,12 +78,12 @@ def train(**given: Any) -> None:
 
     Your own images: margin-jax train --dataset folder --data-dir FOLDER
     """
-    from margin_jax.training import fit  # jax, flax and orbax: not needed for --help
+    from margin_jax.run import read_config  # jax, flax and orbax: not needed for --help
+    from margin_jax.training import fit
 
     config = TrainConfig(**given)
     if config.resume and (config.folder / "config.json").is_file():
-        saved = TrainConfig.from_json((config.folder / "config.json").read_text(encoding="utf-8"))
-        config = saved.replace(**{"out": str(config.folder), **given})
+        config = read_config(config.folder).replace(**{"out": str(config.folder), **given})
     typer.echo(f"run folder: {config.folder}")
     try:
         run = fit(config, progress=True)

@@ -31,6 +31,8 @@ SCHEDULES: dict[str, Callable[["TrainConfig"], Schedule]] = {
     "exponential": lambda c: exponential(c.margin, c.margin_end, c.epochs),
     "dams": lambda c: dams(c.margin, c.threshold, c.increase),
 }
+# The name of a dataset or an encoder that is given to `fit` as an object.
+OWN = "own"
 # Their margins are laid out over the whole run, so a run of theirs can not be made longer.
 DEPENDS_ON_EPOCHS = ("linear", "exponential")
 SELECTIONS = ("auc", "loss")
@@ -116,6 +118,10 @@ class TrainConfig:
         ),
     ] = "drop"
     encoder: Annotated[str, Option("Training", "The network. One of: small_cnn.")] = "small_cnn"
+    devices: Annotated[
+        int | None,
+        Option("Training", "Devices that share a batch. Default: all accelerators, or one CPU."),
+    ] = None
     embedding_size: Annotated[int, Option("Training", "Length of an embedding.")] = 128
     select: Annotated[
         str,
@@ -137,7 +143,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Checks everything that can be checked without looking at the data."""
         choices: dict[str, Iterable[str]] = {
-            "dataset": DATASETS,
+            "dataset": (*DATASETS, OWN),
             "schedule": SCHEDULES,
             "distance": DISTANCES,
             "reduction": REDUCTIONS,
@@ -166,6 +172,7 @@ class TrainConfig:
             "identities_per_batch": 2,
             "images_per_identity": 2,
             "embedding_size": 1,
+            "devices": 1,
             "image_size": 8,
             "max_identities": 6,
         }
@@ -210,7 +217,7 @@ class TrainConfig:
     def experiment(self) -> dict[str, Any]:
         """The fields that decide the result."""
         values = dataclasses.asdict(self)
-        for name in ("out", "overwrite", "resume"):
+        for name in ("out", "overwrite", "resume", "devices"):
             del values[name]
         return values
 
@@ -221,7 +228,10 @@ class TrainConfig:
         Raises:
             ValueError: text that is not JSON, or has unknown fields (another version wrote it).
         """
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a configuration: {error}") from error
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or set(values) - known:
             unknown = sorted(set(values) - known) if isinstance(values, dict) else values

@@ -1,5 +1,6 @@
 """One jitted step, and the host-side epoch function that applies a schedule functionally."""
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -10,10 +11,12 @@ import jax
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh
 
 from margin_jax.distances import DistanceFn
 from margin_jax.losses import batch_all_triplet_loss
 from margin_jax.schedules import Schedule
+from margin_jax.sharding import replicated
 from margin_jax.state import TrainState
 from margin_jax.stats import EpochTotals, TripletStats
 
@@ -93,6 +96,7 @@ def make_train_step(
     distance: str | DistanceFn = "euclidean",
     reduction: str = "mean_active",
     mining: str = "all",
+    mesh: Mesh | None = None,
 ) -> TrainStep:
     """A jitted ``train_step(state, images, labels) -> (state, StepOutput)``.
 
@@ -103,9 +107,12 @@ def make_train_step(
             batch_stats)``, pure.
         optimizer: any optax gradient transformation.
         distance, reduction, mining: as in :func:`~margin_jax.batch_all_triplet_loss`.
+        mesh: devices that share the work, by a sharded batch; triplets and batch statistics are
+            those of the global batch all the same. Default: wherever the arguments are.
     """
+    everywhere = None if mesh is None else replicated(mesh)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=everywhere)
     def train_step(
         state: TrainState, images: Array, labels: Array
     ) -> tuple[TrainState, StepOutput]:
@@ -115,6 +122,8 @@ def make_train_step(
             embeddings, batch_stats = apply_fn(
                 params, state.batch_stats, images, train=True, key=key
             )
+            if everywhere is not None:
+                embeddings = jax.lax.with_sharding_constraint(embeddings, everywhere)
             loss, stats = batch_all_triplet_loss(
                 embeddings,
                 labels,
@@ -181,6 +190,8 @@ def train_epoch(
     started = time.perf_counter()
     for images, labels in batches:
         state, output = train_step(state, images, labels)
+        if _may_deadlock(output.loss):
+            jax.block_until_ready(output)
         pending.append(output)
         images_seen += len(labels)
         if len(pending) > _LAG:
@@ -212,6 +223,12 @@ def train_epoch(
         images_per_second=images_seen / seconds,
     )
     return state, record
+
+
+def _may_deadlock(array: Array) -> bool:
+    """Virtual CPU devices share threads: queued steps with collectives can starve each other."""
+    devices: set[Any] = getattr(array, "devices", set)()
+    return len(devices) > 1 and next(iter(devices)).platform == "cpu"
 
 
 def _like(new: T, old: T) -> T:

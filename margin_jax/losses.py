@@ -28,6 +28,9 @@ def batch_all_triplet_loss(
     references: ArrayLike | None = None,
     reference_labels: ArrayLike | None = None,
     reference_where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    swap: bool = False,
+    soft: bool = False,
 ) -> tuple[Array, TripletStats]:
     """Triplet loss over **all** valid triplets of a batch, with their counts.
 
@@ -109,19 +112,26 @@ def batch_all_triplet_loss(
                 f"got shape {y.shape}"
             )
 
+    first = jnp.int32(0)  # of this device's rows in the batch
+    if axis_name is not None:
+        y, y_labels, y_real = (
+            jax.lax.all_gather(v, axis_name, tiled=True) for v in (y, y_labels, y_real)
+        )
+        first = jax.lax.axis_index(axis_name) * x.shape[0]
+
     x_order = _by_label(x_labels, x_real)
-    y_order = _by_label(y_labels, y_real)  # the same computation when there are no references
-    windows = _windows(
-        x_labels[x_order],
-        x_real[x_order],
-        y_labels[y_order],
-        y_real[y_order],
-        anchors_are_references=references is None,
-    )
-    total, stats = triplets.batch_all(x[x_order], y[y_order], mu, windows, distance_fn, mining)
+    y_order = _by_label(y_labels, y_real)  # the same computation when these are the same rows
+    windows = _windows(x_labels[x_order], x_real[x_order], y_labels[y_order], y_real[y_order])
+    if references is None:
+        windows = windows._replace(itself=jnp.argsort(y_order).astype(jnp.int32)[first + x_order])
+    terms = triplets.Terms(distance_fn, mining, swap, soft)
+    total, stats = triplets.batch_all(x[x_order], y[y_order], mu, windows, terms)
     batch_order = jnp.argsort(x_order)
     stats = jax.tree.map(lambda v: v[batch_order], stats)
-    return total / _denominator(stats, reduction, mining, total.dtype), stats
+    count = _denominator(stats, reduction, mining, soft, total.dtype)
+    if axis_name is not None:
+        total, count = jax.lax.psum((total, count), axis_name)
+    return total / jnp.where(count > 0, count, 1), stats
 
 
 def _by_label(labels: Array, real: Array) -> Array:
@@ -129,13 +139,12 @@ def _by_label(labels: Array, real: Array) -> Array:
 
 
 def _windows(
-    labels: Array,
-    real: Array,
-    reference_labels: Array,
-    reference_real: Array,
-    anchors_are_references: bool,
+    labels: Array, real: Array, reference_labels: Array, reference_real: Array
 ) -> triplets.Windows:
-    """The columns of every anchor; both sides come sorted by :func:`_by_label`."""
+    """The columns of every anchor, none of which is the anchor itself.
+
+    The references come sorted by :func:`_by_label`; the anchors may come in any order.
+    """
     n_real = jnp.sum(reference_real, dtype=jnp.int32)
     # Padding stands last; the greatest label keeps the array sorted whatever it was padded with.
     last = np.array(np.iinfo(reference_labels.dtype).max)
@@ -143,25 +152,24 @@ def _windows(
     start = jnp.searchsorted(ascending, labels, side="left").astype(jnp.int32)
     stop = jnp.searchsorted(ascending, labels, side="right").astype(jnp.int32)
     start, stop = jnp.minimum(start, n_real), jnp.minimum(stop, n_real)
-    column = jnp.arange(labels.shape[0], dtype=jnp.int32)
     return triplets.Windows(
         start=start,
         stop=jnp.where(real, stop, start),
-        itself=column if anchors_are_references else jnp.full_like(column, -1),
+        itself=jnp.full_like(start, -1),
         real=jnp.where(real, n_real, 0),
     )
 
 
-def _denominator(stats: TripletStats, reduction: str, mining: str, dtype: jnp.dtype) -> Array:
-    selected = {"all": stats.active, "semihard": stats.semihard, "hard": stats.hard}[mining]
-    counts = {
-        "mean_active": selected,
-        "mean": stats.valid,
-        "sum": jnp.ones((1,), jnp.int32),
-    }[reduction]
+def _denominator(
+    stats: TripletStats, reduction: str, mining: str, soft: bool, dtype: jnp.dtype
+) -> Array:
+    """How many triplets the mean is over, as a float; 1 for a sum."""
+    if reduction == "sum":
+        return jnp.ones((), dtype)
+    everything = stats.valid if soft else stats.active  # what has a loss
+    selected = {"all": everything, "semihard": stats.semihard, "hard": stats.hard}[mining]
     # Summed as floats: only the last bit of the mean can differ, and int32 could overflow.
-    count = jnp.sum(counts.astype(dtype))
-    return jnp.where(count > 0, count, 1)
+    return jnp.sum((selected if reduction == "mean_active" else stats.valid).astype(dtype))
 
 
 def _check_rows(

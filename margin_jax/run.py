@@ -3,7 +3,7 @@
 ::
 
     config.json    what was run: enough to repeat it
-    data.json      identities of each part of the split, normalisation, coverage, skipped files
+    data.json      identities of each part of the split, coverage, skipped files
     pairs.npz      the verification pairs
     history.jsonl  one record an epoch
     checkpoints/   last (to resume from) and best (what the report is about)
@@ -21,9 +21,11 @@ import jax
 import numpy as np
 
 from margin_jax.checkpoint import Checkpoint
-from margin_jax.config import TrainConfig
-from margin_jax.evaluation.embedding import embed_images
-from margin_jax.models import Encoder, make_module
+from margin_jax.config import OWN, TrainConfig
+from margin_jax.data.pairs import Pairs
+from margin_jax.evaluation.embedding import embed_images, pair_distances
+from margin_jax.evaluation.verification import VerificationReport, verification_report
+from margin_jax.models import Encoder, make_encoder
 
 CONFIG, DATA, PAIRS = "config.json", "data.json", "pairs.npz"
 HISTORY, REPORT, FIGURES = "history.jsonl", "report.json", "figures"
@@ -53,6 +55,11 @@ class Run:
     params: Any
     batch_stats: Any
 
+    @property
+    def threshold(self) -> float:
+        """The distance up to which two images count as the same, chosen on validation."""
+        return float(self.report["test"]["threshold"])
+
     def embed(self, images: np.ndarray) -> np.ndarray:
         """float32[n, embedding_size]: L2-normalised embeddings.
 
@@ -71,38 +78,83 @@ class Run:
             raise ValueError(f"images must have shape (n, *{expected}); got {images.shape}")
         return embed_images(self.encoder.apply, self.params, self.batch_stats, images)
 
+    def distances(self, images: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        """float32[pairs]: distances between the embeddings of pairs of images.
 
-def load_run(path: str | Path) -> Run:
+        Args:
+            images: as in :meth:`embed`.
+            pairs: int[pairs, 2], indices of `images`.
+        """
+        return pair_distances(self.embed(images), pairs, self.config.distance)
+
+    def evaluate(self, images: np.ndarray, pairs: Pairs) -> VerificationReport:
+        """Verification of other pairs, at the run's own threshold.
+
+        Args:
+            images: as in :meth:`embed`.
+            pairs: indices of `images`, and which of them are the same.
+        """
+        return verification_report(
+            self.distances(images, pairs.rows), pairs.same, threshold=self.threshold
+        )
+
+
+def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
     """The run in a folder, with its best weights.
 
+    Args:
+        path: the run folder.
+        encoder: your own network, if it was trained with ``TrainConfig(encoder="own")``.
+
     Raises:
-        ValueError: if there is no finished run of this version.
+        ValueError: if there is no finished run of this version, or it is damaged.
     """
     folder = Path(path)
     if not (folder / REPORT).is_file():
         raise ValueError(f"no finished run in {folder}: there is no {REPORT}")
-    config = TrainConfig.from_json((folder / CONFIG).read_text())
-    data = json.loads((folder / DATA).read_text())
-    encoder = make_encoder(config, data)
-    like = jax.eval_shape(lambda: encoder.init(jax.random.key(0), tuple(data["image_shape"])))
+    try:
+        config = read_config(folder)
+        data = json.loads((folder / DATA).read_text(encoding="utf-8"))
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        history = read_history(folder)
+        image_shape = tuple(data["image_shape"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the run in {folder} is damaged: {error}") from error
+    encoder = get_encoder(config, encoder)
+    like = jax.eval_shape(lambda: encoder.init(jax.random.key(0), image_shape))
+    if not (folder / BEST).is_dir():  # opening it would create it
+        raise ValueError(f"the run in {folder} is damaged: there is no {BEST}")
     with Checkpoint(folder / BEST) as best:
+        if best.epoch is None:
+            raise ValueError(f"the run in {folder} is damaged: nothing is saved in {BEST}")
         params, batch_stats = best.restore(like)
-    return Run(
-        path=folder,
-        config=config,
-        history=read_history(folder),
-        report=json.loads((folder / REPORT).read_text()),
-        data=data,
-        encoder=encoder,
-        params=params,
-        batch_stats=batch_stats,
-    )
+    return Run(folder, config, history, report, data, encoder, params, batch_stats)
 
 
-def make_encoder(config: TrainConfig, data: dict[str, Any]) -> Encoder:
-    """The encoder of a run, from its configuration and its ``data.json``."""
-    module = make_module(config.encoder, config.embedding_size)
-    return Encoder(module, data["image_mean"], data["image_std"])
+def get_encoder(config: TrainConfig, own: Encoder | None) -> Encoder:
+    """The encoder of a configuration: by name, or one's own.
+
+    Raises:
+        ValueError: an unknown name, or one's own missing or not asked for.
+    """
+    if (own is not None) != (config.encoder == OWN):
+        raise ValueError(
+            f"an encoder is given if, and only if, the configuration says encoder {OWN!r}; "
+            f"it says {config.encoder!r}"
+        )
+    return own or make_encoder(config.encoder, config.embedding_size)
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The configuration of the run in a folder.
+
+    Raises:
+        ValueError: if it is not one of this version.
+    """
+    try:
+        return TrainConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Many epochs: data, training, validation, the best model, resume, and the report on test pairs."""
 
 import dataclasses
+import functools
 import math
 import shutil
 from collections.abc import Callable
@@ -10,17 +11,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jax import Array
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from margin_jax import plots, run
 from margin_jax.checkpoint import Checkpoint
-from margin_jax.config import DEPENDS_ON_EPOCHS, TrainConfig
+from margin_jax.config import DEPENDS_ON_EPOCHS, OWN, TrainConfig
 from margin_jax.data import load_dataset
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.data.loader import load_batches
 from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
 from margin_jax.data.sampler import Coverage, pk_batches
 from margin_jax.data.splits import Split, split_identities
-from margin_jax.epoch import make_train_step, train_epoch
+from margin_jax.epoch import TrainStep, make_train_step, train_epoch
 from margin_jax.evaluation.embedding import embed_images, pair_distances
 from margin_jax.evaluation.verification import (
     VerificationReport,
@@ -30,7 +34,8 @@ from margin_jax.evaluation.verification import (
 from margin_jax.losses import batch_all_triplet_loss
 from margin_jax.models import Encoder
 from margin_jax.progress import ProgressBar
-from margin_jax.run import Run, load_run
+from margin_jax.run import Run
+from margin_jax.sharding import make_mesh, place_copies
 from margin_jax.state import TrainState, create_state
 
 PUBLISHED_PAIRS = 1_000
@@ -60,11 +65,20 @@ class RunData(NamedTuple):
     described: dict[str, Any]
 
 
-def fit(config: TrainConfig, *, on_epoch: OnEpoch | None = None, progress: bool = False) -> Run:
+def fit(
+    config: TrainConfig,
+    *,
+    dataset: ImageDataset | None = None,
+    encoder: Encoder | None = None,
+    on_epoch: OnEpoch | None = None,
+    progress: bool = False,
+) -> Run:
     """Trains as `config` says, reports on the test identities, and leaves a run folder.
 
     Args:
         config: what to do. ``MARGIN_JAX_SMALL=1`` in the environment makes any run short.
+        dataset: your own images, with ``TrainConfig(dataset="own")``.
+        encoder: your own network, with ``TrainConfig(encoder="own")``.
         on_epoch: called after each epoch with its record (a line of ``history.jsonl``).
         progress: show a progress bar.
 
@@ -75,22 +89,24 @@ def fit(config: TrainConfig, *, on_epoch: OnEpoch | None = None, progress: bool 
         ValueError: for data or a run folder that cannot be used; nothing is written then.
     """
     config = config.shrunk()
-    data = prepare_data(config)
-    encoder = run.make_encoder(config, data.described)
-    folder = _prepare_folder(config, data)
+    mesh = make_mesh(config.devices, config.identities_per_batch * config.images_per_identity)
+    data = prepare_data(config, dataset)
+    encoder = run.get_encoder(config, encoder)
+    folder = config.folder
+    if _is_first_process():
+        _prepare_folder(config, data)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("run folder")
 
     schedule = config.make_schedule()
-    optimizer = optax.adam(config.learning_rate)
+    optimizer, train_step = _optimizer_and_step(
+        encoder, config.learning_rate, config.distance, config.reduction, config.mining, mesh
+    )
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     params, batch_stats = encoder.init(init_key, data.dataset.images.shape[1:])
+    batch_stats = encoder.with_normalisation(batch_stats, *_image_moments(data))
     state = create_state(params, batch_stats, optimizer, schedule, train_key)
-    train_step = make_train_step(
-        encoder.apply,
-        optimizer,
-        distance=config.distance,
-        reduction=config.reduction,
-        mining=config.mining,
-    )
+    state = place_copies(state, mesh)
     validate = _validator(config, data, encoder)
 
     with Checkpoint(folder / run.LAST) as last, Checkpoint(folder / run.BEST) as best:
@@ -99,17 +115,19 @@ def fit(config: TrainConfig, *, on_epoch: OnEpoch | None = None, progress: bool 
             state = last.restore(state)
             # The process may have been killed between writing a record and saving its state.
             history = run.read_history(folder)[: int(state.schedule.epoch)]
-        run.write_history(folder, history)
+        if _is_first_process():
+            run.write_history(folder, history)
 
-        with ProgressBar(config.epochs, len(history), progress) as bar:
+        with ProgressBar(config.epochs, len(history), progress and _is_first_process()) as bar:
             for epoch in range(len(history), config.epochs):
                 plan, _ = _plan(config, data, epoch)
-                batches = load_batches(data.dataset.images, data.dataset.labels, plan)
+                batches = load_batches(data.dataset.images, data.dataset.labels, plan, mesh)
                 bar.start(float(state.margin), len(plan))
                 state, trained = train_epoch(state, train_step, batches, schedule, on_step=bar.step)
                 record = {**dataclasses.asdict(trained), **validate(state)}
                 history.append(record)
-                run.append_history(folder, record)
+                if _is_first_process():
+                    run.append_history(folder, record)
                 if best_epoch(history, config.select) == record["epoch"]:
                     best.save(record["epoch"], (state.params, state.batch_stats))
                     best.wait()  # or a kill could leave the state of an epoch without its best
@@ -117,18 +135,56 @@ def fit(config: TrainConfig, *, on_epoch: OnEpoch | None = None, progress: bool 
                 bar.validated(record["validation_auc"])
                 if on_epoch is not None:
                     on_epoch(record)
+        params, batch_stats = jax.device_get(best.restore((state.params, state.batch_stats)))
 
-    _write_report(config, data, encoder, folder, history)
-    return load_run(folder)
+    report, pictures = _report(config, data, encoder, params, batch_stats, history)
+    if _is_first_process():
+        (folder / run.FIGURES).mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            picture.savefig(folder / run.FIGURES / f"{name}.png")
+        run.write_text(folder / run.REPORT, run.to_json(report, indent=2) + "\n")
+    return Run(folder, config, history, report, data.described, encoder, params, batch_stats)
 
 
-def prepare_data(config: TrainConfig) -> RunData:
+@functools.lru_cache(maxsize=8)
+def _optimizer_and_step(
+    encoder: Encoder, learning_rate: float, distance: str, reduction: str, mining: str, mesh: Mesh
+) -> tuple[optax.GradientTransformation, TrainStep]:
+    """Cached, so that runs which differ in nothing that is compiled share one compilation."""
+    optimizer = optax.adam(learning_rate)
+    train_step = make_train_step(
+        encoder.apply,
+        optimizer,
+        distance=distance,
+        reduction=reduction,
+        mining=mining,
+        mesh=mesh,
+    )
+    return optimizer, train_step
+
+
+def _is_first_process() -> bool:
+    """Of a multi-host job, the one that writes reports."""
+    return jax.process_index() == 0
+
+
+def prepare_data(config: TrainConfig, dataset: ImageDataset | None = None) -> RunData:
     """Loads, splits and draws pairs: all that can go wrong with the data goes wrong here.
+
+    Args:
+        config: what to load and how to split it.
+        dataset: what it calls "own".
 
     Raises:
         ValueError: saying what was expected and what came.
     """
-    dataset = load_dataset(config.dataset, config.data_dir, config.image_size, config.strict)
+    if (dataset is not None) != (config.dataset == OWN):
+        raise ValueError(
+            f"a dataset is given to fit if, and only if, the configuration says dataset {OWN!r}; "
+            f"it says {config.dataset!r}"
+        )
+    if dataset is None:
+        dataset = load_dataset(config.dataset, config.data_dir, config.image_size, config.strict)
     if config.max_identities is not None:
         dataset = dataset.first(config.max_identities)
     labels = dataset.labels
@@ -149,13 +205,9 @@ def prepare_data(config: TrainConfig) -> RunData:
     if hard is not None:
         pairs["hard"] = Pairs(rows["test"][hard.rows], hard.same)
 
-    pixels = dataset.images[rows["train"]].astype(np.float32) / 255
     described = {
         "images": len(labels),
         "image_shape": list(dataset.images.shape[1:]),
-        "image_mean": np.mean(pixels, axis=(0, 1, 2), dtype=np.float64).tolist(),
-        # A channel that never changes is only shifted.
-        "image_std": np.maximum(np.std(pixels, axis=(0, 1, 2), dtype=np.float64), 1e-3).tolist(),
         "skipped": list(dataset.skipped),
         "identities": {
             part: [dataset.identities[i] for i in getattr(split, part)] for part in split._fields
@@ -190,19 +242,34 @@ def _plan(config: TrainConfig, data: RunData, epoch: int) -> tuple[np.ndarray, C
     return data.train[plan], coverage
 
 
+def _image_moments(data: RunData) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the training images, float64[channels], for values 0 to 1."""
+    channels = data.dataset.images.shape[-1]
+    pixels = data.dataset.images[data.train].reshape(-1, channels)
+    counts = np.stack([np.bincount(pixels[:, c], minlength=256) for c in range(channels)])
+    value, total = np.arange(256) / 255, len(pixels)  # exact from counts, with no float copy
+    mean = counts @ value / total
+    variance = np.maximum(counts @ value**2 / total - mean**2, 0)
+    return mean, np.maximum(np.sqrt(variance), 1e-3)  # a channel that never changes is only shifted
+
+
+@functools.partial(jax.jit, static_argnames="distance")
+def _selection_loss(vectors: Array, labels: Array, distance: str) -> Array:
+    """The released code's validation loss: batch-all mean over all triplets at a fixed margin."""
+    return batch_all_triplet_loss(
+        vectors, labels, SELECTION_MARGIN, distance=distance, reduction="mean"
+    )[0]
+
+
 def _validator(
     config: TrainConfig, data: RunData, encoder: Encoder
 ) -> Callable[[TrainState], dict[str, float]]:
-    """``validate(state)``: AUC on the validation pairs, and the released code's validation loss.
-
-    That loss is the batch-all mean over all triplets of PK batches, at a fixed margin.
-    """
+    """``validate(state)``: AUC on the validation pairs, and the released code's validation loss."""
     labels = data.dataset.labels[data.validation]
     images = data.dataset.images[data.validation]
     pairs = data.pairs["validation"]
     rows = np.searchsorted(data.validation, pairs.rows)
-    counts = np.bincount(labels)
-    enough = int(np.count_nonzero(counts >= config.images_per_identity))
+    enough = int(np.count_nonzero(np.bincount(labels) >= config.images_per_identity))
     plan = np.empty((0, 0), int)
     if enough >= 2:
         plan, _ = pk_batches(
@@ -213,19 +280,16 @@ def _validator(
             epoch=0,
         )
 
-    @jax.jit
-    def loss_fn(vectors: jax.Array, labels: jax.Array) -> jax.Array:
-        loss, _ = batch_all_triplet_loss(
-            vectors, labels, SELECTION_MARGIN, distance=config.distance, reduction="mean"
-        )
-        return loss
-
     def validate(state: TrainState) -> dict[str, float]:
-        vectors = embed_images(encoder.apply, state.params, state.batch_stats, images)
+        params, batch_stats = jax.device_get((state.params, state.batch_stats))
+        vectors = embed_images(encoder.apply, params, batch_stats, images)
         distances = pair_distances(vectors, rows, config.distance)
         threshold = choose_threshold(distances, pairs.same)
         report = verification_report(distances, pairs.same, threshold=threshold)
-        losses = [float(loss_fn(vectors[batch], labels[batch])) for batch in plan]
+        losses = [
+            float(_selection_loss(vectors[batch], labels[batch], distance=config.distance))
+            for batch in plan
+        ]
         return {
             "validation_auc": report.auc,
             "validation_loss": float(np.mean(losses)) if losses else math.nan,
@@ -234,21 +298,20 @@ def _validator(
     return validate
 
 
-def _write_report(
+def _report(
     config: TrainConfig,
     data: RunData,
     encoder: Encoder,
-    folder: Path,
+    params: Any,
+    batch_stats: Any,
     history: list[dict[str, Any]],
-) -> None:
-    """Tests the best weights at the threshold of the validation pairs; report.json, figures/."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures of the best weights at the threshold of the validation pairs, and pictures."""
     images = data.dataset.images
-    with Checkpoint(folder / run.BEST) as best:
-        like = jax.eval_shape(lambda: encoder.init(jax.random.key(0), images.shape[1:]))
-        params, batch_stats = best.restore(like)
-    vectors = np.zeros((len(images), config.embedding_size), np.float32)
     used = np.unique(np.concatenate([pairs.rows.ravel() for pairs in data.pairs.values()]))
-    vectors[used] = embed_images(encoder.apply, params, batch_stats, images[used])
+    embedded = embed_images(encoder.apply, params, batch_stats, images[used])
+    vectors = np.zeros((len(images), embedded.shape[1]), np.float32)
+    vectors[used] = embedded
     distances = {
         name: pair_distances(vectors, pairs.rows, config.distance)
         for name, pairs in data.pairs.items()
@@ -281,10 +344,7 @@ def _write_report(
         ),
         "roc": plots.plot_roc({"embedding": ours["test"], "raw pixels": raw["test"]}),
     }
-    (folder / run.FIGURES).mkdir(exist_ok=True)
-    for name, picture in pictures.items():
-        picture.savefig(folder / run.FIGURES / f"{name}.png")
-    run.write_text(folder / run.REPORT, run.to_json(report, indent=2) + "\n")
+    return report, pictures
 
 
 def _verify(data: RunData, distances: dict[str, np.ndarray]) -> dict[str, VerificationReport]:
@@ -296,8 +356,8 @@ def _verify(data: RunData, distances: dict[str, np.ndarray]) -> dict[str, Verifi
     }
 
 
-def _prepare_folder(config: TrainConfig, data: RunData) -> Path:
-    """An empty run folder with the run's description, or the one to resume.
+def _prepare_folder(config: TrainConfig, data: RunData) -> None:
+    """Makes an empty run folder with the run's description, or checks the one to resume.
 
     Raises:
         ValueError: rather than touch anything that is not this run's.
@@ -309,7 +369,7 @@ def _prepare_folder(config: TrainConfig, data: RunData) -> Path:
             raise ValueError(f"{folder} is not empty and not a run folder; choose another out")
         if config.resume:
             _check_same(config, described, folder)
-            return folder
+            return
         if not config.overwrite:
             raise ValueError(
                 f"{folder} holds a run: ask to overwrite or resume it, or choose another out"
@@ -326,12 +386,11 @@ def _prepare_folder(config: TrainConfig, data: RunData) -> Path:
         run.write_text(folder / run.CONFIG, config.to_json())
     except OSError as error:
         raise ValueError(f"cannot write the run folder {folder}: {error.strerror}") from error
-    return folder
 
 
 def _check_same(config: TrainConfig, described: str, folder: Path) -> None:
     """Refuses to resume what is not the same run; more epochs of it are, if its rule allows."""
-    saved = TrainConfig.from_json((folder / run.CONFIG).read_text(encoding="utf-8")).experiment()
+    saved = run.read_config(folder).experiment()
     asked = config.experiment()
     if config.schedule not in DEPENDS_ON_EPOCHS and asked["epochs"] > saved["epochs"]:
         run.write_text(folder / run.CONFIG, config.to_json())

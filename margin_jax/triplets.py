@@ -11,10 +11,13 @@ together, a block of anchors at a time:
 4. the tile's own vjp turns the counts into the gradient with respect to the embeddings.
 
 Time is that of the distances plus N² compare-and-adds for each positive; memory is O(B·N + N·D).
+
+Nothing here talks to other devices: anchors may be a device's share and references the gathered
+batch, and then the blocks, and with them time and memory, are a share too.
 """
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -42,13 +45,44 @@ class Windows(NamedTuple):
     real: Array
 
 
+class Terms(NamedTuple):
+    """What a triplet contributes; hashable, since it is static.
+
+    Attributes:
+        distance: ``f(x[B, D], y[N, D]) -> [B, N]``, differentiable and pure.
+        mining: which active triplets count in the loss: "all", "semihard" or "hard".
+        swap: whether the negative's distance is the smaller of d(a,n) and d(p,n).
+        soft: whether the loss is softplus(v) of the violation v instead of max(0, v).
+    """
+
+    distance: DistanceFn
+    mining: str
+    swap: bool = False
+    soft: bool = False
+
+
+class Compared(NamedTuple):
+    """What comparing positives with negatives gives for the anchors of one tile.
+
+    Attributes:
+        loss: float[B], each anchor's sum.
+        semihard, hard: int32[B], counts.
+        to_tile: float[B, N], gradient of the sum of `loss` with respect to the tile.
+        to_margin: float[], with respect to the margin.
+        to_references: float[N, D], with respect to the references by another way than the tile, or
+            0 if there is none.
+    """
+
+    loss: Array
+    semihard: Array
+    hard: Array
+    to_tile: Array
+    to_margin: Array
+    to_references: Array | float
+
+
 def batch_all(
-    anchors: Array,
-    references: Array,
-    margin: Array,
-    windows: Windows,
-    distance: DistanceFn,
-    mining: str,
+    anchors: Array, references: Array, margin: Array, windows: Windows, terms: Terms
 ) -> tuple[Array, TripletStats]:
     """Sum of ``max(0, d(a,p) − d(a,n) + μ)`` over the selected triplets of every anchor.
 
@@ -57,50 +91,65 @@ def batch_all(
         references: float[N, D], sorted as `windows` says.
         margin: float[], μ.
         windows: the columns of every anchor.
-        distance: ``f(x[B, D], y[N, D]) -> [B, N]``, differentiable and pure.
-        mining: which active triplets count in the loss: "all", "semihard" or "hard".
+        terms: the distance, and what is summed of which triplets.
 
     Returns:
-        The sum, float[], differentiable once with respect to `anchors`, `references` and `margin`;
-        and the statistics of every anchor, which are constants to differentiation. A distance that
-        is not finite makes the sum NaN rather than vanish from it.
+        The sum, float[], differentiable once, in reverse mode, with respect to `anchors`,
+        `references` and `margin`; and the statistics of every anchor, which are constants to
+        differentiation. A distance that is not finite makes the sum NaN rather than vanish from it.
+
+    Raises:
+        TypeError: when it is differentiated a second time.
     """
-    total, stats = _batch_all(anchors, references, margin, windows, distance, mining)
+    # Inside shard_map, what is the same on every device joins what differs from device to device.
+    varying = sum(jnp.zeros_like(v, shape=(), dtype=margin.dtype) for v in (anchors, references))
+    varying += sum(jnp.zeros_like(v, shape=(), dtype=margin.dtype) for v in (margin, *windows))
+    anchors, references, margin = (v + varying for v in (anchors, references, margin))
+    total, stats = _batch_all(anchors, references, margin, windows, terms)
     return total, jax.lax.stop_gradient(stats)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _batch_all(
-    anchors: Array,
-    references: Array,
-    margin: Array,
-    windows: Windows,
-    distance: DistanceFn,
-    mining: str,
+    anchors: Array, references: Array, margin: Array, windows: Windows, terms: Terms
 ) -> tuple[Array, TripletStats]:
-    total, stats, _ = _scan(anchors, references, margin, windows, distance, mining, False)
+    total, stats, _ = _scan(anchors, references, margin, windows, terms, False)
     return total, stats
 
 
 def _forward(
-    anchors: Array,
-    references: Array,
-    margin: Array,
-    windows: Windows,
-    distance: DistanceFn,
-    mining: str,
+    anchors: Array, references: Array, margin: Array, windows: Windows, terms: Terms
 ) -> tuple[tuple[Array, TripletStats], tuple[Array, ...]]:
-    total, stats, gradient = _scan(anchors, references, margin, windows, distance, mining, True)
+    anchors, references, margin = _differentiable_once((anchors, references, margin))
+    total, stats, gradient = _scan(anchors, references, margin, windows, terms, True)
     return (total, stats), gradient
 
 
 def _backward(
-    distance: DistanceFn, mining: str, gradient: tuple[Array, ...], cotangents: tuple[Array, object]
+    terms: Terms, gradient: tuple[Array, ...], cotangents: tuple[Array, object]
 ) -> tuple[Array | None, ...]:
     return *(cotangents[0] * g for g in gradient), None
 
 
 _batch_all.defvjp(_forward, _backward)
+
+
+@jax.custom_jvp
+def _differentiable_once(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """The identity, in the way of a derivative of the forward pass that makes the gradient.
+
+    Without it, JAX would complain of a `while_loop` that the user never wrote.
+    """
+    return arrays
+
+
+@_differentiable_once.defjvp
+def _refuse(primals: object, tangents: object) -> NoReturn:
+    raise TypeError(
+        "the batch-all triplet loss can be differentiated only once, in reverse mode: its gradient "
+        "is made of counts, whose own derivative is 0 almost everywhere. Put "
+        "jax.lax.stop_gradient around the gradient, or take jax.grad once"
+    )
 
 
 def _block_size(anchors: int, references: int) -> int:
@@ -113,8 +162,7 @@ def _scan(
     references: Array,
     margin: Array,
     windows: Windows,
-    distance: DistanceFn,
-    mining: str,
+    terms: Terms,
     with_gradient: bool,
 ) -> tuple[Array, TripletStats, tuple[Array, ...]]:
     """Sum, statistics and (if asked) the gradient of the sum, over blocks of anchors."""
@@ -132,12 +180,14 @@ def _scan(
         to_references, to_margin = carry
         x, window = block
         if not with_gradient:
-            loss, stats, _, _ = _tile(distance(x, references), margin, window, mining, False)
+            tile = terms.distance(x, references)
+            loss, stats, _ = _tile(tile, references, margin, window, terms, False)
             return carry, (loss, stats, None)
-        tile, pull = jax.vjp(distance, x, references)
-        loss, stats, to_tile, selected = _tile(tile, margin, window, mining, True)
-        to_x, to_y = pull(to_tile)
-        return (to_references + to_y, to_margin + selected), (loss, stats, to_x)
+        tile, pull = jax.vjp(terms.distance, x, references)
+        loss, stats, compared = _tile(tile, references, margin, window, terms, True)
+        to_x, to_y = pull(compared.to_tile)
+        to_references += to_y + compared.to_references
+        return (to_references, to_margin + compared.to_margin), (loss, stats, to_x)
 
     start = (jnp.zeros_like(references), jnp.zeros_like(margin))
     xs = (blocks(anchors), jax.tree.map(blocks, windows))
@@ -150,27 +200,64 @@ def _scan(
 
 
 def _tile(
-    tile: Array, margin: Array, window: Windows, mining: str, with_gradient: bool
-) -> tuple[Array, TripletStats, Array, Array]:
-    """One tile of distances: loss and statistics per anchor, and the gradient with respect to it.
-
-    Returns:
-        The loss of every anchor, float[B]; its statistics; the gradient of the loss's sum with
-        respect to the tile, float[B, N]; and with respect to the margin, float[].
-    """
-    row = jnp.arange(tile.shape[0])
+    tile: Array,
+    references: Array,
+    margin: Array,
+    window: Windows,
+    terms: Terms,
+    with_gradient: bool,
+) -> tuple[Array, TripletStats, Compared]:
+    """One tile of distances, float[B, N]: loss and statistics per anchor, and the gradients."""
     column = jnp.arange(tile.shape[1], dtype=jnp.int32)
     start, stop, itself, real = (v[:, None] for v in window)
     same = (column >= start) & (column < stop)
     positive = same & (column != itself)
     negative = ~same & (column < real)
+    if terms.swap or terms.soft:
+        compared = _compare_values(tile, references, margin, window, negative, terms, with_gradient)
+    else:
+        compared = _compare(tile, margin, window, negative, terms.mining, with_gradient)
+
+    def total(mask: Array, values: Array) -> Array:
+        return jnp.sum(jnp.where(mask, values, 0), axis=1)
+
+    stats = TripletStats(
+        semihard=compared.semihard,
+        hard=compared.hard,
+        positives=jnp.sum(positive, axis=1, dtype=jnp.int32),
+        negatives=jnp.sum(negative, axis=1, dtype=jnp.int32),
+        sum_ap=total(positive, tile),
+        sum_an=total(negative, tile),
+        sum_ap_squared=total(positive, tile * tile),
+        sum_an_squared=total(negative, tile * tile),
+    )
+    # NaN compares as "not active" and would drop out of the loss: 0 × NaN puts it back.
+    loss = compared.loss + 0.0 * (stats.sum_ap + stats.sum_an)
+    return loss, stats, compared
+
+
+def _kth_positive(window: Windows, k: Array, columns: int) -> tuple[Array, Array]:
+    """int32[B], the k-th column of each anchor's window, and bool[B], whether it is a positive."""
+    p = jnp.minimum(window.start + k, columns - 1)
+    return p, (window.start + k < window.stop) & (p != window.itself)
+
+
+def _compare(
+    tile: Array,
+    margin: Array,
+    window: Windows,
+    negative: Array,
+    mining: str,
+    with_gradient: bool,
+) -> Compared:
+    """Each positive against all negatives: the plain loss, whose gradient is counts."""
+    row = jnp.arange(tile.shape[0])
     # At infinity, whatever is not a negative is beyond every margin, so it is never active.
     to_negative = jnp.where(negative, tile, jnp.inf)
 
     def add_positive(k: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         loss, semihard, hard, to_tile, to_margin = carry
-        p = jnp.minimum(window.start + k, tile.shape[1] - 1)
-        exists = (window.start + k < window.stop) & (p != window.itself)
+        p, exists = _kth_positive(window, k, tile.shape[1])
         d_ap = tile[row, p]
         reach = jnp.where(exists, d_ap + margin, -jnp.inf)[:, None]
         active = to_negative < reach
@@ -187,24 +274,77 @@ def _tile(
         return loss, semihard + n_active - n_hard, hard + n_hard, to_tile, to_margin
 
     rows = jnp.zeros_like(tile, shape=tile.shape[:1])
-    counts = jnp.zeros_like(window.start)
+    counts = jnp.zeros_like(rows, dtype=jnp.int32)
     carry = (rows, counts, counts, jnp.zeros_like(tile), jnp.zeros_like(margin))
     largest = jnp.max(window.stop - window.start)
-    loss, semihard, hard, to_tile, to_margin = jax.lax.fori_loop(0, largest, add_positive, carry)
+    return Compared(*jax.lax.fori_loop(0, largest, add_positive, carry), 0.0)
 
-    def total(mask: Array, values: Array) -> Array:
-        return jnp.sum(jnp.where(mask, values, 0), axis=1)
 
-    stats = TripletStats(
-        semihard=semihard,
-        hard=hard,
-        positives=jnp.sum(positive, axis=1, dtype=jnp.int32),
-        negatives=jnp.sum(negative, axis=1, dtype=jnp.int32),
-        sum_ap=total(positive, tile),
-        sum_an=total(negative, tile),
-        sum_ap_squared=total(positive, tile * tile),
-        sum_an_squared=total(negative, tile * tile),
+def _compare_values(
+    tile: Array,
+    references: Array,
+    margin: Array,
+    window: Windows,
+    negative: Array,
+    terms: Terms,
+    with_gradient: bool,
+) -> Compared:
+    """As :func:`_compare`, for losses that need the value of every triplet: swap and soft.
+
+    The swap measures d(p, n) from the k-th positive of every anchor, one more tile of distances and
+    one more vjp for each k. A tie between d(a,n) and d(p,n) belongs to d(a,n).
+    """
+    row = jnp.arange(tile.shape[0])
+
+    def add_positive(k: Array, carry: Compared) -> Compared:
+        p, exists = _kth_positive(window, k, tile.shape[1])
+        valid = exists[:, None] & negative
+        d_ap = tile[row, p][:, None]
+        d_n, swapped = tile, jnp.zeros_like(valid)
+        if terms.swap:
+            d_pn, pull = jax.vjp(terms.distance, references[p], references)
+            swapped = d_pn < tile
+            d_n = jnp.where(swapped, d_pn, tile)
+        violation = d_ap + margin - d_n
+        active = valid & (d_n < d_ap + margin)
+        is_hard = active & (d_n <= d_ap)
+        chosen = {
+            "all": valid if terms.soft else active,
+            "hard": is_hard,
+            "semihard": active & ~is_hard,
+        }[terms.mining]
+        n_active, n_hard = (jnp.sum(m, axis=1, dtype=jnp.int32) for m in (active, is_hard))
+        value = jax.nn.softplus(violation) if terms.soft else violation
+        carry = carry._replace(
+            loss=carry.loss + jnp.sum(jnp.where(chosen, value, 0.0), axis=1),
+            semihard=carry.semihard + n_active - n_hard,
+            hard=carry.hard + n_hard,
+        )
+        if not with_gradient:
+            return carry
+        slope = jnp.where(chosen, jax.nn.sigmoid(violation) if terms.soft else 1.0, 0.0)
+        slope = slope.astype(tile.dtype)
+        to_p = jnp.sum(slope, axis=1)
+        to_tile = carry.to_tile - jnp.where(swapped, 0.0, slope)
+        to_references = carry.to_references
+        if terms.swap:
+            to_rows, to_all = pull(jnp.where(swapped, -slope, 0.0))
+            to_references = (to_references + to_all).at[p].add(to_rows)
+        return carry._replace(
+            to_tile=to_tile.at[row, p].add(to_p),
+            to_margin=carry.to_margin + jnp.sum(to_p),
+            to_references=to_references,
+        )
+
+    rows = jnp.zeros_like(tile, shape=tile.shape[:1])
+    counts = jnp.zeros_like(rows, dtype=jnp.int32)
+    start = Compared(
+        loss=rows,
+        semihard=counts,
+        hard=counts,
+        to_tile=jnp.zeros_like(tile),
+        to_margin=jnp.zeros_like(margin),
+        to_references=jnp.zeros_like(references),
     )
-    # NaN compares as "not active" and would drop out of the loss: 0 × NaN puts it back.
-    loss += 0.0 * (stats.sum_ap + stats.sum_an + margin)
-    return loss, stats, to_tile, to_margin
+    largest = jnp.max(window.stop - window.start)
+    return jax.lax.fori_loop(0, largest, add_positive, start)

@@ -17,6 +17,7 @@ ORDER = [
     "triplets",
     "losses",
     "schedules",
+    "sharding",
     "state",
     "epoch",
     "data.dataset",

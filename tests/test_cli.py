@@ -153,12 +153,15 @@ def test_interrupted_it_says_how_to_go_on(tmp_path):
     )
     history = out / "history.jsonl"
     deadline = time.monotonic() + 120
-    while not (history.is_file() and history.read_text().count("\n") >= 2):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, shown = process.communicate(timeout=60)
+    try:
+        while not (history.is_file() and history.read_text().count("\n") >= 2):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, shown = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in shown
     assert f"margin-jax train --out {out} --resume" in shown

@@ -12,6 +12,7 @@ from margin_jax.data.loader import load_batches
 from margin_jax.data.pairs import hard_pairs, sample_pairs
 from margin_jax.data.sampler import pk_batches
 from margin_jax.data.splits import split_identities
+from margin_jax.sharding import make_mesh
 
 # --- glyphs ---
 
@@ -239,8 +240,10 @@ def test_loader_yields_the_plan_in_its_order():
     images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
     labels = np.arange(40, dtype=np.int32) // 4
     plan = np.random.default_rng(0).permutation(40).reshape(10, 4)
-    batches = list(load_batches(images, labels, plan))
+    mesh = make_mesh(4, 4)
+    batches = list(load_batches(images, labels, plan, mesh))
     assert all(isinstance(array, jax.Array) for array in batches[0])
+    assert [shard.data.shape for shard in batches[0][0].addressable_shards] == [(1, 1, 1, 1)] * 4
     np.testing.assert_array_equal([b[0].ravel() for b in batches], plan)
     np.testing.assert_array_equal([b[1] for b in batches], plan // 4)
 

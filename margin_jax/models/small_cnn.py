@@ -28,7 +28,7 @@ class SmallCNN(nn.Module):
         for features in self.features:
             x = nn.Conv(features, (3, 3), use_bias=False)(x)
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-            x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2), padding="SAME")  # type: ignore[no-untyped-call]
+            x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2), padding="SAME")
         corners = [x[:, rows, cols] for rows in halves(x.shape[1]) for cols in halves(x.shape[2])]
         x = jnp.concatenate([jnp.mean(corner, axis=(1, 2)) for corner in corners], axis=-1)
         x = nn.Dense(self.embedding_size)(x)

@@ -1,0 +1,61 @@
+"""Spreading work over devices: rows of a batch over a mesh, everything else on all of them.
+
+One jitted program serves any number of devices and hosts: images are sharded, so the network runs
+on each device's rows, with BatchNorm over the global batch; the embeddings are gathered before the
+loss, so that its triplets are those of the global batch.
+"""
+
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+T = TypeVar("T")
+
+
+def make_mesh(devices: int | None, batch_size: int) -> Mesh:
+    """A mesh of one axis, "data".
+
+    Args:
+        devices: how many. Default: all of a multi-host job or of accelerators, or as many of them
+            as divide the batch; one CPU, whose virtual devices would share its cores.
+        batch_size: rows of the global batch.
+
+    Raises:
+        ValueError: if there are not as many, or they do not divide the batch.
+    """
+    present = jax.devices()
+    if devices is None:
+        devices = len(present)
+        if jax.process_count() == 1:
+            limit = 1 if present[0].platform == "cpu" else devices
+            devices = max(n for n in range(1, limit + 1) if batch_size % n == 0)
+    if devices > len(present):
+        raise ValueError(f"devices must be at most {len(present)}, all there are; got {devices}")
+    if batch_size % devices:
+        raise ValueError(
+            f"a batch of {batch_size} rows can not be shared equally by {devices} devices"
+        )
+    return jax.make_mesh(
+        (devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=present[:devices]
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def place_rows(rows: np.ndarray, mesh: Mesh) -> Array:
+    """Rows of a global batch, an equal part on each device. Every host passes the whole batch."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+
+
+def place_copies(tree: T, mesh: Mesh) -> T:
+    """The same arrays on every device of every host."""
+    placed: T = jax.device_put(tree, replicated(mesh))
+    return placed
