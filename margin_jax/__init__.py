@@ -12,13 +12,16 @@ from margin_jax.schedules import Schedule, ScheduleState, constant, dams, expone
 from margin_jax.stats import EpochStats, EpochTotals, TripletStats
 
 if TYPE_CHECKING:
+    from margin_jax.comparison import Comparison, compare
     from margin_jax.config import TrainConfig
+    from margin_jax.data.dataset import ImageDataset
     from margin_jax.epoch import EpochRecord, make_train_step, train_epoch
     from margin_jax.evaluation.verification import (
         VerificationReport,
         choose_threshold,
         verification_report,
     )
+    from margin_jax.models import Encoder
     from margin_jax.run import Run, load_run
     from margin_jax.state import TrainState, create_state
     from margin_jax.training import fit
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Comparison": "comparison",
+    "Encoder": "models",
+    "ImageDataset": "data.dataset",
+    "compare": "comparison",
     "EpochRecord": "epoch",
     "Run": "run",
     "TrainConfig": "config",
@@ -41,9 +48,12 @@ _LAZY = {
 }
 
 __all__ = [
+    "Comparison",
+    "Encoder",
     "EpochRecord",
     "EpochStats",
     "EpochTotals",
+    "ImageDataset",
     "Run",
     "Schedule",
     "ScheduleState",
@@ -53,6 +63,7 @@ __all__ = [
     "VerificationReport",
     "batch_all_triplet_loss",
     "choose_threshold",
+    "compare",
     "constant",
     "create_state",
     "dams",

@@ -33,9 +33,19 @@ class Checkpoint:
             self._manager.save(epoch, args=ocp.args.StandardSave(tree))
 
     def restore(self, like: Any) -> Any:
-        """What was saved, in the structure, types and placement of `like`."""
+        """What was saved, in the structure, types and placement of `like`.
+
+        Raises:
+            ValueError: if what was saved has another structure or is damaged.
+        """
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(self.epoch, args=ocp.args.StandardRestore(target))
+        try:
+            return self._manager.restore(self.epoch, args=ocp.args.StandardRestore(target))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise ValueError(
+                f"can not restore {self._manager.directory}: it is damaged, or another network or "
+                "another version saved it"
+            ) from error
 
     def wait(self) -> None:
         """Returns when everything saved is on the disk."""

@@ -1,14 +1,24 @@
 """The command line: options from the fields of a configuration; one line for what goes wrong."""
 
+import contextlib
 import dataclasses
 import inspect
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from margin_jax.config import Option, TrainConfig
+from margin_jax.config import TrainConfig
+
+if TYPE_CHECKING:
+    from margin_jax.run import Run
+
+# Fewer than a run of its own: nine cells on glyphs then take some minutes.
+COMPARE_EPOCHS = 10
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 app = typer.Typer(
     name="margin-jax",
@@ -23,41 +33,48 @@ def margin_jax() -> None:
     """Triplet learning and verification in JAX, with margins that adapt while training."""
 
 
-def config_options(config: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command an option for every field of a configuration: type, default and help.
+def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator:
+    """Gives a command an option for every field of :class:`TrainConfig`: type, default and help.
 
-    The command receives, as keywords, only what was given on the command line.
+    The command receives, as keywords, its own parameters and those options that were given on the
+    command line.
+
+    Args:
+        without: fields that the command does not have.
+        defaults: shown instead of the fields' own; the command has to apply them.
     """
-    hints = get_type_hints(config, include_extras=True)
+    hints = get_type_hints(TrainConfig, include_extras=True)
+    fields = [field for field in dataclasses.fields(TrainConfig) if field.name not in without]
 
     def parameter(field: "dataclasses.Field[Any]") -> inspect.Parameter:
         kind, option = hints[field.name].__origin__, hints[field.name].__metadata__[0]
-        assert isinstance(option, Option)
         # Else typer would offer --no-strict and the like, which say nothing more.
         names = [f"--{field.name.replace('_', '-')}"] if kind is bool else []
         shown = typer.Option(*names, help=option.help, rich_help_panel=option.panel)
         return inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
+            default=defaults.get(field.name, field.default),
             annotation=Annotated[kind, shown],
         )
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD
+        ]
+
         def with_options(context: typer.Context, **values: Any) -> None:
-            sources = {name: context.get_parameter_source(name) for name in values}
-            given = {
-                name: value
-                for name, value in values.items()
-                if (source := sources[name]) is not None and source.name == "COMMANDLINE"
-            }
-            command(**given)
+            for field in fields:
+                source = context.get_parameter_source(field.name)
+                if source is None or source.name != "COMMANDLINE":
+                    del values[field.name]
+            command(**values)
 
         context = inspect.Parameter(
             "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
         )
-        fields = [parameter(field) for field in dataclasses.fields(config)]
-        with_options.__signature__ = inspect.Signature([context, *fields])  # type: ignore[attr-defined]
+        parameters = [context, *own, *map(parameter, fields)]
+        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_options.__annotations__ = {}
         paragraphs = (command.__doc__ or "").split("\n\n")  # typer would keep the line breaks
         with_options.__doc__ = "\n\n".join(" ".join(p.split()) for p in paragraphs)
@@ -68,7 +85,7 @@ def config_options(config: type) -> Callable[[Callable[..., None]], Callable[...
 
 
 @app.command()
-@config_options(TrainConfig)
+@config_options()
 def train(**given: Any) -> None:
     """Train a Siamese network and verify it on identities it has never seen.
 
@@ -78,49 +95,170 @@ def train(**given: Any) -> None:
 
     Your own images: margin-jax train --dataset folder --data-dir FOLDER
     """
-    from margin_jax.run import read_config  # jax, flax and orbax: not needed for --help
+    from margin_jax.run import CONFIG, read_config  # jax, flax and orbax: not needed for --help
     from margin_jax.training import fit
 
     config = TrainConfig(**given)
-    if config.resume and (config.folder / "config.json").is_file():
+    if config.resume and (config.folder / CONFIG).is_file():
         config = read_config(config.folder).replace(**{"out": str(config.folder), **given})
     typer.echo(f"run folder: {config.folder}")
-    try:
+    with _saying_how_to_go_on(f"margin-jax train --out {config.folder} --resume", config):
         run = fit(config, progress=True)
-    except KeyboardInterrupt:
-        typer.echo(
-            f"\nInterrupted. Every finished epoch is in {config.folder}; go on with: "
-            f"margin-jax train --out {config.folder} --resume",
-            err=True,
-        )
-        raise typer.Exit(130) from None
     typer.echo(summary(run))
 
 
-def summary(run: "Any") -> str:
+@app.command()
+@config_options(
+    without=("schedule", "seed", "resume"), epochs=COMPARE_EPOCHS, out="runs/compare-DATASET"
+)
+def compare(
+    *,
+    schedules: Annotated[
+        str,
+        typer.Option(
+            help="Separated by commas: names, or NAME:MARGIN to set the first epoch's margin.",
+            rich_help_panel="Comparison",
+        ),
+    ] = "constant,linear,dams",
+    seeds: Annotated[
+        int, typer.Option(help="How many: 0, 1, ...", rich_help_panel="Comparison")
+    ] = 3,
+    **given: Any,
+) -> None:
+    """Compare margin schedules over several seeds, on shared splits and pairs.
+
+    Leaves a table with 95 % intervals and differences paired by seed, a picture, and a run folder
+    for every cell. The same command again goes on where it stopped.
+
+    Tuned constants beside DAMS: margin-jax compare --schedules constant:0.05,constant:0.2,dams
+    """
+    from margin_jax import comparison
+
+    given = {"epochs": COMPARE_EPOCHS, **given}
+    given.setdefault("out", f"runs/compare-{given.get('dataset', 'glyphs')}")
+    config, names = TrainConfig(**given), [name.strip() for name in schedules.split(",")]
+    cells = len(names) * seeds
+    typer.echo(f"{cells} cells in {config.folder}")
+
+    def on_cell(schedule: str, seed: int, report: dict[str, Any]) -> None:
+        typer.echo(f"{schedule}, seed {seed}: test AUC {report['test']['auc']:.4f}")
+
+    with _saying_how_to_go_on("the same command without --overwrite", config):
+        compared = comparison.compare(config, names, range(seeds), on_cell=on_cell, progress=True)
+    typer.echo(f"\n{compared.table()}\n\nalso in {config.folder}: comparison.md, .json, .png")
+
+
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Another folder of images for each identity. Default: the run's test."),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Lines FIRST,SECOND,1 (same) or 0, the files relative to --data-dir. Default: "
+            "drawn from all identities of --data-dir."
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many pairs to draw at most.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="Of the pairs that are drawn.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
+) -> None:
+    """Verify with a run's best weights and threshold: its saved pairs, or other images."""
+    from margin_jax.evaluate import evaluate_run
+    from margin_jax.run import load_run, to_json, write_text
+
+    report = evaluate_run(load_run(run), data_dir=data_dir, pairs=pairs, count=count, seed=seed)
+    typer.echo("\n".join([HEADER, figures("embedding", report.to_json())]))
+    for warning in report.warnings:
+        typer.echo(f"  note: {warning}")
+    if out is not None:
+        write_text(out, to_json(report.to_json(), indent=2) + "\n")
+
+
+@app.command()
+def embed(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(help="A folder of images, nested or not.")],
+    out: Annotated[Path, typer.Option(help="Arrays files and embeddings.")] = Path(
+        "embeddings.npz"
+    ),
+) -> None:
+    """Write the embeddings of all images in a folder, with their file names, to an npz file."""
+    import numpy as np
+
+    from margin_jax.evaluate import embed_folder
+    from margin_jax.run import load_run
+
+    files, embeddings, skipped = embed_folder(load_run(run), folder)
+    for reason in skipped:
+        typer.echo(f"skipped {reason}", err=True)
+    with open(out, "wb") as file:
+        np.savez_compressed(file, files=np.array(files), embeddings=embeddings)
+    typer.echo(f"{len(files)} embeddings of length {embeddings.shape[1]}: {out}")
+
+
+@app.command()
+def verify(
+    run: RunFolder,
+    first: Annotated[Path, typer.Argument(help="An image.", metavar="IMAGE")],
+    second: Annotated[Path, typer.Argument(help="Another image.", metavar="IMAGE")],
+) -> None:
+    """Are two images of the same identity? Their distance, and the run's threshold."""
+    from margin_jax.evaluate import verify_images
+    from margin_jax.run import load_run
+
+    loaded = load_run(run)
+    distance = verify_images(loaded, first, second)
+    answer = "same" if distance <= loaded.threshold else "different"
+    typer.echo(f"{answer}: distance {distance:.4f}, threshold {loaded.threshold:.4f}")
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on(command: str, config: TrainConfig) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\nInterrupted. Every finished epoch is in {config.folder}; go on with: {command}",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+
+
+HEADER = "                             AUC     EER  accuracy  TPR@FPR 0.01     pairs"
+
+
+def figures(name: str, report: dict[str, Any]) -> str:
+    """A line under `HEADER`."""
+    pairs = report["same_pairs"] + report["different_pairs"]
+    return (
+        f"  {name:<22}{report['auc']:8.4f}{report['eer']:8.2%}{report['accuracy']:10.2%}"
+        f"{report['tpr_at_fpr']['0.01']:14.2%}{pairs:10,}"
+    )
+
+
+def summary(run: "Run") -> str:
     """What a person wants to know of a finished run."""
     test, last = run.report["test"], run.history[-1]
     raw = test["raw_pixels"]
-
-    def line(name: str, figures: dict[str, Any]) -> str:
-        pairs = figures["same_pairs"] + figures["different_pairs"]
-        return (
-            f"  {name:<22}{figures['auc']:8.4f}{figures['eer']:8.2%}{figures['accuracy']:10.2%}"
-            f"{figures['tpr_at_fpr']['0.01']:14.2%}{pairs:10,}"
-        )
-
     lines = [
         "",
         f"best epoch {run.report['best_epoch']} of {run.report['epochs']}; margin "
         f"{run.history[0]['margin']:.2f} -> {last['margin']:.2f}; easy triplets "
         f"{run.history[0]['easy_fraction']:.1%} -> {last['easy_fraction']:.1%}",
         "",
-        "  test identities            AUC     EER  accuracy  TPR@FPR 0.01     pairs",
-        line("embedding", test),
-        line("  published number", test["published"]),
-        *([line("  hard pairs", test["hard"])] if "hard" in test else []),
-        line("raw pixels", raw),
-        *([line("  hard pairs", raw["hard"])] if "hard" in raw else []),
+        HEADER,
+        figures("embedding", test),
+        figures("  published number", test["published"]),
+        *([figures("  hard pairs", test["hard"])] if "hard" in test else []),
+        figures("raw pixels", raw),
+        *([figures("  hard pairs", raw["hard"])] if "hard" in raw else []),
         "",
         *(f"  note: {warning}" for warning in test["warnings"]),
         f"threshold {test['threshold']:.4f}, chosen on validation; "

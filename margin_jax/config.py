@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from margin_jax.choices import check_choice
-from margin_jax.data import DATASETS
+from margin_jax.data import DATASETS, OWN
 from margin_jax.data.sampler import SMALL_IDENTITIES
 from margin_jax.distances import DISTANCES
 from margin_jax.losses import REDUCTIONS
@@ -31,8 +31,6 @@ SCHEDULES: dict[str, Callable[["TrainConfig"], Schedule]] = {
     "exponential": lambda c: exponential(c.margin, c.margin_end, c.epochs),
     "dams": lambda c: dams(c.margin, c.threshold, c.increase),
 }
-# The name of a dataset or an encoder that is given to `fit` as an object.
-OWN = "own"
 # Their margins are laid out over the whole run, so a run of theirs can not be made longer.
 DEPENDS_ON_EPOCHS = ("linear", "exponential")
 SELECTIONS = ("auc", "loss")

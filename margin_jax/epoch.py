@@ -239,6 +239,9 @@ def _like(new: T, old: T) -> T:
     """
 
     def place(n: Array, o: Array) -> Any:
+        placed = isinstance(n, Array) and n.committed and n.sharding == o.sharding
+        if placed and n.dtype == o.dtype:
+            return n
         same_type = n if n.dtype == o.dtype else n.astype(o.dtype)  # keys have no astype
         return jax.device_put(same_type, o.sharding)
 

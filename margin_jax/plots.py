@@ -1,5 +1,6 @@
 """Pictures of a run. Each function returns a matplotlib figure and touches no global state."""
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+
+PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
 
 History = list[dict[str, Any]]
 
@@ -115,6 +118,31 @@ def plot_roc(reports: dict[str, VerificationReport]) -> "Figure":
     axes.set_ylabel("true positive rate")
     axes.set_title("ROC on test pairs")
     axes.legend(loc="lower right")
+    return figure
+
+
+def plot_comparison(histories: dict[str, dict[int, History]]) -> "Figure":
+    """Margin, easy share and validation AUC by epoch: a thick mean and thin seeds a schedule.
+
+    Args:
+        histories: by schedule, then by seed; all of one length.
+    """
+    figure, grid = _epoch_figure(rows=3)
+    figure.set_size_inches(6.4, 7.2)
+    shown = (("margin", "margin μ", 1), ("easy_fraction", "easy triplets (%)", 100))
+    for axes, (name, label, scale) in zip(
+        grid, (*shown, ("validation_auc", "validation AUC", 1)), strict=True
+    ):
+        for colour, (schedule, runs) in zip(itertools.cycle(PALETTE), histories.items()):
+            curves = scale * np.array([_column(history, name) for history in runs.values()])
+            epochs = _column(next(iter(runs.values())), "epoch")
+            if len(curves) > 1:
+                axes.plot(epochs, curves.T, color=colour, lw=0.7, alpha=0.4)
+            axes.plot(epochs, curves.mean(axis=0), color=colour, lw=2, label=schedule)
+        axes.set_ylabel(label)
+    seeds = len(next(iter(histories.values())))
+    grid[0].set_title(f"Margin schedules, mean of {seeds} seed{'s' if seeds > 1 else ''}")
+    grid[0].legend(loc="best")
     return figure
 
 

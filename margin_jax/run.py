@@ -21,7 +21,8 @@ import jax
 import numpy as np
 
 from margin_jax.checkpoint import Checkpoint
-from margin_jax.config import OWN, TrainConfig
+from margin_jax.config import TrainConfig
+from margin_jax.data import OWN
 from margin_jax.data.pairs import Pairs
 from margin_jax.evaluation.embedding import embed_images, pair_distances
 from margin_jax.evaluation.verification import VerificationReport, verification_report

@@ -57,5 +57,6 @@ def place_rows(rows: np.ndarray, mesh: Mesh) -> Array:
 
 def place_copies(tree: T, mesh: Mesh) -> T:
     """The same arrays on every device of every host."""
-    placed: T = jax.device_put(tree, replicated(mesh))
+    # Not `device_put`, which refuses to place random keys on the devices of other hosts.
+    placed: T = jax.jit(lambda t: t, out_shardings=replicated(mesh))(tree)
     return placed

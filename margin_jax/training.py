@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from margin_jax import plots, run
 from margin_jax.checkpoint import Checkpoint
-from margin_jax.config import DEPENDS_ON_EPOCHS, OWN, TrainConfig
+from margin_jax.config import DEPENDS_ON_EPOCHS, TrainConfig
 from margin_jax.data import load_dataset
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.data.loader import load_batches
@@ -77,7 +77,8 @@ def fit(
 
     Args:
         config: what to do. ``MARGIN_JAX_SMALL=1`` in the environment makes any run short.
-        dataset: your own images, with ``TrainConfig(dataset="own")``.
+        dataset: your own images, with ``TrainConfig(dataset="own")``; or those that the
+            configuration names, if they are loaded already.
         encoder: your own network, with ``TrainConfig(encoder="own")``.
         on_epoch: called after each epoch with its record (a line of ``history.jsonl``).
         progress: show a progress bar.
@@ -173,16 +174,11 @@ def prepare_data(config: TrainConfig, dataset: ImageDataset | None = None) -> Ru
 
     Args:
         config: what to load and how to split it.
-        dataset: what it calls "own".
+        dataset: the images, if they are loaded already.
 
     Raises:
         ValueError: saying what was expected and what came.
     """
-    if (dataset is not None) != (config.dataset == OWN):
-        raise ValueError(
-            f"a dataset is given to fit if, and only if, the configuration says dataset {OWN!r}; "
-            f"it says {config.dataset!r}"
-        )
     if dataset is None:
         dataset = load_dataset(config.dataset, config.data_dir, config.image_size, config.strict)
     if config.max_identities is not None:

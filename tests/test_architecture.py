@@ -39,6 +39,8 @@ ORDER = [
     "plots",
     "run",
     "training",
+    "evaluate",
+    "comparison",
     "cli",
     "__main__",
 ]

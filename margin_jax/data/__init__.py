@@ -7,6 +7,8 @@ from margin_jax.data import folder, glyphs
 from margin_jax.data.dataset import ImageDataset
 
 DATASETS = ("glyphs", "folder")
+# The name of a dataset that is given as an object.
+OWN = "own"
 
 
 def load_dataset(
@@ -17,9 +19,11 @@ def load_dataset(
     Raises:
         ValueError: an unknown name, or what the dataset itself refuses.
     """
-    check_choice("dataset", name, DATASETS)
+    check_choice("dataset", name, (*DATASETS, OWN))
     if name == "glyphs":
         return glyphs.load(image_size or glyphs.DEFAULT_SIZE)
+    if name == OWN:
+        raise ValueError("dataset own has to be given as an object: mj.fit(config, dataset=...)")
     if data_dir is None:
         raise ValueError("dataset folder needs data_dir, the folder of images")
     return folder.load(Path(data_dir), image_size or folder.DEFAULT_SIZE, strict)

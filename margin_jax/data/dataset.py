@@ -26,6 +26,36 @@ class ImageDataset:
     groups: np.ndarray
     skipped: tuple[str, ...] = ()
 
+    @classmethod
+    def from_arrays(cls, images: np.ndarray, labels: np.ndarray) -> "ImageDataset":
+        """Your own images in memory.
+
+        Args:
+            images: uint8[n, height, width, channels], channels 1 (grey) or 3 (RGB).
+            labels: [n], whatever names an identity: numbers or strings.
+
+        Raises:
+            ValueError: for other shapes.
+            TypeError: for images that are not uint8.
+        """
+        images, labels = np.asarray(images), np.asarray(labels)
+        if images.dtype != np.uint8:
+            raise TypeError(f"images must be uint8, 0 to 255; got {images.dtype}")
+        if images.ndim != 4 or images.shape[-1] not in (1, 3):
+            raise ValueError(
+                f"images must have shape [n, height, width, 1 or 3]; got {images.shape}"
+            )
+        if labels.shape != images.shape[:1]:
+            raise ValueError(f"labels must have shape {images.shape[:1]}; got {labels.shape}")
+        names, dense = np.unique(labels, return_inverse=True)
+        return cls(
+            images=images,
+            labels=dense.astype(np.int32),
+            identities=tuple(map(str, names)),
+            files=tuple(f"image {i}" for i in range(len(images))),
+            groups=np.arange(len(names), dtype=np.int32),
+        )
+
     def first(self, identities: int) -> "ImageDataset":
         """The first so many identities only."""
         rows = np.flatnonzero(self.labels < identities)

@@ -1,0 +1,201 @@
+"""Schedules compared fairly: every seed has one split and one set of pairs, shared by all of them.
+
+Each cell (a schedule and a seed) is a run folder of its own, so a comparison that was killed goes
+on where it was. Differences are paired by seed.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from margin_jax import plots, run
+from margin_jax.config import TrainConfig
+from margin_jax.data import load_dataset
+from margin_jax.data.dataset import ImageDataset
+from margin_jax.training import fit
+
+FIGURES = ("auc", "eer")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One figure of one schedule over all seeds.
+
+    Attributes:
+        mean: over the seeds.
+        interval: half the width of its 95 % confidence interval (Student's t); NaN for one seed.
+        difference: mean over the seeds of this schedule's figure minus the baseline's.
+        difference_interval: half the width of the 95 % interval of that paired difference.
+    """
+
+    mean: float
+    interval: float
+    difference: float
+    difference_interval: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs of several schedules over the same seeds.
+
+    Attributes:
+        schedules: as they were asked for; the first constant one is the baseline, else the first.
+        seeds: of every schedule.
+        reports, histories: by schedule, then by seed; as in the run folders.
+    """
+
+    schedules: tuple[str, ...]
+    seeds: tuple[int, ...]
+    reports: dict[str, dict[int, dict[str, Any]]]
+    histories: dict[str, dict[int, list[dict[str, Any]]]]
+
+    @property
+    def baseline(self) -> str:
+        """What the others are compared with."""
+        constants = [name for name in self.schedules if name.split(":")[0] == "constant"]
+        return (constants or list(self.schedules))[0]
+
+    def values(self, schedule: str, figure: str) -> np.ndarray:
+        """float64[seeds]: a test figure ("auc", "eer", "accuracy") of every seed."""
+        return np.array([self.reports[schedule][seed]["test"][figure] for seed in self.seeds])
+
+    def summary(self, schedule: str, figure: str) -> Summary:
+        """Mean, interval, and the paired difference to the baseline."""
+        values = self.values(schedule, figure)
+        difference = values - self.values(self.baseline, figure)
+        return Summary(*_mean_interval(values), *_mean_interval(difference))
+
+    def table(self) -> str:
+        """Markdown: a row a schedule."""
+        n = len(self.seeds)
+        lines = [
+            f"Test figures, mean ± half the 95 % interval over {n} seed{'s' if n > 1 else ''}; "
+            f"differences to {self.baseline} are paired by seed.",
+            "",
+            "| schedule | margin | easy at the end | AUC | difference | EER | difference |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for name in self.schedules:
+            auc, eer = (self.summary(name, figure) for figure in FIGURES)
+            ends = [self.histories[name][seed][-1] for seed in self.seeds]
+            start = self.histories[name][self.seeds[0]][0]["margin"]
+            end = np.mean([record["margin"] for record in ends])
+            easy = np.mean([record["easy_fraction"] for record in ends])
+            cells = [name, f"{start:.2f} → {end:.2f}", f"{easy:.1%}"]
+            for figure in (auc, eer):
+                cells.append(_plus_minus(figure.mean, figure.interval, ".4f"))
+                paired = _plus_minus(figure.difference, figure.difference_interval, "+.4f")
+                cells.append("–" if name == self.baseline else paired)
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every cell's test figures, and the summaries."""
+        return {
+            "schedules": list(self.schedules),
+            "seeds": list(self.seeds),
+            "baseline": self.baseline,
+            "cells": [
+                {"schedule": name, "seed": seed, **self.reports[name][seed]}
+                for name in self.schedules
+                for seed in self.seeds
+            ],
+            "summaries": {
+                name: {f: dataclasses.asdict(self.summary(name, f)) for f in FIGURES}
+                for name in self.schedules
+            },
+        }
+
+
+def compare(
+    config: TrainConfig,
+    schedules: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    dataset: ImageDataset | None = None,
+    on_cell: Callable[[str, int, dict[str, Any]], None] | None = None,
+    progress: bool = False,
+) -> Comparison:
+    """Trains every schedule with every seed, and leaves the table, the picture and the cells.
+
+    Args:
+        config: all that the cells have in common; `out` is the folder of the comparison. Its
+            `overwrite` starts every cell anew; otherwise finished cells are kept, and an unfinished
+            one goes on from its last whole epoch.
+        schedules: names, or ``NAME:MARGIN`` to set the margin of the first epoch.
+        seeds: one split, one set of pairs and one initialisation each.
+        dataset: your own images, with ``TrainConfig(dataset="own")``.
+        on_cell: called with (schedule, seed, report) after each cell.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: as :func:`~margin_jax.fit`; for no or repeated schedules or seeds.
+    """
+    for what, values in (("schedules", schedules), ("seeds", seeds)):
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{what} must be at least one, each once; got {list(values)}")
+    cells = {(name, seed): _cell_config(config, name, seed) for name in schedules for seed in seeds}
+    if dataset is None:
+        dataset = load_dataset(config.dataset, config.data_dir, config.image_size, config.strict)
+    reports: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in schedules}
+    histories: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in schedules}
+    for (name, seed), cell in cells.items():
+        report = _finished(cell)
+        if report is None:
+            report = fit(cell, dataset=dataset, progress=progress).report
+        reports[name][seed], histories[name][seed] = report, run.read_history(cell.folder)
+        if on_cell is not None:
+            on_cell(name, seed, report)
+    comparison = Comparison(tuple(schedules), tuple(seeds), reports, histories)
+    folder = config.folder
+    run.write_text(folder / "comparison.json", run.to_json(comparison.to_json(), indent=2) + "\n")
+    run.write_text(folder / "comparison.md", comparison.table() + "\n")
+    plots.plot_comparison(histories).savefig(folder / "comparison.png")
+    return comparison
+
+
+def _cell_config(config: TrainConfig, spec: str, seed: int) -> TrainConfig:
+    schedule, _, margin = spec.partition(":")
+    try:
+        start = float(margin) if margin else config.margin
+    except ValueError:
+        raise ValueError(f"a schedule is NAME or NAME:MARGIN; got {spec!r}") from None
+    return config.replace(
+        schedule=schedule,
+        margin=start,
+        seed=seed,
+        out=str(config.folder / f"{spec.replace(':', '-')}-seed{seed}"),
+        resume=not config.overwrite,
+    ).shrunk()
+
+
+def _finished(cell: TrainConfig) -> dict[str, Any] | None:
+    """The report of a cell that needs no training."""
+    path = cell.folder / run.REPORT
+    if cell.overwrite or not path.is_file():
+        return None
+    if run.read_config(cell.folder).experiment() != cell.experiment():
+        return None  # `fit` says what differs
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return report
+
+
+def _mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % confidence interval."""
+    from scipy.stats import t  # slow to import
+
+    n = len(values)
+    if n < 2:
+        return float(np.mean(values)), math.nan
+    width = t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)
+    return float(np.mean(values)), float(width)
+
+
+def _plus_minus(mean: float, interval: float, form: str) -> str:
+    shown = f"{mean:{form}}"
+    return shown if math.isnan(interval) else f"{shown} ± {interval:.4f}"

@@ -1,0 +1,237 @@
+"""A finished run put to use, from Python and from the command line."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import numpy as jnp
+from PIL import Image
+
+import margin_jax as mj
+from margin_jax import cli, plots
+from margin_jax.evaluate import embed_folder, evaluate_run, verify_images
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return mj.fit(mj.TrainConfig(max_identities=60, epochs=2, identities_per_batch=8, out=str(out)))
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """Pictures of one's own: three letters in colour, one of them in a file that is broken."""
+    from margin_jax.data import glyphs
+
+    root = tmp_path_factory.mktemp("letters")
+    for letter, images in zip("QΩж", glyphs.draw("QΩж", 40), strict=True):
+        (root / letter).mkdir()
+        for i, image in enumerate(images[:4]):
+            colour = Image.fromarray(np.stack([image, image // 2, image * 0], axis=-1))
+            colour.save(root / letter / f"{i}.png")
+    (root / "Q" / "broken.png").write_bytes(b"\x89PNG")
+    return root
+
+
+def stopped(capsys, *arguments):
+    with pytest.raises(SystemExit) as error:
+        cli.main([str(argument) for argument in arguments])
+    shown = capsys.readouterr()
+    return error.value.code or 0, shown.out, shown.err
+
+
+def test_evaluating_the_saved_pairs_gives_the_report(run):
+    report = evaluate_run(mj.load_run(run.path))
+    test = run.report["test"]
+    assert report.auc == test["auc"]
+    assert report.accuracy == test["accuracy"]
+    assert report.threshold == test["threshold"] == run.threshold
+
+
+def test_other_pictures_and_other_pairs(run, letters, tmp_path, capsys):
+    drawn = evaluate_run(run, data_dir=letters)
+    assert (drawn.same, drawn.different) == (18, 18)
+    listed = tmp_path / "pairs.csv"
+    listed.write_text("Q/0.png,Q/1.png,1\nQ/0.png,Ω/1.png,0\nж/2.png, ж/3.png, 1\n")
+    report = evaluate_run(run, data_dir=letters, pairs=listed)
+    assert (report.same, report.different) == (2, 1)
+    out = tmp_path / "figures.json"
+    status, shown, _ = stopped(
+        capsys, "evaluate", run.path, "--data-dir", letters, "--pairs", listed, "--out", out
+    )
+    assert status == 0
+    assert json.loads(out.read_text()) == report.to_json()
+    assert f"{report.auc:.4f}" in shown
+
+
+def test_embed_names_files_and_skips_what_is_broken(run, letters, tmp_path, capsys):
+    files, embeddings, skipped = embed_folder(run, letters)
+    assert files == sorted(f"{letter}/{i}.png" for letter in "QΩж" for i in range(4))
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+    assert len(skipped) == 1
+    out = tmp_path / "e.npz"
+    status, shown, errors = stopped(capsys, "embed", run.path, letters, "--out", out)
+    assert status == 0
+    assert "12 embeddings of length 128" in shown
+    assert "broken.png" in errors
+    with np.load(out) as saved:
+        assert saved["files"].tolist() == files
+        np.testing.assert_array_equal(saved["embeddings"], embeddings)
+
+
+def test_verify_says_same_or_different(run, letters, capsys):
+    files, embeddings, _ = embed_folder(run, letters)
+    pairs = [(letters / files[0], letters / other) for other in files[1:]]
+    distances = [verify_images(run, *pair) for pair in pairs]
+    expected = np.linalg.norm(embeddings[1:] - embeddings[0], axis=1)
+    np.testing.assert_allclose(distances, expected, atol=1e-3)
+    assert verify_images(run, pairs[0][0], pairs[0][0]) < 1e-3
+    seen = set()
+    for pair, distance in zip(pairs, distances, strict=True):
+        status, shown, _ = stopped(capsys, "verify", run.path, *pair)
+        answer = "same" if distance <= run.threshold else "different"
+        assert status == 0
+        assert shown == f"{answer}: distance {distance:.4f}, threshold {run.threshold:.4f}\n"
+        seen.add(answer)
+    assert seen == {"same", "different"}
+
+
+BAD = {
+    "no run": lambda run, letters: ["evaluate", letters],
+    "no folder": lambda run, letters: ["evaluate", letters / "missing"],
+    "pairs alone": lambda run, letters: ["evaluate", run, "--pairs", "pairs.csv"],
+    "no images": lambda run, letters: ["embed", run, run / "figures" / "nothing"],
+    "nothing to embed": lambda run, letters: ["embed", run, run / "checkpoints"],
+    "not an image": lambda run, letters: ["verify", run, letters / "Q/0.png", run / "config.json"],
+    "missing image": lambda run, letters: [
+        "verify",
+        run,
+        letters / "Q/0.png",
+        letters / "none.png",
+    ],
+    "one image": lambda run, letters: ["verify", run, letters / "Q/0.png"],
+    "no identities": lambda run, letters: ["evaluate", run, "--data-dir", letters / "Q"],
+    "no pairs file": lambda run, letters: [
+        "evaluate",
+        run,
+        "--data-dir",
+        letters,
+        "--pairs",
+        letters / "none.csv",
+    ],
+    "unwritable": lambda run, letters: ["embed", run, letters, "--out", run / "none" / "e.npz"],
+}
+
+
+@pytest.mark.parametrize("arguments", BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_status_2(arguments, run, letters, capsys):
+    status, shown, errors = stopped(capsys, *arguments(run.path, letters))
+    assert status == 2
+    assert shown == ""
+    lines = [line for line in errors.splitlines() if not line.startswith("skipped")]
+    assert len(lines) == 1
+    assert lines[0].startswith("margin-jax: ")
+    assert len(lines[0]) > 30
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("", "no pairs in"),
+        ("a,b\n", "line 1: expected FIRST,SECOND,1 or 0; got 'a,b'"),
+        ("Q/0.png,Q/1.png,1\nQ/0.png,Q/1.png,yes\n", "line 2: expected"),
+        ("Q/0.png,Q/9.png,1\n", "1 of 2 images unreadable"),
+        ("Q/0.png,Q/1.png,1\n", "same and different pairs"),
+    ],
+)
+def test_bad_pairs(lines, message, run, letters, tmp_path):
+    (tmp_path / "pairs.csv").write_text(lines)
+    with pytest.raises(ValueError, match=message):
+        evaluate_run(run, data_dir=letters, pairs=tmp_path / "pairs.csv")
+
+
+DAMAGE = {
+    "config gone": lambda f: (f / "config.json").unlink(),
+    "config cut": lambda f: (f / "config.json").write_text('{"dataset": "gly'),
+    "config of another version": lambda f: (f / "config.json").write_text('{"datasets": "glyphs"}'),
+    "config of no run": lambda f: (f / "config.json").write_text('{"epochs": "many"}'),
+    "config no object": lambda f: (f / "config.json").write_text("3"),
+    "data gone": lambda f: (f / "data.json").unlink(),
+    "data cut": lambda f: (f / "data.json").write_text("{}"),
+    "report cut": lambda f: (f / "report.json").write_text('{"test"'),
+    "report gone": lambda f: (f / "report.json").unlink(),
+    "history cut": lambda f: (f / "history.jsonl").write_text("nonsense\n"),
+    "weights gone": lambda f: shutil.rmtree(f / "checkpoints" / "best"),
+    "weights empty": lambda f: [shutil.rmtree(p) for p in (f / "checkpoints" / "best").iterdir()],
+    "weights of another network": lambda f: (f / "config.json").write_text(
+        (f / "config.json").read_text().replace('"embedding_size": 128', '"embedding_size": 64')
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_run_is_one_line_and_left_alone(damage, run, tmp_path, capfd):
+    broken = tmp_path / "broken"
+    shutil.copytree(run.path, broken)
+    damage(broken)
+    before = sorted(path for path in broken.rglob("*"))
+    with pytest.raises(SystemExit) as error:
+        cli.main(["evaluate", str(broken)])
+    errors = capfd.readouterr().err  # what threads print, too
+    assert error.value.code == 2
+    assert "Traceback" not in errors
+    assert errors.count("\n") == 1, errors
+    assert str(broken) in errors
+    assert sorted(path for path in broken.rglob("*")) == before
+
+
+class Flat(nn.Module):
+    """An encoder of one's own."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.Dense(8)(images.reshape(len(images), -1))
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_ones_own_dataset_encoder_and_callback(tmp_path):
+    rng = np.random.default_rng(0)
+    faces = rng.integers(0, 200, (30, 9, 9, 1))
+    names = np.array([f"person {i}" for i in range(30)])
+    images = (faces[:, None] + rng.integers(0, 55, (30, 4, 9, 9, 1))).reshape(-1, 9, 9, 1)
+    mine = mj.ImageDataset.from_arrays(images.astype(np.uint8), np.repeat(names, 4))
+    encoder = mj.Encoder(Flat())
+    config = mj.TrainConfig(
+        dataset="own", encoder="own", epochs=2, identities_per_batch=4, out=str(tmp_path / "run")
+    )
+    seen = []
+    run = mj.fit(config, dataset=mine, encoder=encoder, on_epoch=seen.append)
+    assert [record["epoch"] for record in seen] == [1, 2]
+    assert seen == run.history
+    assert set(run.data["identities"]["train"]) < set(names)
+    again = mj.load_run(run.path, encoder=encoder)
+    np.testing.assert_array_equal(again.embed(mine.images), run.embed(mine.images))
+    assert plots.plot_margin(run.history).axes[0].get_ylabel() == "margin μ"
+    with pytest.raises(ValueError, match="encoder is given if, and only if"):
+        mj.load_run(run.path)
+    with pytest.raises(ValueError, match="given as an object"):
+        mj.fit(config.replace(out=str(tmp_path / "other")), encoder=encoder)
+    with pytest.raises(ValueError, match="encoder is given if, and only if"):
+        mj.fit(config.replace(out=str(tmp_path / "other")), dataset=mine)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "error", "message"),
+    [
+        (np.zeros((4, 9, 9, 1)), np.arange(4), TypeError, "uint8.*got float64"),
+        (np.zeros((4, 9, 9), np.uint8), np.arange(4), ValueError, r"got \(4, 9, 9\)"),
+        (np.zeros((4, 9, 9, 2), np.uint8), np.arange(4), ValueError, "1 or 3"),
+        (np.zeros((4, 9, 9, 1), np.uint8), np.arange(5), ValueError, r"\(4,\); got \(5,\)"),
+    ],
+)
+def test_ones_own_dataset_is_checked(images, labels, error, message):
+    with pytest.raises(error, match=message):
+        mj.ImageDataset.from_arrays(images, labels)
