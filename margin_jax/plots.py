@@ -117,7 +117,7 @@ def plot_roc(reports: dict[str, VerificationReport]) -> "Figure":
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
     axes.set_title("ROC on test pairs")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left")
     return figure
 
 
