@@ -95,11 +95,11 @@ def train(**given: Any) -> None:
 
     Your own images: margin-jax train --dataset folder --data-dir FOLDER
     """
-    from margin_jax.run import CONFIG, read_config  # jax, flax and orbax: not needed for --help
+    from margin_jax.run import is_run, read_config  # jax, flax and orbax: not needed for --help
     from margin_jax.training import fit
 
     config = TrainConfig(**given)
-    if config.resume and (config.folder / CONFIG).is_file():
+    if config.resume and is_run(config.folder):
         config = read_config(config.folder).replace(**{"out": str(config.folder), **given})
     typer.echo(f"run folder: {config.folder}")
     with _saying_how_to_go_on(f"margin-jax train --out {config.folder} --resume", config):
@@ -264,7 +264,13 @@ def summary(run: "Run") -> str:
         f"threshold {test['threshold']:.4f}, chosen on validation; "
         f"report, pictures and weights: {run.path}",
     ]
-    skipped = len(run.data["skipped"])
+    coverage, skipped = run.data["coverage"], len(run.data["skipped"])
+    lines.insert(
+        1,
+        f"the first epoch trained on {coverage['used']:,} of {coverage['images']:,} training "
+        f"images: {coverage['small']:,} belong to identities with too few, {coverage['left']:,} "
+        "were left over",
+    )
     if skipped:
         lines.append(f"{skipped} unreadable file(s) skipped: {run.path / 'data.json'}")
     return "\n".join(lines)

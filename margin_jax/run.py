@@ -13,6 +13,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,19 @@ def read_config(folder: Path) -> TrainConfig:
         return TrainConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in a folder. Many things have a config.json, few both of these."""
+    return (folder / CONFIG).is_file() and (folder / DATA).is_file()
+
+
+def remove(folder: Path) -> None:
+    """Removes a run, and nothing else that may be in its folder."""
+    for name in (CONFIG, DATA, PAIRS, HISTORY, REPORT):
+        (folder / name).unlink(missing_ok=True)
+    for name in (FIGURES, Path(LAST).parts[0]):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,6 +90,8 @@ def fit(
     """
     config = config.shrunk()
     mesh = make_mesh(config.devices, config.identities_per_batch * config.images_per_identity)
+    if _is_first_process():
+        _check_folder(config)  # before the data, which can take minutes to load
     data = prepare_data(config, dataset)
     encoder = run.get_encoder(config, encoder)
     folder = config.folder
@@ -125,7 +126,10 @@ def fit(
                 batches = load_batches(data.dataset.images, data.dataset.labels, plan, mesh)
                 bar.start(float(state.margin), len(plan))
                 state, trained = train_epoch(state, train_step, batches, schedule, on_step=bar.step)
-                record = {**dataclasses.asdict(trained), **validate(state)}
+                validated = validate(state)
+                if jax.process_count() > 1:  # or they could disagree on which epoch is the best
+                    validated = jax.tree.map(float, multihost_utils.broadcast_one_to_all(validated))
+                record = {**dataclasses.asdict(trained), **validated}
                 history.append(record)
                 if _is_first_process():
                     run.append_history(folder, record)
@@ -352,25 +356,36 @@ def _verify(data: RunData, distances: dict[str, np.ndarray]) -> dict[str, Verifi
     }
 
 
-def _prepare_folder(config: TrainConfig, data: RunData) -> None:
-    """Makes an empty run folder with the run's description, or checks the one to resume.
+def _check_folder(config: TrainConfig) -> None:
+    """Refuses a run folder that holds something, unless it is a run and what to do is said.
 
     Raises:
         ValueError: rather than touch anything that is not this run's.
     """
     folder = config.folder
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not run.is_run(folder):
+        raise ValueError(f"{folder} is not empty and not a run folder; choose another out")
+    if not (config.resume or config.overwrite):
+        raise ValueError(
+            f"{folder} holds a run: ask to --resume or to --overwrite it, or choose another --out"
+        )
+
+
+def _prepare_folder(config: TrainConfig, data: RunData) -> None:
+    """Makes an empty run folder with the run's description, or checks the one to resume.
+
+    Raises:
+        ValueError: if the run to resume is another one, or the folder can not be written.
+    """
+    folder = config.folder
     described = run.to_json(data.described, indent=2) + "\n"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder / run.CONFIG).is_file():
-            raise ValueError(f"{folder} is not empty and not a run folder; choose another out")
+    if run.is_run(folder):
         if config.resume:
             _check_same(config, described, folder)
             return
-        if not config.overwrite:
-            raise ValueError(
-                f"{folder} holds a run: ask to overwrite or resume it, or choose another out"
-            )
-        shutil.rmtree(folder)
+        run.remove(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         run.write_text(folder / run.DATA, described)

@@ -151,7 +151,20 @@ def test_a_run_that_is_there_is_not_touched_without_being_asked(finished, tmp_pa
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="not a run folder"):
         mj.fit(SMALL.replace(out=str(tmp_path), overwrite=True))
+    (tmp_path / "config.json").write_text("{}")  # of something else
+    with pytest.raises(ValueError, match="not a run folder"):
+        mj.fit(SMALL.replace(out=str(tmp_path), overwrite=True))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
+    config = SMALL.replace(out=str(tmp_path / "run"), epochs=1)
+    mj.fit(config)
+    (config.folder / "notes.txt").write_text("kept")
+    run = mj.fit(config.replace(overwrite=True, epochs=2, seed=1))
+    assert [record["epoch"] for record in run.history] == [1, 2]
+    assert mj.load_run(config.folder).config.seed == 1
+    assert (config.folder / "notes.txt").read_text() == "kept"
 
 
 def test_bad_data_leaves_an_old_run_alone(finished):
