@@ -41,9 +41,9 @@ def batch_all_triplet_loss(
     A triplet is *easy* when its loss is 0 (a tie counts as easy), else *active*: *semihard* if
     d(a,n) > d(a,p), *hard* if not. Counts are exact integers and never depend on `mining`.
 
-    Pure; works under ``jit``, ``vmap`` and ``grad`` (once, reverse mode). Nothing is static but the
-    shapes and the string options: a new margin or other labels never recompile. Memory grows with
-    batch × block, not with the number of triplets.
+    Pure; works under ``jit``, ``vmap``, ``shard_map`` and ``grad`` (once, reverse mode). Nothing is
+    static but the shapes and the options: a new margin or other labels never recompile. Memory
+    grows with batch × block, not with the number of triplets.
 
     Args:
         embeddings: float[batch, dim], any float type; narrower ones than float32 are computed in
@@ -62,15 +62,35 @@ def batch_all_triplet_loss(
             the batch itself. No row of it counts as the anchor itself.
         reference_labels: int[refs], required with `references`.
         reference_where: bool[refs].
+        axis_name: name or names of the mesh axes over which the batch is sharded, inside
+            ``jax.shard_map``. Triplets are then those of the global batch, as if it were on one
+            device: every device gathers the rows of all (and the references, of which each brings
+            its share), scans its own anchors, and returns the global loss and the statistics of
+            its own rows. See *Gradients over devices*.
+        swap: measure the negative from the nearer of anchor and positive, min(d(a,n), d(p,n)), in
+            the loss and in the kinds of triplet. `sum_an` of the statistics stays that of d(a,n).
+            A tie sends the gradient to d(a,n).
+        soft: replace the hinge by ``log(1 + exp(d(a,p) − d(a,n) + μ))``. Every valid triplet then
+            has a loss, so mining="all" selects all of them; the counts are still defined by the
+            margin.
 
     Returns:
         ``(loss, stats)``: the loss, a float32 scalar (float64 for float64 embeddings), and a
         :class:`~margin_jax.TripletStats` of per-anchor int32 counts in the order of the batch.
 
+    Gradients over devices:
+        Everywhere the gradient is that of the global loss. Taken outside ``shard_map``, or inside
+        it with respect to embeddings, there is nothing to do. Taken inside with respect to
+        parameters that are the same on every device, ``shard_map`` has already summed it over the
+        devices (``check_vma=True``, the default): a ``pmean`` does no harm, a ``psum`` would
+        multiply it. With ``check_vma=False`` JAX does not know what is the same: what is taken
+        inside comes out as a device's part times the number of devices, and ``pmean`` over them
+        makes it right.
+
     Raises:
         ValueError: wrong shapes, an unknown option, a margin known to be NaN or infinite.
         TypeError: embeddings that are not floating point, labels that are not integers, a mask
-            that is not boolean.
+            that is not boolean; when the loss is differentiated twice or in forward mode.
 
     Example:
         >>> import jax.numpy as jnp, margin_jax as mj
@@ -81,6 +101,8 @@ def batch_all_triplet_loss(
 
     References:
         Batch-all: Hermans et al. 2017, `arXiv 1703.07737 <https://arxiv.org/abs/1703.07737>`_.
+        Swap: Balntas et al. 2016, "Learning local feature descriptors with triplets and shallow
+        convolutional neural networks".
         Easy triplets as the signal for the margin: `arXiv 2603.26389
         <https://arxiv.org/abs/2603.26389>`_.
     """
@@ -128,9 +150,18 @@ def batch_all_triplet_loss(
     total, stats = triplets.batch_all(x[x_order], y[y_order], mu, windows, terms)
     batch_order = jnp.argsort(x_order)
     stats = jax.tree.map(lambda v: v[batch_order], stats)
-    count = _denominator(stats, reduction, mining, soft, total.dtype)
-    if axis_name is not None:
-        total, count = jax.lax.psum((total, count), axis_name)
+
+    def over_devices(v: Array) -> Array:
+        return v if axis_name is None else jax.lax.psum(v, axis_name)
+
+    total = over_devices(total)
+    if reduction == "sum":
+        return total, stats
+    everything = stats.valid if soft else stats.active  # what has a loss
+    selected = {"all": everything, "semihard": stats.semihard, "hard": stats.hard}[mining]
+    averaged = selected if reduction == "mean_active" else stats.valid
+    # Summed as floats: only the last bit of the mean can differ, and int32 could overflow.
+    count = over_devices(jnp.sum(averaged.astype(total.dtype)))
     return total / jnp.where(count > 0, count, 1), stats
 
 
@@ -158,18 +189,6 @@ def _windows(
         itself=jnp.full_like(start, -1),
         real=jnp.where(real, n_real, 0),
     )
-
-
-def _denominator(
-    stats: TripletStats, reduction: str, mining: str, soft: bool, dtype: jnp.dtype
-) -> Array:
-    """How many triplets the mean is over, as a float; 1 for a sum."""
-    if reduction == "sum":
-        return jnp.ones((), dtype)
-    everything = stats.valid if soft else stats.active  # what has a loss
-    selected = {"all": everything, "semihard": stats.semihard, "hard": stats.hard}[mining]
-    # Summed as floats: only the last bit of the mean can differ, and int32 could overflow.
-    return jnp.sum((selected if reduction == "mean_active" else stats.valid).astype(dtype))
 
 
 def _check_rows(

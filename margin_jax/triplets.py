@@ -102,8 +102,10 @@ def batch_all(
         TypeError: when it is differentiated a second time.
     """
     # Inside shard_map, what is the same on every device joins what differs from device to device.
-    varying = sum(jnp.zeros_like(v, shape=(), dtype=margin.dtype) for v in (anchors, references))
-    varying += sum(jnp.zeros_like(v, shape=(), dtype=margin.dtype) for v in (margin, *windows))
+    zeros = (
+        jnp.zeros_like(v, shape=(), dtype=margin.dtype) for v in (anchors, references, *windows)
+    )
+    varying = functools.reduce(jnp.add, zeros)
     anchors, references, margin = (v + varying for v in (anchors, references, margin))
     total, stats = _batch_all(anchors, references, margin, windows, terms)
     return total, jax.lax.stop_gradient(stats)
@@ -146,9 +148,8 @@ def _differentiable_once(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
 @_differentiable_once.defjvp
 def _refuse(primals: object, tangents: object) -> NoReturn:
     raise TypeError(
-        "the batch-all triplet loss can be differentiated only once, in reverse mode: its gradient "
-        "is made of counts, whose own derivative is 0 almost everywhere. Put "
-        "jax.lax.stop_gradient around the gradient, or take jax.grad once"
+        "the batch-all triplet loss can be differentiated only once, in reverse mode. To use its "
+        "gradient as a constant, take it at jax.lax.stop_gradient(embeddings)"
     )
 
 
@@ -221,18 +222,20 @@ def _tile(
     def total(mask: Array, values: Array) -> Array:
         return jnp.sum(jnp.where(mask, values, 0), axis=1)
 
+    size = window.stop - window.start
+    own = (window.start <= window.itself) & (window.itself < window.stop)
     stats = TripletStats(
         semihard=compared.semihard,
         hard=compared.hard,
-        positives=jnp.sum(positive, axis=1, dtype=jnp.int32),
-        negatives=jnp.sum(negative, axis=1, dtype=jnp.int32),
+        positives=size - own.astype(jnp.int32),
+        negatives=window.real - size,
         sum_ap=total(positive, tile),
         sum_an=total(negative, tile),
         sum_ap_squared=total(positive, tile * tile),
         sum_an_squared=total(negative, tile * tile),
     )
     # NaN compares as "not active" and would drop out of the loss: 0 × NaN puts it back.
-    loss = compared.loss + 0.0 * (stats.sum_ap + stats.sum_an)
+    loss = compared.loss + 0.0 * (stats.sum_ap + stats.sum_an + margin)
     return loss, stats, compared
 
 
@@ -240,6 +243,18 @@ def _kth_positive(window: Windows, k: Array, columns: int) -> tuple[Array, Array
     """int32[B], the k-th column of each anchor's window, and bool[B], whether it is a positive."""
     p = jnp.minimum(window.start + k, columns - 1)
     return p, (window.start + k < window.stop) & (p != window.itself)
+
+
+def _count(first: Array, second: Array) -> tuple[Array, Array]:
+    """int32[B] each: the true entries in every row of two masks bool[B, N]."""
+    masks = first.astype(jnp.uint32), second.astype(jnp.uint32)
+    if first.shape[1] < 2**16:
+        # Both in one pass, which is most of the cost of counting: 16 bits for each.
+        both = jnp.sum(masks[0] + (masks[1] << 16), axis=1, dtype=jnp.uint32)
+        counts = both & 0xFFFF, both >> 16
+    else:
+        counts = jnp.sum(masks[0], axis=1), jnp.sum(masks[1], axis=1)
+    return counts[0].astype(jnp.int32), counts[1].astype(jnp.int32)
 
 
 def _compare(
@@ -263,9 +278,8 @@ def _compare(
         active = to_negative < reach
         is_hard = active & (to_negative <= d_ap[:, None])
         chosen = {"all": active, "hard": is_hard, "semihard": active & ~is_hard}[mining]
-        n_active, n_hard, n_chosen = (
-            jnp.sum(mask, axis=1, dtype=jnp.int32) for mask in (active, is_hard, chosen)
-        )
+        n_active, n_hard = _count(active, is_hard)
+        n_chosen = {"all": n_active, "hard": n_hard, "semihard": n_active - n_hard}[mining]
         loss += jnp.sum(jnp.where(chosen, reach - to_negative, 0.0), axis=1)
         if with_gradient:
             count = n_chosen.astype(tile.dtype)
@@ -277,7 +291,8 @@ def _compare(
     counts = jnp.zeros_like(rows, dtype=jnp.int32)
     carry = (rows, counts, counts, jnp.zeros_like(tile), jnp.zeros_like(margin))
     largest = jnp.max(window.stop - window.start)
-    return Compared(*jax.lax.fori_loop(0, largest, add_positive, carry), 0.0)
+    loss, semihard, hard, to_tile, to_margin = jax.lax.fori_loop(0, largest, add_positive, carry)
+    return Compared(loss, semihard, hard, to_tile, to_margin, to_references=0.0)
 
 
 def _compare_values(
@@ -313,7 +328,7 @@ def _compare_values(
             "hard": is_hard,
             "semihard": active & ~is_hard,
         }[terms.mining]
-        n_active, n_hard = (jnp.sum(m, axis=1, dtype=jnp.int32) for m in (active, is_hard))
+        n_active, n_hard = _count(active, is_hard)
         value = jax.nn.softplus(violation) if terms.soft else violation
         carry = carry._replace(
             loss=carry.loss + jnp.sum(jnp.where(chosen, value, 0.0), axis=1),
@@ -347,4 +362,5 @@ def _compare_values(
         to_references=jnp.zeros_like(references),
     )
     largest = jnp.max(window.stop - window.start)
-    return jax.lax.fori_loop(0, largest, add_positive, start)
+    compared: Compared = jax.lax.fori_loop(0, largest, add_positive, start)
+    return compared

@@ -74,7 +74,7 @@ class Answer:
     sum_an_squared: np.ndarray
     ap: list[float]  # d(a,p) of every positive pair
     an: list[float]  # d(a,n) of every negative pair
-    effective: list[float]  # d(a,n) − d(a,p) of every valid triplet
+    effective: list[float]  # d(a,n) − d(a,p) of every valid triplet, without the swap
 
     @property
     def counts(self) -> dict[str, int]:
@@ -94,6 +94,8 @@ def batch_all(
     references=None,
     reference_labels=None,
     reference_where=None,
+    swap=False,
+    soft=False,
 ) -> Answer:
     x = np.asarray(embeddings, np.float64)
     y = x if references is None else np.asarray(references, np.float64)
@@ -109,7 +111,7 @@ def batch_all(
     count = {name: np.zeros(len(x), np.int64) for name in names}
     sums = {name: np.zeros(len(x)) for name in ("ap", "an", "ap_squared", "an_squared")}
     pairs = {"ap": [], "an": []}
-    effective, losses = [], []
+    effective, losses, slopes = [], [], []
     to_x, to_y = np.zeros_like(x), np.zeros_like(y)
 
     for a in range(len(x)):
@@ -128,20 +130,27 @@ def batch_all(
             for n in negatives:
                 (d_ap, ap_to_a, ap_to_p), (d_an, an_to_a, an_to_n) = to[p], to[n]
                 effective.append(d_an - d_ap)
+                an_to_p = np.zeros_like(an_to_a)
+                if swap and measure(y[p], y[n])[0] < d_an:
+                    d_an, an_to_p, an_to_n = measure(y[p], y[n])
+                    an_to_a = np.zeros_like(an_to_a)
                 kind = "easy" if d_an >= d_ap + margin else "semihard" if d_an > d_ap else "hard"
                 count[kind][a] += 1
-                if kind != "easy" and mining in ("all", kind):
-                    losses.append(d_ap - d_an + margin)
-                    to_x[a] += ap_to_a - an_to_a
-                    to_y[p] += ap_to_p
-                    to_y[n] -= an_to_n
+                if mining == kind or (mining == "all" and (soft or kind != "easy")):
+                    violation = d_ap - d_an + margin
+                    losses.append(math.log1p(math.exp(violation)) if soft else violation)
+                    slope = 1 / (1 + math.exp(-violation)) if soft else 1
+                    slopes.append(slope)
+                    to_x[a] += slope * (ap_to_a - an_to_a)
+                    to_y[p] += slope * (ap_to_p - an_to_p)
+                    to_y[n] -= slope * an_to_n
 
     over = {"mean_active": len(losses), "mean": len(effective), "sum": 1}[reduction] or 1
     return Answer(
         loss=sum(losses) / over,
         to_embeddings=(to_x + to_y if references is None else to_x) / over,
         to_references=None if references is None else to_y / over,
-        to_margin=len(losses) / over,
+        to_margin=sum(slopes) / over,
         **count,
         **{f"sum_{name}": value for name, value in sums.items()},
         **pairs,

@@ -246,6 +246,83 @@ def test_float64_is_computed_in_float64():
         np.testing.assert_allclose(to_x, answer.to_embeddings, rtol=1e-11, atol=1e-13)
 
 
+# The swap and the soft margin
+
+VALUED = [
+    {"swap": True},
+    {"soft": True},
+    {"swap": True, "soft": True, "reduction": "mean", "distance": "squared_euclidean"},
+    {"swap": True, "mining": "semihard", "distance": "cosine"},
+    {"soft": True, "mining": "hard", "distance": "manhattan"},
+    {"swap": True, "mining": "hard", "reduction": "sum", "distance": "lopsided"},
+]
+
+
+@functools.cache
+def compiled_valued(index):
+    options = VALUED[index]
+    distance = options.get("distance", "euclidean")
+
+    def loss_fn(embeddings, margin, labels, where):
+        return mj.batch_all_triplet_loss(
+            embeddings,
+            labels,
+            margin,
+            where=where,
+            **(options | {"distance": CALLABLES.get(distance, distance)}),
+        )
+
+    return jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True))
+
+
+@pytest.mark.parametrize(
+    ("index", "case"),
+    [
+        *itertools.product(range(len(VALUED)), ("random", "unbalanced", "padded", "one_class")),
+        (1, "axes_1"),  # with a swap, rounding would decide where a tie's gradient goes
+    ],
+)
+def test_swap_and_soft(index, case):
+    x, labels, margin, where = CASES[case]
+    options = VALUED[index]
+    answer = oracle.batch_all(x, labels, margin, where=where, **options)
+
+    (loss, stats), (to_x, to_margin) = compiled_valued(index)(x, margin, labels, where)
+
+    np.testing.assert_allclose(loss, answer.loss, rtol=1e-5)
+    assert_stats(stats, answer)
+    assert_gradient(to_x, answer.to_embeddings)
+    np.testing.assert_allclose(to_margin, answer.to_margin, rtol=1e-5)
+
+
+def test_swap_with_references():
+    x, labels, margin, _ = CASES["random"]
+    rng = np.random.default_rng(1)
+    references = rng.normal(size=(9, DIM)).astype(np.float32)
+    given = {"references": references, "reference_labels": rng.integers(0, 4, 9).astype(np.int32)}
+    answer = oracle.batch_all(x, labels, margin, swap=True, **given)
+
+    def loss_fn(x, references):
+        return mj.batch_all_triplet_loss(
+            x, labels, margin, swap=True, **(given | {"references": references})
+        )
+
+    differentiate = jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True))
+    (loss, stats), (to_x, to_references) = differentiate(x, references)
+    np.testing.assert_allclose(loss, answer.loss, rtol=1e-5)
+    assert_stats(stats, answer)
+    assert_gradient(to_x, answer.to_embeddings)
+    assert_gradient(to_references, answer.to_references)
+
+
+@pytest.mark.parametrize("options", [{"swap": True}, {"soft": True}], ids=["swap", "soft"])
+def test_swap_and_soft_are_not_silent_about_nan(options):
+    x, labels, margin, _ = CASES["random"]
+    x = x.copy()
+    x[4, 2] = np.nan
+    assert np.isnan(mj.batch_all_triplet_loss(x, labels, margin, **options)[0])
+
+
 # Counts
 
 
@@ -297,6 +374,16 @@ def test_counts_are_exact_past_2_to_the_24():
         "hard": int(hard.sum()),
     }
     np.testing.assert_allclose(stats.easy_fraction, (valid - active) / valid, rtol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [5, 2**16 - 1, 2**16, 2**16 + 1])
+def test_rows_are_counted_whatever_their_length(columns):
+    """Two counts share 32 bits while they fit; every triplet active and hard is the most."""
+    full, half = np.ones((2, columns), bool), np.tile([True, False], columns)[: 2 * columns]
+    for first, second in ((full, full), (full, half.reshape(2, columns)), (full, ~full)):
+        for mask, count in zip((first, second), triplets._count(first, second), strict=True):
+            assert count.dtype == jnp.int32
+            np.testing.assert_array_equal(count, mask.sum(1))
 
 
 def test_easy_fraction():
@@ -501,6 +588,52 @@ def test_new_margins_and_labels_do_not_recompile():
     loss_fn(x, np.zeros_like(labels), jnp.float32(0.1), where)
     assert losses[0] < losses[1] < losses[2]
     assert traces == 1
+
+
+def test_differentiating_twice_says_so():
+    x, labels, margin, where = CASES["random"]
+
+    def loss_fn(x):
+        return mj.batch_all_triplet_loss(x, labels, margin, where=where)[0]
+
+    gradient = jax.grad(loss_fn)
+    twice = {
+        "reverse": jax.grad(lambda x: jnp.sum(gradient(x) ** 2)),
+        "reverse_jit": jax.jit(jax.grad(lambda x: jnp.sum(jax.jit(gradient)(x) ** 2))),
+        "hessian": jax.hessian(loss_fn),
+        "hessian_vector": lambda x: jax.jvp(gradient, (x,), (x,)),
+    }
+    for differentiate in twice.values():
+        with pytest.raises(TypeError, match="can be differentiated only once, in reverse mode"):
+            differentiate(x)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(loss_fn, (x,), (x,))
+    constant = jax.grad(lambda x: jnp.sum(x * gradient(jax.lax.stop_gradient(x))))(x)
+    np.testing.assert_array_equal(constant, gradient(x))
+
+
+def test_checkpoint():
+    x, labels, margin, where = CASES["random"]
+    _, (to_x, _) = compiled()(x, labels, margin, where)
+    loss_fn = jax.checkpoint(
+        lambda x: mj.batch_all_triplet_loss(2 * x, labels, 2 * margin, where=where)[0]
+    )
+    np.testing.assert_allclose(jax.jit(jax.grad(loss_fn))(x), 2 * to_x, rtol=1e-5, atol=1e-6)
+
+
+def test_donated_buffers():
+    x, labels, margin, where = CASES["random"]
+    (loss, _), (to_x, _) = compiled()(x, labels, margin, where)
+
+    def descend(x):
+        (loss, _), (to_x, _) = value_and_grad()(x, labels, margin, where)
+        return loss, x - to_x
+
+    donated = jnp.array(x)
+    loss2, moved = jax.jit(descend, donate_argnums=0)(donated)
+    assert donated.is_deleted()
+    np.testing.assert_allclose(loss2, loss, rtol=1e-6)
+    np.testing.assert_allclose(moved, x - to_x, rtol=1e-5, atol=1e-6)
 
 
 def test_statistics_are_constants_to_differentiation():
