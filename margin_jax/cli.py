@@ -101,7 +101,6 @@ def train(**given: Any) -> None:
     config = TrainConfig(**given)
     if config.resume and is_run(config.folder):
         config = read_config(config.folder).replace(**{"out": str(config.folder), **given})
-    typer.echo(f"run folder: {config.folder}")
     with _saying_how_to_go_on(f"margin-jax train --out {config.folder} --resume", config):
         run = fit(config, progress=True)
     typer.echo(summary(run))
@@ -137,8 +136,6 @@ def compare(
     given = {"epochs": COMPARE_EPOCHS, **given}
     given.setdefault("out", f"runs/compare-{given.get('dataset', 'glyphs')}")
     config, names = TrainConfig(**given), [name.strip() for name in schedules.split(",")]
-    cells = len(names) * seeds
-    typer.echo(f"{cells} cells in {config.folder}")
 
     def on_cell(schedule: str, seed: int, report: dict[str, Any]) -> None:
         typer.echo(f"{schedule}, seed {seed}: test AUC {report['test']['auc']:.4f}")

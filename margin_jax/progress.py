@@ -6,8 +6,9 @@ from tqdm.auto import tqdm
 class ProgressBar:
     """Counts epochs in fractions, with the loss, the margin, the easy share and the validation."""
 
-    def __init__(self, epochs: int, done: int, enabled: bool) -> None:
+    def __init__(self, title: str, epochs: int, done: int, enabled: bool) -> None:
         self._bar = tqdm(
+            desc=title,
             total=epochs,
             initial=done,
             disable=not enabled,

@@ -120,7 +120,8 @@ def fit(
         if _is_first_process():
             run.write_history(folder, history)
 
-        with ProgressBar(config.epochs, len(history), progress and _is_first_process()) as bar:
+        show = progress and _is_first_process()
+        with ProgressBar(str(folder), config.epochs, len(history), show) as bar:
             for epoch in range(len(history), config.epochs):
                 plan, _ = _plan(config, data, epoch)
                 batches = load_batches(data.dataset.images, data.dataset.labels, plan, mesh)

@@ -96,10 +96,11 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, capsys
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
-    shown = capsys.readouterr().err
+    printed, shown = capsys.readouterr()
     assert stopped.value.code == 2
     assert message in shown
     assert shown.count("\n") == 1
+    assert printed == ""
     assert list(tmp_path.iterdir()) == [], "nothing may be written"
 
 
