@@ -9,7 +9,7 @@ On a slice, the same command on every host, with a run folder that all of them s
 or disk, for the first process writes the report and all take part in checkpoints)::
 
     gcloud compute tpus tpu-vm ssh SLICE --worker=all --command="cd margin-jax &&
-      python experiments/train_tpu.py --dataset folder --data-dir /mnt/pictures --image-size 112
+      python experiments/train_tpu.py --multihost --dataset folder --data-dir /mnt/pictures --image-size 112
       --identities-per-batch 256 --images-per-identity 4 --out /mnt/runs/first"
 
 On a GPU cluster or to try it on one machine, name the coordinator::
@@ -22,7 +22,6 @@ processes on CPUs, and checks that they train as one does.
 """
 
 import argparse
-import os
 import sys
 
 import jax
@@ -32,18 +31,14 @@ from margin_jax import cli
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, add_help=False)
-    parser.add_argument("--coordinator", help="HOST:PORT; found by itself on a TPU")
+    parser.add_argument("--multihost", action="store_true", help="JAX finds the other hosts")
+    parser.add_argument("--coordinator", help="HOST:PORT of process 0, where JAX can not")
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process", type=int)
     job, options = parser.parse_known_args()
-    if job.coordinator is not None or len(_tpu_hosts()) > 1:
+    if job.multihost or job.coordinator is not None:
         jax.distributed.initialize(job.coordinator, job.processes, job.process)
     cli.main(["train", *options])
-
-
-def _tpu_hosts() -> list[str]:
-    """The hosts of this slice, as the TPU runtime lists them."""
-    return [host for host in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -101,7 +102,9 @@ def train(**given: Any) -> None:
     config = TrainConfig(**given)
     if config.resume and is_run(config.folder):
         config = read_config(config.folder).replace(**{"out": str(config.folder), **given})
-    with _saying_how_to_go_on(f"margin-jax train --out {config.folder} --resume", config):
+    with _saying_how_to_go_on(
+        f"margin-jax train --out {shlex.quote(str(config.folder))} --resume", config
+    ):
         run = fit(config, progress=True)
     typer.echo(summary(run))
 
@@ -221,10 +224,10 @@ def _saying_how_to_go_on(command: str, config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(
-            f"\nInterrupted. Every finished epoch is in {config.folder}; go on with: {command}",
-            err=True,
-        )
+        said = f"every finished epoch is in {config.folder}; go on with: {command}"
+        if not config.folder.is_dir():  # still loading
+            said = "nothing was saved yet"
+        typer.echo(f"\nInterrupted: {said}", err=True)
         raise typer.Exit(130) from None
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -153,7 +152,7 @@ class TrainConfig:
             check_choice(name, getattr(self, name), names)
         for name in ("margin", "margin_end", "threshold", "increase", "learning_rate"):
             value = getattr(self, name)
-            if not math.isfinite(value) or value < 0:
+            if not 0 <= value < 1e38:  # what float32 can hold
                 raise ValueError(f"{name} must be finite and at least 0; got {value}")
         if self.learning_rate == 0:
             raise ValueError("learning_rate must be above 0; got 0.0")
@@ -178,12 +177,21 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}; got {value}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2^63; got {self.seed}")
+        if self.embedding_size > 2**16:
+            raise ValueError(f"embedding_size must be at most 65536; got {self.embedding_size}")
         if self.dataset == "folder" and self.data_dir is None:
             raise ValueError("dataset folder needs data_dir, the folder of images")
         if self.dataset != "folder" and self.data_dir is not None:
             raise ValueError(f"data_dir is for dataset folder; got it with {self.dataset}")
         if self.overwrite and self.resume:
             raise ValueError("overwrite and resume exclude each other")
+        for name in ("data_dir", "out"):  # a Path is as good, but JSON has none
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, str(getattr(self, name)))
+        if self.data_dir and Path(self.data_dir).resolve() in self.folder.resolve().parents:
+            raise ValueError(f"out must not lie in data_dir, {self.data_dir}; got {self.folder}")
 
     def make_schedule(self) -> Schedule:
         """The schedule with its parameters."""

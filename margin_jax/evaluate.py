@@ -32,6 +32,8 @@ def evaluate_run(
     Raises:
         ValueError: files that are missing or unreadable, or pairs of one kind only.
     """
+    if count < 2:
+        raise ValueError(f"count must be at least 2 pairs; got {count}")
     if data_dir is None:
         if pairs is not None:
             raise ValueError("pairs need data_dir, the folder that their files are relative to")
@@ -85,8 +87,10 @@ def _read(run: Run, paths: list[Path]) -> np.ndarray:
 def _evaluate_csv(run: Run, root: Path, path: Path) -> VerificationReport:
     index: dict[str, int] = {}
     rows, same = [], []
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         for number, fields in enumerate(csv.reader(file), start=1):
+            if not fields:
+                continue
             cells = [field.strip() for field in fields]
             if len(cells) != 3 or cells[2] not in ("0", "1"):
                 raise ValueError(

@@ -119,7 +119,9 @@ def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
         data = json.loads((folder / DATA).read_text(encoding="utf-8"))
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         history = read_history(folder)
-        image_shape = tuple(data["image_shape"])
+        image_shape = tuple(map(int, data["image_shape"]))
+        best_epoch = int(report["best_epoch"])
+        float(report["test"]["threshold"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the run in {folder} is damaged: {error}") from error
     encoder = get_encoder(config, encoder)
@@ -129,6 +131,11 @@ def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
     with Checkpoint(folder / BEST) as best:
         if best.epoch is None:
             raise ValueError(f"the run in {folder} is damaged: nothing is saved in {BEST}")
+        if best.epoch != best_epoch:
+            raise ValueError(
+                f"the run in {folder} is not finished: its report is about epoch {best_epoch}, its "
+                f"best weights are of epoch {best.epoch}; resume it"
+            )
         params, batch_stats = best.restore(like)
     return Run(folder, config, history, report, data, encoder, params, batch_stats)
 
@@ -160,23 +167,37 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run was begun in a folder. Many things have a config.json, few both of these."""
-    return (folder / CONFIG).is_file() and (folder / DATA).is_file()
+    """Whether a folder holds a run, or what a kill left of the making of one."""
+    names = {path.name.removesuffix(".partial") for path in folder.glob("*")}
+    # Many things have a config.json, few both of these.
+    return {CONFIG, DATA} <= names or (DATA in names and names <= {DATA, PAIRS, CONFIG})
 
 
 def remove(folder: Path) -> None:
     """Removes a run, and nothing else that may be in its folder."""
-    for name in (CONFIG, DATA, PAIRS, HISTORY, REPORT):
-        (folder / name).unlink(missing_ok=True)
     for name in (FIGURES, Path(LAST).parts[0]):
-        shutil.rmtree(folder / name, ignore_errors=True)
+        if (folder / name).is_symlink():
+            raise ValueError(f"not removing {folder / name}, a link to somewhere else")
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+    for name in (REPORT, HISTORY, PAIRS, CONFIG, DATA):
+        (folder / name).unlink(missing_ok=True)
+        (folder / f"{name}.partial").unlink(missing_ok=True)
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The records so far; a last line that a killed process left unfinished does not count."""
     path = folder / HISTORY
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    try:
+        records = [json.loads(line) for line in lines]
+        epochs = [record["epoch"] for record in records]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if epochs != list(range(1, len(epochs) + 1)):
+        raise ValueError(f"{path} is damaged: its epochs are {epochs}")
+    return records
 
 
 def write_history(folder: Path, history: list[dict[str, Any]]) -> None:

@@ -5,7 +5,9 @@ on each device's rows, with BatchNorm over the global batch; the embeddings are 
 loss, so that its triplets are those of the global batch.
 """
 
-from typing import TypeVar
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -58,5 +60,10 @@ def place_rows(rows: np.ndarray, mesh: Mesh) -> Array:
 def place_copies(tree: T, mesh: Mesh) -> T:
     """The same arrays on every device of every host."""
     # Not `device_put`, which refuses to place random keys on the devices of other hosts.
-    placed: T = jax.jit(lambda t: t, out_shardings=replicated(mesh))(tree)
+    placed: T = _copy(mesh)(tree)
     return placed
+
+
+@functools.cache
+def _copy(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))

@@ -95,11 +95,6 @@ def fit(
     data = prepare_data(config, dataset)
     encoder = run.get_encoder(config, encoder)
     folder = config.folder
-    if _is_first_process():
-        _prepare_folder(config, data)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("run folder")
-
     schedule = config.make_schedule()
     optimizer, train_step = _optimizer_and_step(
         encoder, config.learning_rate, config.distance, config.reduction, config.mining, mesh
@@ -111,14 +106,26 @@ def fit(
     state = place_copies(state, mesh)
     validate = _validator(config, data, encoder)
 
+    # Last, so that nothing is removed or written for what turns out to be impossible.
+    if _is_first_process():
+        _prepare_folder(config, data)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("run folder")
     with Checkpoint(folder / run.LAST) as last, Checkpoint(folder / run.BEST) as best:
         history: list[dict[str, Any]] = []
         if last.epoch is not None:
             state = last.restore(state)
             # The process may have been killed between writing a record and saving its state.
             history = run.read_history(folder)[: int(state.schedule.epoch)]
+            if len(history) < int(state.schedule.epoch) or best.epoch is None:
+                raise ValueError(
+                    f"can not resume {folder}: it is damaged, {run.LAST} is of epoch "
+                    f"{int(state.schedule.epoch)} and {run.HISTORY} ends at {len(history)}"
+                )
         if _is_first_process():
             run.write_history(folder, history)
+            if len(history) < config.epochs:  # a report would be about other weights
+                (folder / run.REPORT).unlink(missing_ok=True)
 
         show = progress and _is_first_process()
         with ProgressBar(str(folder), config.epochs, len(history), show) as bar:
@@ -382,8 +389,9 @@ def _prepare_folder(config: TrainConfig, data: RunData) -> None:
     """
     folder = config.folder
     described = run.to_json(data.described, indent=2) + "\n"
+    described.encode()  # names that are no text fail here, before anything is removed
     if run.is_run(folder):
-        if config.resume:
+        if config.resume and (folder / run.CONFIG).is_file():
             _check_same(config, described, folder)
             return
         run.remove(folder)

@@ -162,6 +162,12 @@ DAMAGE = {
     "data cut": lambda f: (f / "data.json").write_text("{}"),
     "report cut": lambda f: (f / "report.json").write_text('{"test"'),
     "report gone": lambda f: (f / "report.json").unlink(),
+    "report empty": lambda f: (f / "report.json").write_text("{}"),
+    "report no object": lambda f: (f / "report.json").write_text("[]"),
+    "shape of words": lambda f: (f / "data.json").write_text('{"image_shape": ["a"]}'),
+    "report of another epoch": lambda f: (f / "report.json").write_text(
+        json.dumps(json.loads((f / "report.json").read_text()) | {"best_epoch": 7})
+    ),
     "history cut": lambda f: (f / "history.jsonl").write_text("nonsense\n"),
     "weights gone": lambda f: shutil.rmtree(f / "checkpoints" / "best"),
     "weights empty": lambda f: [shutil.rmtree(p) for p in (f / "checkpoints" / "best").iterdir()],

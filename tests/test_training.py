@@ -157,6 +157,31 @@ def test_a_run_that_is_there_is_not_touched_without_being_asked(finished, tmp_pa
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_longer_run_has_no_report_until_it_is_finished(tmp_path):
+    """Its weights would be others than those that the report is about."""
+    config = SMALL.replace(out=str(tmp_path / "run"), epochs=1)
+    mj.fit(config)
+
+    def kill(record):
+        raise Killed
+
+    with pytest.raises(Killed):
+        mj.fit(config.replace(epochs=3, resume=True), on_epoch=kill)
+    with pytest.raises(ValueError, match="no finished run"):
+        mj.load_run(config.folder)
+    (config.folder / "history.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"can not resume .*it is damaged"):
+        mj.fit(config.replace(epochs=3, resume=True))
+
+
+def test_what_a_kill_left_of_a_beginning_can_be_begun_again(tmp_path):
+    config = SMALL.replace(out=str(tmp_path / "run"), epochs=1, resume=True)
+    config.folder.mkdir()
+    (config.folder / "data.json").write_text("{}")
+    (config.folder / "config.json.partial").write_text("{")
+    assert len(mj.fit(config).history) == 1
+
+
 def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
     config = SMALL.replace(out=str(tmp_path / "run"), epochs=1)
     mj.fit(config)
@@ -168,9 +193,14 @@ def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
 
 
 def test_bad_data_leaves_an_old_run_alone(finished):
-    config = SMALL.replace(out=str(finished.path), overwrite=True, identities_per_batch=500)
-    with pytest.raises(ValueError, match="a batch needs 500 identities"):
-        mj.fit(config)
+    config = SMALL.replace(out=str(finished.path), overwrite=True)
+    for change, message in (
+        ({"identities_per_batch": 500}, "a batch needs 500 identities"),
+        ({"encoder": "large_cnn"}, "encoder must be one of"),
+        ({"encoder": "own"}, "an encoder is given if"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mj.fit(config.replace(**change))
     assert mj.load_run(finished.path).report == finished.report
 
 

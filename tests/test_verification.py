@@ -58,7 +58,7 @@ def test_figures_match_plain_loops(name, distances, same):
     np.testing.assert_allclose(
         np.stack([report.fpr, report.tpr, report.thresholds]).T, points, atol=1e-12
     )
-    nearest = min(points, key=lambda point: (point[0] ** 2 + (1 - point[1]) ** 2, point[2]))
+    nearest = min(points[1:], key=lambda point: (point[0] ** 2 + (1 - point[1]) ** 2, point[2]))
     assert threshold == nearest[2]
     right = [(d <= threshold) == s for d, s in zip(distances, same, strict=True)]
     assert report.accuracy == pytest.approx(np.mean(right))
@@ -73,6 +73,14 @@ def test_the_threshold_comes_from_elsewhere():
     assert good.auc == bad.auc == 1.0
     # "At most the threshold" means the same.
     assert mj.verification_report(distances, same, threshold=0.3).accuracy == 0.75
+
+
+def test_the_threshold_is_a_distance_even_when_nothing_can_be_told():
+    same = np.arange(10) < 5
+    assert mj.choose_threshold(np.zeros(10), same) == 0
+    assert np.isfinite(mj.choose_threshold(np.where(same, 0.9, 0.1), same))
+    integers = np.arange(10, dtype=np.uint8)
+    assert mj.verification_report(integers, same, threshold=4).auc == 1
 
 
 def test_too_few_pairs_are_said():

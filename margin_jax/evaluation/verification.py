@@ -69,7 +69,8 @@ def choose_threshold(distances: np.ndarray, same: np.ndarray) -> float:
         ValueError: as :func:`verification_report`.
     """
     fpr, tpr, thresholds = _roc(distances, same)
-    nearest = int(np.argmin(fpr**2 + (1 - tpr) ** 2))
+    # Not the first point: there nothing is called the same, at a threshold of minus infinity.
+    nearest = 1 + int(np.argmin(fpr[1:] ** 2 + (1 - tpr[1:]) ** 2))
     return float(thresholds[nearest])
 
 
@@ -124,7 +125,7 @@ def verification_report(
 
 
 def _roc(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    distances, same = np.asarray(distances), np.asarray(same)
+    distances, same = np.asarray(distances, np.float64), np.asarray(same)
     if distances.ndim != 1 or distances.shape != same.shape:
         raise ValueError(
             f"distances and same must be one-dimensional and of one length; "
