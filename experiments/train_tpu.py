@@ -9,8 +9,8 @@ On a slice, the same command on every host, with a run folder that all of them s
 or disk, for the first process writes the report and all take part in checkpoints)::
 
     gcloud compute tpus tpu-vm ssh SLICE --worker=all --command="cd margin-jax &&
-      python experiments/train_tpu.py --multihost --dataset folder --data-dir /mnt/pictures --image-size 112
-      --identities-per-batch 256 --images-per-identity 4 --out /mnt/runs/first"
+      python experiments/train_tpu.py --multihost --dataset folder --data-dir /mnt/pictures
+      --image-size 112 --identities-per-batch 256 --images-per-identity 4 --out /mnt/runs/first"
 
 On a GPU cluster or to try it on one machine, name the coordinator::
 
@@ -30,7 +30,7 @@ from margin_jax import cli
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, add_help=False)
+    parser = argparse.ArgumentParser(description=__doc__, add_help=False, allow_abbrev=False)
     parser.add_argument("--multihost", action="store_true", help="JAX finds the other hosts")
     parser.add_argument("--coordinator", help="HOST:PORT of process 0, where JAX can not")
     parser.add_argument("--processes", type=int)
