@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from margin_jax.config import TrainConfig
     from margin_jax.data.dataset import ImageDataset
     from margin_jax.epoch import EpochRecord, make_train_step, train_epoch
+    from margin_jax.evaluation.retrieval import RetrievalReport, retrieval_report
     from margin_jax.evaluation.verification import (
         VerificationReport,
         choose_threshold,
@@ -34,6 +35,7 @@ _LAZY = {
     "ImageDataset": "data.dataset",
     "compare": "comparison",
     "EpochRecord": "epoch",
+    "RetrievalReport": "evaluation.retrieval",
     "Run": "run",
     "TrainConfig": "config",
     "TrainState": "state",
@@ -43,6 +45,7 @@ _LAZY = {
     "fit": "training",
     "load_run": "run",
     "make_train_step": "epoch",
+    "retrieval_report": "evaluation.retrieval",
     "train_epoch": "epoch",
     "verification_report": "evaluation.verification",
 }
@@ -54,6 +57,7 @@ __all__ = [
     "EpochStats",
     "EpochTotals",
     "ImageDataset",
+    "RetrievalReport",
     "Run",
     "Schedule",
     "ScheduleState",
@@ -72,6 +76,7 @@ __all__ = [
     "linear",
     "load_run",
     "make_train_step",
+    "retrieval_report",
     "train_epoch",
     "verification_report",
 ]

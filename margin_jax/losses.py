@@ -143,14 +143,15 @@ def batch_all_triplet_loss(
         )
         first = jax.lax.axis_index(axis_name) * x.shape[0]
 
-    x_order = _by_label(x_labels, x_real)
-    y_order = _by_label(y_labels, y_real)  # the same computation when these are the same rows
+    x_order = _by_label(x_labels, x_real, where)
+    # The same computation when these are the same rows.
+    y_order = _by_label(y_labels, y_real, where if references is None else reference_where)
     windows = _windows(x_labels[x_order], x_real[x_order], y_labels[y_order], y_real[y_order])
     if references is None:
-        windows = windows._replace(itself=jnp.argsort(y_order).astype(jnp.int32)[first + x_order])
+        windows = windows._replace(itself=_inverse(y_order)[first + x_order])
     terms = triplets.Terms(distance_fn, mining, swap, soft)
     total, stats = triplets.batch_all(x[x_order], y[y_order], mu, windows, terms)
-    batch_order = jnp.argsort(x_order)
+    batch_order = _inverse(x_order)
     stats = jax.tree.map(lambda v: v[batch_order], stats)
 
     def over_devices(v: Array) -> Array:
@@ -167,8 +168,17 @@ def batch_all_triplet_loss(
     return total / jnp.where(count > 0, count, 1), stats
 
 
-def _by_label(labels: Array, real: Array) -> Array:
+def _by_label(labels: Array, real: Array, where: ArrayLike | None) -> Array:
+    """int32[rows], the order of the rows by label, padding last."""
+    if where is None:
+        return jnp.argsort(labels)  # one key: half the time
     return jnp.lexsort((labels, ~real))
+
+
+def _inverse(order: Array) -> Array:
+    """int32[rows], where each row went: what sorting the order would give, in linear time."""
+    rows = jnp.arange(len(order), dtype=jnp.int32)
+    return jnp.zeros_like(rows).at[order].set(rows, unique_indices=True)
 
 
 def _windows(

@@ -70,7 +70,11 @@ class TripletStats:
         return jnp.sum(self.easy.astype(jnp.float32)) / valid
 
     def totals(self) -> dict[str, int]:
-        """Exact Python ints over the batch: valid, easy, semihard, hard. Fetches to the host."""
+        """Exact Python ints over the batch: valid, easy, semihard, hard. Fetches to the host.
+
+        Of a batch spread over the hosts of a job, whose arrays no host can fetch: the totals of the
+        global batch, on every host. All hosts then have to call it.
+        """
         return EpochTotals().add(self).counts()
 
 
@@ -113,8 +117,8 @@ class EpochTotals:
     sum_effective_squared: float = 0.0
 
     def add(self, stats: TripletStats) -> "EpochTotals":
-        """These totals and those of one more batch."""
-        host = jax.device_get(stats)
+        """These totals and those of one more batch, wherever it is: see `TripletStats.totals`."""
+        host = _fetch(stats)
         npos, nneg = (np.asarray(n, np.int64) for n in (host.positives, host.negatives))
         ap, an, ap2, an2 = (
             np.asarray(v, np.float64)
@@ -160,6 +164,18 @@ class EpochTotals:
             mean_effective=np.float32(mean),
             std_effective=np.float32(math.sqrt(max(variance, 0.0))),
         )
+
+
+def _fetch(stats: TripletStats) -> TripletStats:
+    """The statistics as NumPy arrays, gathered first if other hosts have a part of them."""
+    if all(getattr(v, "is_fully_addressable", True) for v in jax.tree.leaves(stats)):
+        fetched: TripletStats = jax.device_get(stats)
+        return fetched
+    from jax.experimental import multihost_utils
+
+    # A few numbers for each anchor, and added up on the host, where integers do not overflow.
+    gathered: TripletStats = multihost_utils.process_allgather(stats, tiled=True)
+    return gathered
 
 
 def _ratio(total: float, count: int) -> float:

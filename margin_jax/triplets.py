@@ -17,6 +17,7 @@ batch, and then the blocks, and with them time and memory, are a share too.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 import jax
@@ -67,6 +68,7 @@ class Compared(NamedTuple):
     Attributes:
         loss: float[B], each anchor's sum.
         semihard, hard: int32[B], counts.
+        sum_ap, sum_ap_squared: float[B], sums of d(a,p) and of its square.
         to_tile: float[B, N], gradient of the sum of `loss` with respect to the tile.
         to_margin: float[], with respect to the margin.
         to_references: float[N, D], with respect to the references by another way than the tile, or
@@ -76,6 +78,8 @@ class Compared(NamedTuple):
     loss: Array
     semihard: Array
     hard: Array
+    sum_ap: Array
+    sum_ap_squared: Array
     to_tile: Array
     to_margin: Array
     to_references: Array | float
@@ -210,17 +214,12 @@ def _tile(
 ) -> tuple[Array, TripletStats, Compared]:
     """One tile of distances, float[B, N]: loss and statistics per anchor, and the gradients."""
     column = jnp.arange(tile.shape[1], dtype=jnp.int32)
-    start, stop, itself, real = (v[:, None] for v in window)
-    same = (column >= start) & (column < stop)
-    positive = same & (column != itself)
-    negative = ~same & (column < real)
+    start, stop, _, real = (v[:, None] for v in window)
+    negative = ((column < start) | (column >= stop)) & (column < real)
     if terms.swap or terms.soft:
         compared = _compare_values(tile, references, margin, window, negative, terms, with_gradient)
     else:
         compared = _compare(tile, margin, window, negative, terms.mining, with_gradient)
-
-    def total(mask: Array, values: Array) -> Array:
-        return jnp.sum(jnp.where(mask, values, 0), axis=1)
 
     size = window.stop - window.start
     own = (window.start <= window.itself) & (window.itself < window.stop)
@@ -229,10 +228,10 @@ def _tile(
         hard=compared.hard,
         positives=size - own.astype(jnp.int32),
         negatives=window.real - size,
-        sum_ap=total(positive, tile),
-        sum_an=total(negative, tile),
-        sum_ap_squared=total(positive, tile * tile),
-        sum_an_squared=total(negative, tile * tile),
+        sum_ap=compared.sum_ap,
+        sum_an=jnp.sum(jnp.where(negative, tile, 0), axis=1),
+        sum_ap_squared=compared.sum_ap_squared,
+        sum_an_squared=jnp.sum(jnp.where(negative, tile * tile, 0), axis=1),
     )
     # NaN compares as "not active" and would drop out of the loss: 0 × NaN puts it back.
     loss = compared.loss + 0.0 * (stats.sum_ap + stats.sum_an + margin)
@@ -270,8 +269,7 @@ def _compare(
     # At infinity, whatever is not a negative is beyond every margin, so it is never active.
     to_negative = jnp.where(negative, tile, jnp.inf)
 
-    def add_positive(k: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        loss, semihard, hard, to_tile, to_margin = carry
+    def add_positive(k: Array, carry: Compared) -> Compared:
         p, exists = _kth_positive(window, k, tile.shape[1])
         d_ap = tile[row, p]
         reach = jnp.where(exists, d_ap + margin, -jnp.inf)[:, None]
@@ -280,19 +278,17 @@ def _compare(
         chosen = {"all": active, "hard": is_hard, "semihard": active & ~is_hard}[mining]
         n_active, n_hard = _count(active, is_hard)
         n_chosen = {"all": n_active, "hard": n_hard, "semihard": n_active - n_hard}[mining]
-        loss += jnp.sum(jnp.where(chosen, reach - to_negative, 0.0), axis=1)
-        if with_gradient:
-            count = n_chosen.astype(tile.dtype)
-            to_tile = (to_tile - chosen.astype(tile.dtype)).at[row, p].add(count)
-            to_margin += jnp.sum(count)
-        return loss, semihard + n_active - n_hard, hard + n_hard, to_tile, to_margin
+        value = jnp.sum(jnp.where(chosen, reach - to_negative, 0.0), axis=1)
+        carry = _add(carry, jnp.where(exists, d_ap, 0), value, n_active, n_hard)
+        if not with_gradient:
+            return carry
+        count = n_chosen.astype(tile.dtype)
+        return carry._replace(
+            to_tile=(carry.to_tile - chosen.astype(tile.dtype)).at[row, p].add(count),
+            to_margin=carry.to_margin + jnp.sum(count),
+        )
 
-    rows = jnp.zeros_like(tile, shape=tile.shape[:1])
-    counts = jnp.zeros_like(rows, dtype=jnp.int32)
-    carry = (rows, counts, counts, jnp.zeros_like(tile), jnp.zeros_like(margin))
-    largest = jnp.max(window.stop - window.start)
-    loss, semihard, hard, to_tile, to_margin = jax.lax.fori_loop(0, largest, add_positive, carry)
-    return Compared(loss, semihard, hard, to_tile, to_margin, to_references=0.0)
+    return _for_each_positive(window, add_positive, _nothing(tile, margin, 0.0))
 
 
 def _compare_values(
@@ -330,11 +326,8 @@ def _compare_values(
         }[terms.mining]
         n_active, n_hard = _count(active, is_hard)
         value = jax.nn.softplus(violation) if terms.soft else violation
-        carry = carry._replace(
-            loss=carry.loss + jnp.sum(jnp.where(chosen, value, 0.0), axis=1),
-            semihard=carry.semihard + n_active - n_hard,
-            hard=carry.hard + n_hard,
-        )
+        value = jnp.sum(jnp.where(chosen, value, 0.0), axis=1)
+        carry = _add(carry, jnp.where(exists, tile[row, p], 0), value, n_active, n_hard)
         if not with_gradient:
             return carry
         slope = jnp.where(chosen, jax.nn.sigmoid(violation) if terms.soft else 1.0, 0.0)
@@ -351,16 +344,34 @@ def _compare_values(
             to_references=to_references,
         )
 
+    return _for_each_positive(
+        window, add_positive, _nothing(tile, margin, jnp.zeros_like(references))
+    )
+
+
+def _nothing(tile: Array, margin: Array, to_references: Array | float) -> Compared:
+    """The sums before the first positive."""
     rows = jnp.zeros_like(tile, shape=tile.shape[:1])
     counts = jnp.zeros_like(rows, dtype=jnp.int32)
-    start = Compared(
-        loss=rows,
-        semihard=counts,
-        hard=counts,
-        to_tile=jnp.zeros_like(tile),
-        to_margin=jnp.zeros_like(margin),
-        to_references=jnp.zeros_like(references),
+    to_tile, to_margin = jnp.zeros_like(tile), jnp.zeros_like(margin)
+    return Compared(rows, counts, counts, rows, rows, to_tile, to_margin, to_references)
+
+
+def _add(carry: Compared, d_ap: Array, loss: Array, active: Array, hard: Array) -> Compared:
+    """The sums with one more positive of every anchor; all float[B] or int32[B], 0 for none."""
+    return carry._replace(
+        loss=carry.loss + loss,
+        semihard=carry.semihard + active - hard,
+        hard=carry.hard + hard,
+        sum_ap=carry.sum_ap + d_ap,
+        sum_ap_squared=carry.sum_ap_squared + d_ap * d_ap,
     )
+
+
+def _for_each_positive(
+    window: Windows, add: Callable[[Array, Compared], Compared], start: Compared
+) -> Compared:
+    """Adds the k-th positive of every anchor, for every k up to the largest class of the block."""
     largest = jnp.max(window.stop - window.start)
-    compared: Compared = jax.lax.fori_loop(0, largest, add_positive, start)
+    compared: Compared = jax.lax.fori_loop(0, largest, add, start)
     return compared

@@ -156,3 +156,22 @@ def batch_all(
         **pairs,
         effective=effective,
     )
+
+
+def retrieval(x, labels, distance, ks):
+    """(recall by k, MAP@R, R-precision) of every row with another of its label, a loop a word."""
+    recall, average_precisions, r_precisions = {k: [] for k in ks}, [], []
+    for q in range(len(x)):
+        others = [i for i in range(len(x)) if i != q]
+        r = sum(labels[i] == labels[q] for i in others)
+        if r == 0:
+            continue
+        ranked = sorted(others, key=lambda i: (DISTANCES[distance](x[q], x[i])[0], i))
+        right = [labels[i] == labels[q] for i in ranked]
+        for k in ks:
+            recall[k].append(any(right[:k]))
+        precisions = [sum(right[: i + 1]) / (i + 1) for i in range(r) if right[i]]
+        average_precisions.append(sum(precisions) / r)
+        r_precisions.append(sum(right[:r]) / r)
+    recall = {k: np.mean(v) for k, v in recall.items()}
+    return recall, np.mean(average_precisions), np.mean(r_precisions)

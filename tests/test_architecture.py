@@ -32,6 +32,7 @@ ORDER = [
     "models",
     "evaluation",
     "evaluation.embedding",
+    "evaluation.retrieval",
     "evaluation.verification",
     "config",
     "checkpoint",

@@ -10,8 +10,8 @@ Where definitions differ:
   are counted below, and *hard* (≤ 0) then differs only at μ = 0.
 - the gradient of a distance at 0 is 0 here and there, but where rounding leaves two equal rows a
   little apart (1e-8 or so) after normalisation, its direction is arbitrary.
-
-The file's retrieval cases are not used: there is no retrieval yet.
+- their mean reciprocal rank follows from our Recall@k at every k; average precision over the whole
+  ranking, which weighs what no one looks at, is not offered.
 """
 
 import functools
@@ -111,6 +111,21 @@ def test_all_triplet_cases_are_here():
     full = [case for case in CASES if "grad_mean" in case]
     assert {case["margin"] for case in full} == {0.2}
     assert {case["set"] for case in full} == set(GOLDEN["sets"])
+
+
+@pytest.mark.parametrize("case", GOLDEN["retrieval"], ids=lambda case: case["set"])
+def test_retrieval(case):
+    tied = {"embeddings": [[10.0], [10.0], [20.0], [20.0]], "labels": [1, 0, 1, 0]}
+    data = {**GOLDEN["sets"], "tied": tied}[case["set"]]
+    labels = np.array(data["labels"])
+    every = tuple(range(1, len(labels)))
+    report = mj.retrieval_report(np.array(data["embeddings"]), labels, ks=every)
+    recall = np.array([report.recall_at[k] for k in every])
+    np.testing.assert_allclose(recall[0], case["precision_at_1"], rtol=1e-12)
+    np.testing.assert_allclose(report.map_at_r, case["mean_average_precision_at_r"], rtol=1e-12)
+    np.testing.assert_allclose(report.r_precision, case["r_precision"], rtol=1e-12)
+    reciprocal_rank = np.sum(np.diff(recall, prepend=0) / every)
+    np.testing.assert_allclose(reciprocal_rank, case["mean_reciprocal_rank"], rtol=1e-12)
 
 
 @pytest.mark.parametrize("case", GOLDEN["verification"], ids=lambda case: case["name"])

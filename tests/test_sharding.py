@@ -57,35 +57,75 @@ def test_a_step_is_the_same_on_any_number_of_devices(devices):
     )
 
 
-def test_two_processes_train_as_one(tmp_path):
-    options = ["--max-identities", "60", "--identities-per-batch", "8", "--epochs", "2"]
-
-    def start(out, *job):
-        command = [sys.executable, str(ROOT / "experiments" / "train_tpu.py"), *job, *options]
-        environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-        return subprocess.Popen(
-            [*command, "--out", str(tmp_path / out)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-
+def free_address():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    job = ["--coordinator", address, "--processes", "2", "--process"]
-    processes = [start("two", *job, "0"), start("two", *job, "1")]
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def run_together(*commands):
+    """The last line that each of some Python commands prints, run at the same time; killed if one hangs."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+        )
+        for command in commands
+    ]
     try:
-        shown = [process.communicate(timeout=240)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], shown
-        alone = start("one")
-        processes.append(alone)
-        text, _ = alone.communicate(timeout=240)
-        assert alone.returncode == 0, text
+        shown = [process.communicate(timeout=240) for process in processes]
     finally:
         for process in processes:
             process.kill()
+    assert [process.returncode for process in processes] == [0] * len(processes), shown
+    return [(out.splitlines() or [""])[-1] for out, _ in shown]
+
+
+COUNT = """
+import json, sys
+import jax, numpy as np
+from jax.sharding import PartitionSpec as P
+import margin_jax as mj
+from margin_jax.sharding import make_mesh, place_rows
+
+jax.config.update("jax_num_cpu_devices", 2)
+if sys.argv[1:]:
+    jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+rng = np.random.default_rng(0)
+mesh = make_mesh(len(jax.devices()), 64)
+x = place_rows(rng.normal(size=(64, 4)).astype(np.float32), mesh)
+labels = place_rows(rng.integers(0, 12, 64), mesh)
+count = jax.shard_map(
+    lambda x, labels: mj.batch_all_triplet_loss(x, labels, 0.5, axis_name="data"),
+    mesh=mesh, in_specs=P("data"), out_specs=(P(), P("data")),
+)
+stats = jax.block_until_ready(jax.jit(count)(x, labels))[1]
+assert stats.hard.is_fully_addressable == (not sys.argv[1:])
+totals = mj.EpochTotals().add(stats).add(stats)
+print(json.dumps([stats.totals(), totals.counts(), float(totals.stats().mean_effective)]))
+"""
+
+
+def test_counts_of_a_batch_that_no_process_can_fetch():
+    address = free_address()
+    first, second = run_together(*(["-c", COUNT, address, rank] for rank in "01"))
+    (alone,) = run_together(["-c", COUNT])
+    counts, twice, mean = json.loads(alone)
+    assert twice == {name: 2 * count for name, count in counts.items()}
+    assert min(counts.values()) > 0
+    assert json.loads(first) == json.loads(second) == [counts, twice, pytest.approx(mean)]
+
+
+def test_two_processes_train_as_one(tmp_path):
+    script = str(ROOT / "experiments" / "train_tpu.py")
+    options = ["--max-identities", "60", "--identities-per-batch", "8", "--epochs", "2"]
+    job = ["--coordinator", free_address(), "--processes", "2", "--process"]
+    out = [*options, "--out", str(tmp_path / "two")]
+    run_together(*([script, *job, rank, *out] for rank in "01"))
+    run_together([script, *options, "--out", str(tmp_path / "one")])
 
     one, two = (
         [json.loads(line) for line in (tmp_path / out / "history.jsonl").read_text().splitlines()]

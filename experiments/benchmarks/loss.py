@@ -186,7 +186,7 @@ def measure(n, classes, names):
         slowest = max(slowest, once)
         # Short ones several times a round, so that the clock and the queueing weigh little.
         repeats[name] = max(1, min(200, int(0.02 / once)))
-    rounds = max(2, min(ROUNDS, int(8 / slowest))) if n <= 8192 else 1
+    rounds = max(2, min(ROUNDS, int(8 / slowest))) if n <= 8192 else 3
     times = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():

@@ -1,1 +1,1 @@
-"""What an encoder is worth: embeddings of images, and verification of pairs."""
+"""What an encoder is worth: embeddings of images, verification of pairs, retrieval."""

@@ -1,0 +1,131 @@
+"""Retrieval: whether an image finds others of its identity among all the rest.
+
+Every image is a query against all others. Neighbours at one distance are ranked by their index, the
+lower first. An image that is alone of its identity is no query, but others may find it.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from margin_jax.distances import DistanceFn, get_distance
+
+KS = (1, 2, 4, 8)
+# Distances that are on the device at a time.
+_TILE = 2**22
+
+
+@dataclass(frozen=True)
+class RetrievalReport:
+    """How well nearest neighbours share the identity of a query.
+
+    Attributes:
+        recall_at: for each k the share of queries with their identity among the k nearest.
+        map_at_r: mean over queries of ``1/R · Σ_{i ≤ R} precision(i) · [i-th nearest is right]``,
+            R the number of other images of the query's identity.
+        r_precision: mean share of the R nearest that are right.
+        queries: images with at least one other of their identity.
+        images: all of them.
+    """
+
+    recall_at: dict[int, float]
+    map_at_r: float
+    r_precision: float
+    queries: int
+    images: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, ready for ``json.dumps``."""
+        return {
+            "recall_at": {str(k): recall for k, recall in self.recall_at.items()},
+            "map_at_r": self.map_at_r,
+            "r_precision": self.r_precision,
+            "queries": self.queries,
+            "images": self.images,
+        }
+
+
+def retrieval_report(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    *,
+    distance: str | DistanceFn = "euclidean",
+    ks: tuple[int, ...] = KS,
+) -> RetrievalReport:
+    """Recall@k, MAP@R and R-precision of every image against all others.
+
+    Exact and in bounded memory: the N × N distances are made a block of queries at a time.
+
+    Args:
+        embeddings: float[n, dim].
+        labels: int[n].
+        distance: as in :func:`~margin_jax.batch_all_triplet_loss`.
+        ks: the k of Recall@k, each at least 1; beyond n − 1 nothing more can be found.
+
+    Raises:
+        ValueError: shapes that do not fit, embeddings that are not finite, no two images of one
+            identity, or a k below 1.
+
+    Example:
+        >>> import numpy as np, margin_jax as mj
+        >>> x = np.array([[0.0], [1.0], [5.0], [7.0]])
+        >>> mj.retrieval_report(x, np.array([0, 0, 1, 0]), ks=(1, 2)).recall_at
+        {1: 0.6666666666666666, 2: 1.0}
+
+    References:
+        MAP@R: Musgrave et al. 2020, "A Metric Learning Reality Check",
+        `arXiv 2003.08505 <https://arxiv.org/abs/2003.08505>`_.
+    """
+    x, y = np.asarray(embeddings, np.float32), np.asarray(labels)
+    if x.ndim != 2 or y.shape != x.shape[:1]:
+        raise ValueError(
+            f"expected embeddings [n, dim] and labels [n]; got shapes {x.shape} and {y.shape}"
+        )
+    if not np.all(np.isfinite(x)):
+        raise ValueError("embeddings must be finite")
+    if not ks or min(ks) < 1:
+        raise ValueError(f"ks must be at least 1; got {ks}")
+    _, dense, sizes = np.unique(y, return_inverse=True, return_counts=True)
+    others = sizes[dense] - 1
+    if others.max(initial=0) == 0:
+        raise ValueError(f"retrieval needs two images of one identity; got none in {len(y)} images")
+
+    depth = min(len(y) - 1, max(*ks, int(others.max())))
+    queries = np.flatnonzero(others)
+    size = max(1, min(len(queries), _TILE // len(y)))
+    rank = np.arange(depth)
+    found = dict.fromkeys(ks, 0)
+    map_at_r, r_precision = 0.0, 0.0
+    for start in range(0, len(queries), size):
+        block = queries[start : start + size]
+        padded = np.pad(block, (0, size - len(block)), mode="edge")  # one shape, one compilation
+        right = np.asarray(_right(get_distance(distance), x, dense, padded, depth))[: len(block)]
+        for k in ks:
+            found[k] += int(np.count_nonzero(right[:, :k].any(axis=1)))
+        r = others[block][:, None]
+        within = right & (rank < r)
+        precision = np.cumsum(right, axis=1) / (rank + 1)
+        map_at_r += float(np.sum(np.where(within, precision, 0.0) / r))
+        r_precision += float(np.sum(within / r))
+    n = len(queries)
+    return RetrievalReport(
+        recall_at={k: count / n for k, count in found.items()},
+        map_at_r=map_at_r / n,
+        r_precision=r_precision / n,
+        queries=n,
+        images=len(y),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _right(metric: DistanceFn, x: Array, labels: Array, rows: Array, depth: int) -> Array:
+    """bool[rows, depth]: whether the nearest, second nearest, … has the label of the query."""
+    tile = metric(x[rows], x)
+    tile = tile.at[jnp.arange(len(rows)), rows].set(jnp.inf)
+    _, nearest = jax.lax.top_k(-tile, depth)  # ties: the lower index first
+    return labels[nearest] == labels[rows][:, None]
