@@ -7,8 +7,27 @@ load when first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from margin_jax.effective import effective_margin_histogram
 from margin_jax.losses import batch_all_triplet_loss
-from margin_jax.schedules import Schedule, ScheduleState, constant, dams, exponential, linear
+from margin_jax.mining import mining_schedule
+from margin_jax.schedules import (
+    Schedule,
+    ScheduleState,
+    automargin,
+    clip_schedule,
+    constant,
+    cosine,
+    dams,
+    exponential,
+    from_optax,
+    hold_schedule,
+    join_schedules,
+    linear,
+    litm,
+    quantile_margin,
+    target_easy_fraction,
+    warmup_schedule,
+)
 from margin_jax.stats import EpochStats, EpochTotals, TripletStats
 
 if TYPE_CHECKING:
@@ -65,20 +84,32 @@ __all__ = [
     "TrainState",
     "TripletStats",
     "VerificationReport",
+    "automargin",
     "batch_all_triplet_loss",
     "choose_threshold",
+    "clip_schedule",
     "compare",
     "constant",
+    "cosine",
     "create_state",
     "dams",
+    "effective_margin_histogram",
     "exponential",
     "fit",
+    "from_optax",
+    "hold_schedule",
+    "join_schedules",
     "linear",
+    "litm",
     "load_run",
     "make_train_step",
+    "mining_schedule",
+    "quantile_margin",
     "retrieval_report",
+    "target_easy_fraction",
     "train_epoch",
     "verification_report",
+    "warmup_schedule",
 ]
 
 

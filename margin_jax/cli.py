@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from margin_jax.config import TrainConfig
+from margin_jax.schedules import SCHEDULES
+from margin_jax.schedules.spec import split_specs
 
 if TYPE_CHECKING:
     from margin_jax.run import Run
@@ -118,7 +120,8 @@ def compare(
     schedules: Annotated[
         str,
         typer.Option(
-            help="Separated by commas: names, or NAME:MARGIN to set the first epoch's margin.",
+            help="Separated by commas: names, NAME:MARGIN to set the first epoch's margin, or "
+            "NAME:KEY=VALUE,KEY=VALUE. all: every one that `margin-jax schedules` lists.",
             rich_help_panel="Comparison",
         ),
     ] = "constant,linear,dams",
@@ -138,7 +141,10 @@ def compare(
 
     given = {"epochs": COMPARE_EPOCHS, **given}
     given.setdefault("out", f"runs/compare-{given.get('dataset', 'glyphs')}")
-    config, names = TrainConfig(**given), [name.strip() for name in schedules.split(",")]
+    config, names = (
+        TrainConfig(**given),
+        list(SCHEDULES) if schedules == "all" else split_specs(schedules),
+    )
 
     def on_cell(schedule: str, seed: int, report: dict[str, Any]) -> None:
         typer.echo(f"{schedule}, seed {seed}: test AUC {report['test']['auc']:.4f}")
@@ -146,6 +152,81 @@ def compare(
     with _saying_how_to_go_on("the same command without --overwrite", config):
         compared = comparison.compare(config, names, range(seeds), on_cell=on_cell, progress=True)
     typer.echo(f"\n{compared.table()}\n\nalso in {config.folder}: comparison.md, .json, .png")
+
+
+schedules_app = typer.Typer()
+app.add_typer(schedules_app, name="schedules")
+
+
+@schedules_app.callback(invoke_without_command=True)
+def list_schedules(context: typer.Context) -> None:
+    """List the margin schedules and their parameters, or plot how they act."""
+    if context.invoked_subcommand is not None:
+        return
+    for name, factory in SCHEDULES.items():
+        shown = [
+            key if p.default is p.empty else f"{key}={p.default:g}"
+            for key, p in inspect.signature(factory).parameters.items()
+        ]
+        first, *_ = inspect.getdoc(factory).splitlines()  # type: ignore[union-attr]
+        typer.echo(f"{name}: {first}\n    {', '.join(shown)}")
+    typer.echo(
+        "\nUse one as --schedule NAME, NAME:MARGIN or NAME:KEY=VALUE,KEY=VALUE. Parameters without "
+        "a value are options of train.\nHow they act: margin-jax schedules plot"
+    )
+
+
+@schedules_app.command("plot")
+def plot_schedules(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="NAME, NAME:MARGIN or NAME:KEY=VALUE,... each. Default: all.", metavar="SCHEDULE"
+        ),
+    ] = None,
+    stimulus: Annotated[
+        str, typer.Option(help="What they answer to: step, ramp or saturation.")
+    ] = "step",
+    history: Annotated[
+        Path | None,
+        typer.Option(help="Instead: the effective margins of a run, its folder or history.jsonl."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Length of a stimulus.")] = 40,
+    margin: Annotated[float, typer.Option(help="In the first epoch, unless a name says so.")] = 0.2,
+    margin_end: Annotated[float, typer.Option(help="For those that have one.")] = 1.0,
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("schedules.png"),
+) -> None:
+    """Draw how margin schedules answer to a standard stimulus, or to a recorded run.
+
+    The effective margins of each epoch are taken as normal, of the stimulus' or the run's mean and
+    spread, whatever the margin is: a picture of the rules, not of what they are worth.
+    """
+    from margin_jax import plots
+    from margin_jax.run import HISTORY, read_history
+    from margin_jax.schedules import response, spec
+
+    if history is None:
+        world = response.stimulus(stimulus, epochs)
+        words, _ = response.STIMULI[stimulus]
+        title = f"{stimulus.capitalize()}: easy at a margin of {response.REFERENCE} are {words}"
+    else:
+        folder = history.parent if history.name == HISTORY else history
+        records = read_history(folder)
+        if not records:
+            raise ValueError(f"no epochs in {folder / HISTORY}")
+        world, title = response.recorded(records), f"Effective margins as in {folder}"
+    defaults = {"margin": margin, "margin_end": margin_end, "epochs": len(world.mean)}
+    responses = {
+        name: response.respond(spec.make_schedule(name, defaults), world)
+        for name in names or SCHEDULES
+    }
+    plots.plot_responses(responses, title).savefig(out)
+    for name, answer in responses.items():
+        typer.echo(
+            f"{name:<22} margin {answer.margin[0]:.3f} -> {answer.margin[-1]:.3f}, "
+            f"easy {answer.easy_fraction[-1]:.1%} at the end"
+        )
+    typer.echo(f"{out}")
 
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from margin_jax import plots, run
-from margin_jax.config import TrainConfig
+from margin_jax.config import TrainConfig, as_file_name
 from margin_jax.data import load_dataset
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.training import fit
@@ -127,7 +127,8 @@ def compare(
         config: all that the cells have in common; `out` is the folder of the comparison. Its
             `overwrite` starts every cell anew; otherwise finished cells are kept, and an unfinished
             one goes on from its last whole epoch.
-        schedules: names, or ``NAME:MARGIN`` to set the margin of the first epoch.
+        schedules: names, ``NAME:MARGIN`` to set the margin of the first epoch, or
+            ``NAME:KEY=VALUE,...`` to set any of their parameters.
         seeds: one split, one set of pairs and one initialisation each.
         dataset: your own images, with ``TrainConfig(dataset="own")``.
         on_cell: called with (schedule, seed, report) after each cell.
@@ -159,17 +160,11 @@ def compare(
     return comparison
 
 
-def _cell_config(config: TrainConfig, spec: str, seed: int) -> TrainConfig:
-    schedule, _, margin = spec.partition(":")
-    try:
-        start = float(margin) if margin else config.margin
-    except ValueError:
-        raise ValueError(f"a schedule is NAME or NAME:MARGIN; got {spec!r}") from None
+def _cell_config(config: TrainConfig, schedule: str, seed: int) -> TrainConfig:
     return config.replace(
         schedule=schedule,
-        margin=start,
         seed=seed,
-        out=str(config.folder / f"{spec.replace(':', '-')}-seed{seed}"),
+        out=str(config.folder / f"{as_file_name(schedule)}-seed{seed}"),
         resume=not config.overwrite,
     ).shrunk()
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -13,7 +13,8 @@ from margin_jax.data import DATASETS, OWN
 from margin_jax.data.sampler import SMALL_IDENTITIES
 from margin_jax.distances import DISTANCES
 from margin_jax.losses import REDUCTIONS
-from margin_jax.schedules import Schedule, constant, dams, exponential, linear
+from margin_jax.mining import mining_schedule
+from margin_jax.schedules import SCHEDULES, Schedule, spec
 from margin_jax.triplets import MININGS
 
 
@@ -24,15 +25,14 @@ class Option(NamedTuple):
     help: str
 
 
-SCHEDULES: dict[str, Callable[["TrainConfig"], Schedule]] = {
-    "constant": lambda c: constant(c.margin),
-    "linear": lambda c: linear(c.margin, c.margin_end, c.epochs),
-    "exponential": lambda c: exponential(c.margin, c.margin_end, c.epochs),
-    "dams": lambda c: dams(c.margin, c.threshold, c.increase),
-}
-# Their margins are laid out over the whole run, so a run of theirs can not be made longer.
-DEPENDS_ON_EPOCHS = ("linear", "exponential")
+# Parameters of schedules that have an option of their own.
+_SCHEDULE_OPTIONS = ("margin", "margin_end", "threshold", "increase", "epochs")
 SELECTIONS = ("auc", "loss")
+
+
+def as_file_name(schedule: str) -> str:
+    """A schedule's text without signs that mean something to a shell."""
+    return schedule.translate(str.maketrans(":,", "--", "= "))
 
 
 def _one_of(choices: Iterable[str]) -> str:
@@ -74,13 +74,14 @@ class TrainConfig:
         Option(
             "Margin",
             "How the margin moves: dams raises it by --increase after every epoch with a share of "
-            "easy triplets of at least --threshold; linear and exponential go from --margin to "
-            f"--margin-end over the run; constant stays. {_one_of(SCHEDULES)}",
+            "easy triplets of at least --threshold; linear, exponential, cosine and litm go from "
+            "--margin to --margin-end over the run; constant stays. NAME:KEY=VALUE,... sets any "
+            f"parameter; `margin-jax schedules` lists them. {_one_of(SCHEDULES)}",
         ),
     ] = "dams"
     margin: Annotated[float, Option("Margin", "The margin in the first epoch.")] = 0.2
     margin_end: Annotated[
-        float, Option("Margin", "linear, exponential: the margin in the last epoch.")
+        float, Option("Margin", "linear, exponential, cosine, litm: the margin in the last epoch.")
     ] = 1.0
     threshold: Annotated[
         float, Option("Margin", "dams: the share of easy triplets that is too many, 0 to 1.")
@@ -98,9 +99,17 @@ class TrainConfig:
             f"{_one_of(REDUCTIONS)}",
         ),
     ] = "mean_active"
-    mining: Annotated[str, Option("Loss", f"Which active triplets train. {_one_of(MININGS)}")] = (
-        "all"
-    )
+    mining: Annotated[
+        str,
+        Option(
+            "Loss",
+            f"Which active triplets train; all,11:semihard changes in epoch 11. {_one_of(MININGS)}",
+        ),
+    ] = "all"
+    histogram: Annotated[
+        bool,
+        Option("Loss", "Also record quantiles of the effective margins, from a sample, and draw."),
+    ] = False
 
     epochs: Annotated[int, Option("Training", "Times through the training identities.")] = 30
     seed: Annotated[int, Option("Training", "Of weights, split, batches and pairs.")] = 0
@@ -141,10 +150,8 @@ class TrainConfig:
         """Checks everything that can be checked without looking at the data."""
         choices: dict[str, Iterable[str]] = {
             "dataset": (*DATASETS, OWN),
-            "schedule": SCHEDULES,
             "distance": DISTANCES,
             "reduction": REDUCTIONS,
-            "mining": MININGS,
             "small_identities": SMALL_IDENTITIES,
             "select": SELECTIONS,
         }
@@ -156,13 +163,6 @@ class TrainConfig:
                 raise ValueError(f"{name} must be finite and at least 0; got {value}")
         if self.learning_rate == 0:
             raise ValueError("learning_rate must be above 0; got 0.0")
-        if self.threshold > 1:
-            raise ValueError(f"threshold must be between 0 and 1; got {self.threshold}")
-        if self.schedule == "exponential" and not (self.margin > 0 and self.margin_end > 0):
-            raise ValueError(
-                f"exponential needs margin and margin_end above 0; "
-                f"got {self.margin} and {self.margin_end}"
-            )
         at_least = {
             "epochs": 1,
             "seed": 0,
@@ -177,6 +177,14 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}; got {value}")
+        if self.threshold > 1:
+            raise ValueError(f"threshold must be between 0 and 1; got {self.threshold}")
+        _, parameters = self.schedule_parameters()
+        for name in {"margin", "margin_end"} & set(parameters):
+            if not parameters[name] >= 0:
+                raise ValueError(f"{name} must be at least 0; got {parameters[name]}")
+        self.make_schedule()
+        mining_schedule(self.mining)
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2^63; got {self.seed}")
         if self.embedding_size > 2**16:
@@ -195,12 +203,19 @@ class TrainConfig:
 
     def make_schedule(self) -> Schedule:
         """The schedule with its parameters."""
-        return SCHEDULES[self.schedule](self)
+        return spec.make_schedule(self.schedule, self._schedule_options())
+
+    def schedule_parameters(self) -> tuple[str, dict[str, Any]]:
+        """The schedule's name, and the value of each of its parameters."""
+        return spec.resolve(self.schedule, self._schedule_options())
+
+    def _schedule_options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _SCHEDULE_OPTIONS}
 
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.out or f"runs/{self.dataset}-{self.schedule}-{self.seed}")
+        return Path(self.out or f"runs/{self.dataset}-{as_file_name(self.schedule)}-{self.seed}")
 
     def replace(self, **changes: Any) -> "TrainConfig":
         """A copy with some fields changed, checked again."""

@@ -80,6 +80,11 @@ def chebyshev(x: Array, y: Array) -> Array:
     return jnp.max(_absolute_difference(x, y), axis=-1)
 
 
+def paired(distance: DistanceFn, x: Array, y: Array) -> Array:
+    """float[n]: the distance of each row of x[n, D] to the same row of y[n, D]."""
+    return jax.vmap(lambda a, b: distance(a[None], b[None])[0, 0])(x, y)
+
+
 DISTANCES: dict[str, DistanceFn] = {
     "euclidean": euclidean,
     "squared_euclidean": squared_euclidean,

@@ -14,6 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from margin_jax.distances import DistanceFn
+from margin_jax.effective import effective_margin_histogram
 from margin_jax.losses import batch_all_triplet_loss
 from margin_jax.schedules import Schedule
 from margin_jax.sharding import replicated
@@ -24,6 +25,8 @@ T = TypeVar("T")
 
 # How many steps old a figure is when the host reads it: old enough that nothing waits.
 _LAG = 3
+# Of the sample of effective margins that a record keeps.
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 class ApplyFn(Protocol):
@@ -42,10 +45,12 @@ class StepOutput(NamedTuple):
     Attributes:
         loss: float32[].
         stats: statistics of the batch the step trained on.
+        histogram: of a sample of its effective margins, if the step was made to keep one.
     """
 
     loss: Array
     stats: TripletStats
+    histogram: Array | None = None
 
 
 TrainStep = Callable[[TrainState, Array, Array], tuple[TrainState, StepOutput]]
@@ -64,6 +69,8 @@ class EpochRecord:
         easy_fraction: easy / valid. NaN, like the means below, if there was no triplet.
         mean_ap, mean_an: mean distance over positive and over negative pairs.
         mean_effective, std_effective: of d(a,n) − d(a,p) over all valid triplets.
+        effective_quantiles: of d(a,n) − d(a,p), the 1, 5, 25, 50, 75, 95 and 99 % quantiles of a
+            sample; None if the step keeps no histogram.
         steps: optimiser steps.
         images: images trained on.
         seconds: wall time of training, without validation.
@@ -83,6 +90,7 @@ class EpochRecord:
     mean_an: float
     mean_effective: float
     std_effective: float
+    effective_quantiles: tuple[float, ...] | None
     steps: int
     images: int
     seconds: float
@@ -96,6 +104,7 @@ def make_train_step(
     distance: str | DistanceFn = "euclidean",
     reduction: str = "mean_active",
     mining: str = "all",
+    histogram: bool = False,
     mesh: Mesh | None = None,
 ) -> TrainStep:
     """A jitted ``train_step(state, images, labels) -> (state, StepOutput)``.
@@ -107,6 +116,9 @@ def make_train_step(
             batch_stats)``, pure.
         optimizer: any optax gradient transformation.
         distance, reduction, mining: as in :func:`~margin_jax.batch_all_triplet_loss`.
+        histogram: also sample the batch's effective margins, as
+            :func:`~margin_jax.effective_margin_histogram` does, for a schedule that
+            ``needs_histogram``, or for the record.
         mesh: devices that share the work, by a sharded batch; triplets and batch statistics are
             those of the global batch all the same. Default: wherever the arguments are.
     """
@@ -118,7 +130,7 @@ def make_train_step(
     ) -> tuple[TrainState, StepOutput]:
         key = jax.random.fold_in(state.key, state.step)
 
-        def loss_fn(params: Any) -> tuple[Array, tuple[Any, TripletStats]]:
+        def loss_fn(params: Any) -> tuple[Array, tuple[Any, TripletStats, Array]]:
             embeddings, batch_stats = apply_fn(
                 params, state.batch_stats, images, train=True, key=key
             )
@@ -132,10 +144,15 @@ def make_train_step(
                 reduction=reduction,
                 mining=mining,
             )
-            return loss, (batch_stats, stats)
+            return loss, (batch_stats, stats, embeddings)
 
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (batch_stats, stats)), gradient = value_and_grad(state.params)
+        (loss, (batch_stats, stats, embeddings)), gradient = value_and_grad(state.params)
+        sampled = None
+        if histogram:
+            sampled = effective_margin_histogram(
+                embeddings, labels, stats, jax.random.fold_in(key, 1), distance=distance
+            )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         new_state = state.replace(
             step=state.step + 1,
@@ -143,7 +160,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return new_state, StepOutput(loss, stats)
+        return new_state, StepOutput(loss, stats, sampled)
 
     return train_step
 
@@ -172,7 +189,8 @@ def train_epoch(
         The state after the epoch, holding the next margin, and the :class:`EpochRecord`.
 
     Raises:
-        ValueError: if `batches` is empty.
+        ValueError: if `batches` is empty, or the schedule needs a histogram that `train_step` does
+            not keep.
     """
     epoch, margin = int(jax.device_get(state.schedule.epoch)), float(jax.device_get(state.margin))
     state = _like(state, state)
@@ -182,7 +200,7 @@ def train_epoch(
     def read() -> None:
         nonlocal totals
         output = pending.popleft()
-        totals = totals.add(output.stats)
+        totals = totals.add(output.stats, output.histogram)
         losses.append(float(jax.device_get(output.loss)))
         if on_step is not None:
             on_step(len(losses), losses[-1], totals.counts()["easy"] / max(totals.valid, 1))
@@ -190,6 +208,11 @@ def train_epoch(
     started = time.perf_counter()
     for images, labels in batches:
         state, output = train_step(state, images, labels)
+        if schedule.needs_histogram and output.histogram is None:
+            raise ValueError(
+                "the schedule needs the histogram of effective margins: "
+                "make_train_step(..., histogram=True)"
+            )
         if _may_deadlock(output.loss):
             jax.block_until_ready(output)
         pending.append(output)
@@ -217,6 +240,7 @@ def train_epoch(
         mean_an=float(stats.mean_an),
         mean_effective=float(stats.mean_effective),
         std_effective=float(stats.std_effective),
+        effective_quantiles=totals.effective_quantiles(QUANTILES),
         steps=len(losses),
         images=images_seen,
         seconds=seconds,

@@ -5,11 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from margin_jax.epoch import QUANTILES
 from margin_jax.evaluation.verification import VerificationReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from margin_jax.schedules.response import Response
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
@@ -19,12 +22,12 @@ PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
 History = list[dict[str, Any]]
 
 
-def plot_margin(history: History, threshold: float | None = None) -> "Figure":
+def plot_margin(history: History, watched: float | None = None) -> "Figure":
     """The margin in force, and below it the share of easy triplets, by epoch.
 
     Args:
         history: records of the epochs.
-        threshold: the share at which the schedule acts, drawn as a line.
+        watched: the share at which the schedule acts, drawn as a line.
     """
     figure, (above, below) = _epoch_figure(rows=2)
     epochs = _column(history, "epoch")
@@ -32,9 +35,9 @@ def plot_margin(history: History, threshold: float | None = None) -> "Figure":
     above.set_ylabel("margin μ")
     above.set_title("Margin in force, and easy triplets under it")
     below.plot(epochs, 100 * _column(history, "easy_fraction"), color=BLUE)
-    if threshold is not None:
-        name = f"threshold of DAMS, {threshold:.0%}"
-        below.axhline(100 * threshold, color=GREY, ls="--", lw=1, label=name)
+    if watched is not None:
+        name = f"watched by the schedule: {100 * watched:g} %"
+        below.axhline(100 * watched, color=GREY, ls="--", lw=1, label=name)
         below.legend(loc="lower right")
     below.set_ylabel("easy triplets (%)")
     return figure
@@ -58,13 +61,24 @@ def plot_loss(history: History, best_epoch: int) -> "Figure":
 
 
 def plot_effective_margin(history: History) -> "Figure":
-    """Mean and spread of d(a,n) − d(a,p) over all valid triplets by epoch, with μ drawn on it."""
+    """Mean and spread of d(a,n) − d(a,p) over all valid triplets by epoch, with μ drawn on it.
+
+    Quantiles stand for the spread where they were recorded.
+    """
     figure, (axes,) = _epoch_figure()
     epochs = _column(history, "epoch")
     mean, std = _column(history, "mean_effective"), _column(history, "std_effective")
-    axes.fill_between(
-        epochs, mean - std, mean + std, color=BLUE, alpha=0.2, lw=0, label="± standard deviation"
-    )
+    if any(record.get("effective_quantiles") for record in history):
+        unknown = [np.nan] * len(QUANTILES)
+        rows = [record.get("effective_quantiles") or unknown for record in history]
+        quantiles = np.array(rows, np.float64).T
+        for i, share in enumerate(QUANTILES[: len(QUANTILES) // 2]):
+            low, high = quantiles[i], quantiles[-1 - i]
+            name = f"{share:.0%} to {1 - share:.0%} of them"
+            axes.fill_between(epochs, low, high, color=BLUE, alpha=0.15, lw=0, label=name)
+    else:
+        name = "± standard deviation"
+        axes.fill_between(epochs, mean - std, mean + std, color=BLUE, alpha=0.2, lw=0, label=name)
     axes.plot(epochs, mean, color=BLUE, label="mean over all triplets")
     axes.plot(
         epochs, _column(history, "margin"), color=ORANGE, drawstyle="steps-mid", label="margin μ"
@@ -143,6 +157,27 @@ def plot_comparison(histories: dict[str, dict[int, History]]) -> "Figure":
     seeds = len(next(iter(histories.values())))
     grid[0].set_title(f"Margin schedules, mean of {seeds} seed{'s' if seeds > 1 else ''}")
     grid[0].legend(loc="best")
+    return figure
+
+
+def plot_responses(responses: "dict[str, Response]", title: str) -> "Figure":
+    """The margin, and below it the share of easy triplets at that margin, of several schedules.
+
+    Args:
+        responses: by schedule, all of one length.
+        title: what they answer to.
+    """
+    figure, (above, below) = _epoch_figure(rows=2)
+    figure.set_size_inches(6.4, 5.4)
+    styles = itertools.cycle(itertools.product(("-", "--"), PALETTE))
+    for (style, colour), (name, response) in zip(styles, responses.items(), strict=False):
+        epochs = np.arange(1, len(response.margin) + 1)
+        above.plot(epochs, response.margin, style, color=colour, drawstyle="steps-mid", label=name)
+        below.plot(epochs, 100 * response.easy_fraction, style, color=colour)
+    above.set_ylabel("margin μ")
+    above.set_title(title)
+    figure.legend(loc="outside right upper", frameon=False)
+    below.set_ylabel("easy triplets (%)")
     return figure
 
 

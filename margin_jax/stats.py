@@ -10,12 +10,18 @@ Words, for a triplet (a, p, n) and margin μ:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+# Upper edges of the bins of a histogram of effective margins. They rise like a hyperbolic sine:
+# 0.002 apart near 0, by 2 % farther out, to ±1,000, so that embeddings need not be of length 1.
+_half = 0.1 * np.sinh(np.arange(1, 513) * math.asinh(1e4) / 512)
+EFFECTIVE_EDGES = np.concatenate([-_half[510::-1], [0.0], _half]).astype(np.float32)
 
 
 @jax.tree_util.register_dataclass
@@ -91,6 +97,8 @@ class EpochStats:
         mean_ap, mean_an: mean distance over positive and over negative pairs.
         mean_effective, std_effective: mean and standard deviation of d(a,n) − d(a,p) over all
             valid triplets.
+        effective_cdf: float32[1024], the share of a sample of triplets whose d(a,n) − d(a,p) lies
+            below each of ``EFFECTIVE_EDGES``, or None where no histogram was kept.
     """
 
     easy_fraction: Array | np.float32
@@ -100,11 +108,47 @@ class EpochStats:
     mean_an: Array | np.float32
     mean_effective: Array | np.float32
     std_effective: Array | np.float32
+    effective_cdf: Array | np.ndarray | None = None
+
+    @classmethod
+    def of(cls, stats: TripletStats, histogram: Array | None = None) -> "EpochStats":
+        """The same from statistics on the device, for a schedule inside ``jit`` or ``lax.scan``.
+
+        Sums run in float32, so shares have its rounding; those of :class:`EpochTotals`, on the
+        host, are exact.
+
+        Args:
+            stats: of one batch, or of several, stacked along leading axes as ``scan`` does.
+            histogram: int32[..., 1024], of :func:`~margin_jax.effective_margin_histogram`.
+        """
+        npos, nneg = (n.astype(jnp.float32) for n in (stats.positives, stats.negatives))
+        valid = jnp.sum(npos * nneg)
+        mean = jnp.sum(npos * stats.sum_an - nneg * stats.sum_ap) / valid
+        squares = npos * stats.sum_an_squared + nneg * stats.sum_ap_squared
+        square = jnp.sum(squares - 2.0 * stats.sum_ap * stats.sum_an) / valid
+        cdf = None
+        if histogram is not None:
+            counts = jnp.cumsum(jnp.sum(histogram.reshape(-1, histogram.shape[-1]), axis=0))
+            cdf = counts / counts[-1]
+        return cls(
+            easy_fraction=jnp.sum(stats.easy.astype(jnp.float32)) / valid,
+            semihard_fraction=jnp.sum(stats.semihard.astype(jnp.float32)) / valid,
+            hard_fraction=jnp.sum(stats.hard.astype(jnp.float32)) / valid,
+            mean_ap=jnp.sum(stats.sum_ap) / jnp.sum(npos),
+            mean_an=jnp.sum(stats.sum_an) / jnp.sum(nneg),
+            mean_effective=mean,
+            std_effective=jnp.sqrt(jnp.maximum(square - mean * mean, 0)),
+            effective_cdf=cdf,
+        )
 
 
 @dataclass(frozen=True)
 class EpochTotals:
-    """Running totals on the host: exact Python ints, and float64 sums of distances."""
+    """Running totals on the host: exact Python ints, and float64 sums of distances.
+
+    Attributes:
+        histogram: int64[1024], of sampled effective margins, if any were added.
+    """
 
     valid: int = 0
     semihard: int = 0
@@ -115,9 +159,15 @@ class EpochTotals:
     sum_an: float = 0.0
     sum_effective: float = 0.0
     sum_effective_squared: float = 0.0
+    histogram: np.ndarray | None = None
 
-    def add(self, stats: TripletStats) -> "EpochTotals":
-        """These totals and those of one more batch, wherever it is: see `TripletStats.totals`."""
+    def add(self, stats: TripletStats, histogram: Array | None = None) -> "EpochTotals":
+        """These totals and those of one more batch, wherever it is: see `TripletStats.totals`.
+
+        Args:
+            stats: of the batch.
+            histogram: int32[1024], of :func:`~margin_jax.effective_margin_histogram`.
+        """
         host = _fetch(stats)
         npos, nneg = (np.asarray(n, np.int64) for n in (host.positives, host.negatives))
         ap, an, ap2, an2 = (
@@ -136,9 +186,16 @@ class EpochTotals:
             sum_effective=float(np.sum(npos * an - nneg * ap)),
             sum_effective_squared=float(np.sum(npos * an2 + nneg * ap2 - 2.0 * ap * an)),
         )
-        return EpochTotals(
-            **{f.name: getattr(self, f.name) + getattr(batch, f.name) for f in fields(self)}
-        )
+        summed = {
+            f.name: getattr(self, f.name) + getattr(batch, f.name)
+            for f in fields(self)
+            if f.name != "histogram"
+        }
+        if histogram is None:
+            return EpochTotals(**summed, histogram=self.histogram)
+        more = np.asarray(jax.device_get(histogram), np.int64)
+        so_far = 0 if self.histogram is None else self.histogram
+        return EpochTotals(**summed, histogram=so_far + more)
 
     def counts(self) -> dict[str, int]:
         """Exact counts of triplets: valid, easy, semihard, hard."""
@@ -163,7 +220,19 @@ class EpochTotals:
             mean_an=np.float32(_ratio(self.sum_an, self.negatives)),
             mean_effective=np.float32(mean),
             std_effective=np.float32(math.sqrt(max(variance, 0.0))),
+            effective_cdf=None if self.histogram is None else self._cdf().astype(np.float32),
         )
+
+    def effective_quantiles(self, shares: Sequence[float]) -> tuple[float, ...] | None:
+        """Below which effective margins these shares of the sample lie; None without histogram."""
+        if self.histogram is None:
+            return None
+        return tuple(np.interp(shares, self._cdf(), EFFECTIVE_EDGES).tolist())
+
+    def _cdf(self) -> np.ndarray:
+        assert self.histogram is not None
+        below = np.cumsum(self.histogram)
+        return below / below[-1] if below[-1] else np.full(len(below), np.nan)
 
 
 def _fetch(stats: TripletStats) -> TripletStats:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from margin_jax import plots, run
 from margin_jax.checkpoint import Checkpoint
-from margin_jax.config import DEPENDS_ON_EPOCHS, TrainConfig
+from margin_jax.config import TrainConfig
 from margin_jax.data import load_dataset
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.data.loader import load_batches
@@ -31,9 +31,11 @@ from margin_jax.evaluation.verification import (
     verification_report,
 )
 from margin_jax.losses import batch_all_triplet_loss
+from margin_jax.mining import mining_schedule
 from margin_jax.models import Encoder
 from margin_jax.progress import ProgressBar
 from margin_jax.run import Run
+from margin_jax.schedules import spec
 from margin_jax.sharding import make_mesh, place_copies
 from margin_jax.state import TrainState, create_state
 
@@ -96,9 +98,17 @@ def fit(
     encoder = run.get_encoder(config, encoder)
     folder = config.folder
     schedule = config.make_schedule()
-    optimizer, train_step = _optimizer_and_step(
-        encoder, config.learning_rate, config.distance, config.reduction, config.mining, mesh
+    mining = mining_schedule(config.mining)
+    compiled = functools.partial(
+        _optimizer_and_step,
+        encoder,
+        config.learning_rate,
+        config.distance,
+        config.reduction,
+        config.histogram or schedule.needs_histogram,
+        mesh,
     )
+    optimizer, _ = compiled(mining(1))
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     params, batch_stats = encoder.init(init_key, data.dataset.images.shape[1:])
     batch_stats = encoder.with_normalisation(batch_stats, *_image_moments(data))
@@ -133,6 +143,7 @@ def fit(
                 plan, _ = _plan(config, data, epoch)
                 batches = load_batches(data.dataset.images, data.dataset.labels, plan, mesh)
                 bar.start(float(state.margin), len(plan))
+                _, train_step = compiled(mining(epoch + 1))
                 state, trained = train_epoch(state, train_step, batches, schedule, on_step=bar.step)
                 validated = validate(state)
                 if jax.process_count() > 1:  # or they could disagree on which epoch is the best
@@ -161,7 +172,13 @@ def fit(
 
 @functools.lru_cache(maxsize=8)
 def _optimizer_and_step(
-    encoder: Encoder, learning_rate: float, distance: str, reduction: str, mining: str, mesh: Mesh
+    encoder: Encoder,
+    learning_rate: float,
+    distance: str,
+    reduction: str,
+    histogram: bool,
+    mesh: Mesh,
+    mining: str,
 ) -> tuple[optax.GradientTransformation, TrainStep]:
     """Cached, so that runs which differ in nothing that is compiled share one compilation."""
     optimizer = optax.adam(learning_rate)
@@ -171,6 +188,7 @@ def _optimizer_and_step(
         distance=distance,
         reduction=reduction,
         mining=mining,
+        histogram=histogram,
         mesh=mesh,
     )
     return optimizer, train_step
@@ -342,9 +360,7 @@ def _report(
         "test": {**figures(ours), "raw_pixels": figures(raw)},
     }
     pictures = {
-        "margin": plots.plot_margin(
-            history, config.threshold if config.schedule == "dams" else None
-        ),
+        "margin": plots.plot_margin(history, _easy_share_watched(config)),
         "loss": plots.plot_loss(history, epoch),
         "effective_margin": plots.plot_effective_margin(history),
         "distances": plots.plot_distances(
@@ -353,6 +369,13 @@ def _report(
         "roc": plots.plot_roc({"embedding": ours["test"], "raw pixels": raw["test"]}),
     }
     return report, pictures
+
+
+def _easy_share_watched(config: TrainConfig) -> float | None:
+    """The share of easy triplets at which the schedule acts, or that it holds."""
+    name, values = config.schedule_parameters()
+    watched = {"dams": "threshold", "target_easy_fraction": "target"}
+    return float(values[watched[name]]) if name in watched else None
 
 
 def _verify(data: RunData, distances: dict[str, np.ndarray]) -> dict[str, VerificationReport]:
@@ -412,7 +435,9 @@ def _check_same(config: TrainConfig, described: str, folder: Path) -> None:
     """Refuses to resume what is not the same run; more epochs of it are, if its rule allows."""
     saved = run.read_config(folder).experiment()
     asked = config.experiment()
-    if config.schedule not in DEPENDS_ON_EPOCHS and asked["epochs"] > saved["epochs"]:
+    # A schedule laid out over the whole run can not be made longer.
+    laid_out = spec.has_parameter(config.schedule, "epochs")
+    if not laid_out and asked["epochs"] > saved["epochs"]:
         run.write_text(folder / run.CONFIG, config.to_json())
         saved["epochs"] = asked["epochs"]
     changed = [

@@ -54,8 +54,9 @@ def _step_arguments(run):
         config.learning_rate,
         config.distance,
         config.reduction,
-        config.mining,
+        config.histogram,
         mesh,
+        config.mining,
     )
 
 
@@ -115,9 +116,11 @@ def test_summaries_are_paired_t_intervals():
         ([], [0], "schedules must be at least one"),
         (["dams", "dams"], [0], "each once"),
         (["dams"], [], "seeds must be at least one"),
-        (["dams:high"], [0], "NAME or NAME:MARGIN; got 'dams:high'"),
+        (["dams:high"], [0], "NAME:KEY=VALUE,...; got 'dams:high', where margin is no number"),
         (["dasm"], [0], "Did you mean 'dams'"),
-        (["constant:-1"], [0], "margin must be finite and at least 0"),
+        (["constant:-1"], [0], "margin must be at least 0; got -1.0"),
+        (["litm:stages=2.5"], [0], "where stages is no whole number"),
+        (["dams:treshold=0.9"], [0], "a parameter of dams must be one of .* 'threshold'"),
     ],
 )
 def test_bad_requests(schedules, seeds, message, tmp_path):

@@ -95,13 +95,16 @@ def test_an_epoch_is_its_steps_counted_exactly():
     assert (record.epoch, record.steps, record.images) == (1, BATCHES, BATCHES * BATCH)
     assert (record.margin, record.next_margin) == (0.5, 0.75)
     assert record.images_per_second == pytest.approx(record.images / record.seconds)
-    assert all(type(v) in (int, float) for v in dataclasses.asdict(record).values())
+    values = dataclasses.asdict(record)
+    assert values.pop("effective_quantiles") is None
+    assert all(type(v) in (int, float) for v in values.values())
 
 
 def test_the_schedule_is_asked_once_with_the_epochs_statistics():
-    for field in dataclasses.fields(mj.EpochStats):
+    scalars = [f.name for f in dataclasses.fields(mj.EpochStats) if f.name != "effective_cdf"]
+    for name in scalars:
 
-        def update(state, stats, name=field.name):
+        def update(state, stats, name=name):
             return mj.ScheduleState(getattr(stats, name), state.epoch + 1)
 
         schedule = mj.Schedule(mj.constant().init, update)
@@ -110,7 +113,7 @@ def test_the_schedule_is_asked_once_with_the_epochs_statistics():
             "semihard_fraction": record.semihard / record.valid,
             "hard_fraction": record.hard / record.valid,
         }
-        told = shares[field.name] if field.name in shares else getattr(record, field.name)
+        told = shares[name] if name in shares else getattr(record, name)
         assert state.margin == record.next_margin == np.float32(told)
         assert state.schedule.epoch == 1
 

@@ -64,7 +64,7 @@ def free_address():
 
 
 def run_together(*commands):
-    """The last line that each of some Python commands prints, run at the same time; killed if one hangs."""
+    """The last line that each of some Python commands prints; run together, killed if one hangs."""
     processes = [
         subprocess.Popen(
             [sys.executable, *command],

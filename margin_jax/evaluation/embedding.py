@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from margin_jax.distances import DistanceFn, get_distance
+from margin_jax.distances import DistanceFn, get_distance, paired
 from margin_jax.epoch import ApplyFn
 
 _BATCH = 256
@@ -60,6 +60,4 @@ def pair_distances(
     return found
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _paired(metric: DistanceFn, x: Array, y: Array) -> Array:
-    return jax.vmap(lambda a, b: metric(a[None], b[None])[0, 0])(x, y)
+_paired = jax.jit(paired, static_argnums=0)

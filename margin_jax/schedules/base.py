@@ -1,0 +1,141 @@
+"""What a margin schedule is: a pure ``(init, update)`` pair over a small state.
+
+``init()`` gives a small frozen pytree whose ``margin`` is in force in epoch 0; ``update(state,
+stats)`` gives the state for the next epoch. Both decide bit for bit alike on the host, under
+``jit`` and inside ``lax.scan``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from margin_jax.stats import EpochStats
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ScheduleState:
+    """The state of a schedule, all of it float32 and int32 scalars.
+
+    Attributes:
+        margin: float32[], the margin in force.
+        epoch: int32[], how many epochs have ended.
+        memory: what else the schedule remembers, by name; empty for most.
+    """
+
+    margin: Array
+    epoch: Array
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, float | int]:
+        """The numbers by name, ready for ``json.dumps``; :meth:`Schedule.from_json` reads them."""
+        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(self))
+        return {_name(path): leaf.item() for path, leaf in leaves}
+
+
+class Schedule(NamedTuple):
+    """A margin schedule.
+
+    Attributes:
+        init: ``init() -> state``.
+        update: ``update(state, stats) -> state``, called once at the end of an epoch. After an
+            epoch that says nothing (without any triplet its statistics are NaN), schedules that
+            answer to statistics leave the margin as it is.
+        needs_histogram: whether `update` reads ``stats.effective_cdf``, which costs a sample of
+            triplets a step and is measured on demand.
+    """
+
+    init: Callable[[], ScheduleState]
+    update: Callable[[ScheduleState, EpochStats], ScheduleState]
+    needs_histogram: bool = False
+
+    def from_json(self, values: Mapping[str, float | int]) -> ScheduleState:
+        """The state that :meth:`ScheduleState.to_json` wrote, bit for bit.
+
+        Raises:
+            ValueError: if it is the state of another kind of schedule.
+        """
+        like = self.init()
+        leaves = jax.tree_util.tree_leaves_with_path(like)
+        expected = {_name(path) for path, _ in leaves}
+        if expected != set(values):
+            raise ValueError(
+                f"a state of this schedule has {', '.join(sorted(expected))}; "
+                f"got {', '.join(sorted(values))}"
+            )
+        restored = [jnp.asarray(values[_name(path)], leaf.dtype) for path, leaf in leaves]
+        state: ScheduleState = jax.tree.unflatten(jax.tree.structure(like), restored)
+        return state
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def first_state(margin: float | np.float32, **memory: Any) -> ScheduleState:
+    """The state before any epoch."""
+    return ScheduleState(jnp.asarray(margin, jnp.float32), jnp.zeros((), jnp.int32), memory)
+
+
+def next_state(state: ScheduleState, margin: Array, **memory: Any) -> ScheduleState:
+    """The state after one more epoch."""
+    return ScheduleState(margin, state.epoch + 1, memory)
+
+
+def table(margins: np.ndarray) -> Schedule:
+    """A schedule that knows its margins beforehand, one an epoch; the last one stays.
+
+    They are computed in float64 and rounded once: arithmetic under ``jit`` may be fused and differ
+    in its last bit from the same on the host, a look-up can not.
+    """
+
+    def look_up(epoch: Array) -> ScheduleState:
+        values = jnp.asarray(margins, jnp.float32)
+        return ScheduleState(values[jnp.minimum(epoch, len(margins) - 1)], epoch)
+
+    def init() -> ScheduleState:
+        return look_up(jnp.zeros((), jnp.int32))
+
+    def update(state: ScheduleState, stats: EpochStats) -> ScheduleState:
+        del stats  # open loop
+        return look_up(state.epoch + 1)
+
+    return Schedule(init, update)
+
+
+def finite(name: str, value: float) -> float:
+    """The value as a float.
+
+    Raises:
+        ValueError: unless it is finite in float32.
+    """
+    if not abs(value) < 1e38:
+        raise ValueError(f"{name} must be finite; got {value}")
+    return float(value)
+
+
+def share(name: str, value: float) -> float:
+    """The value as a float.
+
+    Raises:
+        ValueError: unless it is in [0, 1].
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1; got {value}")
+    return float(value)
+
+
+def at_least(name: str, value: float, least: float) -> float:
+    """The value as a float.
+
+    Raises:
+        ValueError: unless it is finite and not below `least`.
+    """
+    if not least <= value < 1e38:
+        raise ValueError(f"{name} must be finite and at least {least:g}; got {value}")
+    return float(value)

@@ -1,0 +1,108 @@
+"""Schedules made of schedules: limits, a late or a soft start, one after another."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from margin_jax.schedules.base import Schedule, ScheduleState, finite, next_state
+from margin_jax.schedules.open_loop import constant, linear
+from margin_jax.stats import EpochStats
+
+
+def clip_schedule(schedule: Schedule, low: float = 0.0, high: float = 2.0) -> Schedule:
+    """The schedule's margin, kept between `low` and `high`.
+
+    The schedule itself goes on unlimited, and comes back into sight by its own rule. On unit
+    embeddings no Euclidean distance exceeds 2, so a larger margin teaches nothing more.
+
+    Raises:
+        ValueError: unless ``low ≤ high``, both finite.
+    """
+    limits = np.float32(finite("low", low)), np.float32(finite("high", high))
+    if low > high:
+        raise ValueError(f"low must be at most high; got {low} and {high}")
+
+    def limited(inner: ScheduleState) -> ScheduleState:
+        return ScheduleState(jnp.clip(inner.margin, *limits), inner.epoch, {"inner": inner})
+
+    def init() -> ScheduleState:
+        return limited(schedule.init())
+
+    def update(state: ScheduleState, stats: EpochStats) -> ScheduleState:
+        return limited(schedule.update(state.memory["inner"], stats))
+
+    return Schedule(init, update, schedule.needs_histogram)
+
+
+def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
+    """One schedule after another; the i-th takes over when ``boundaries[i − 1]`` epochs have ended.
+
+    Each begins with its own first margin and counts its own epochs, and sees only the statistics of
+    epochs in which its margin was in force.
+
+    Raises:
+        ValueError: unless there is one boundary fewer than schedules, and they rise, from at
+            least 1.
+
+    Example:
+        >>> import margin_jax as mj
+        >>> schedule = mj.join_schedules([mj.constant(0.1), mj.dams(margin=0.2)], [5])
+    """
+    if len(schedules) < 1 or len(boundaries) != len(schedules) - 1:
+        raise ValueError(
+            f"join_schedules needs one boundary between each two schedules; got "
+            f"{len(schedules)} schedules and {len(boundaries)} boundaries"
+        )
+    if list(boundaries) != sorted(set(boundaries)) or min(boundaries, default=1) < 1:
+        raise ValueError(f"boundaries must rise, from at least 1; got {list(boundaries)}")
+    ends = np.array(boundaries, np.int32)
+
+    def in_force(epoch: Array) -> Array:
+        return jnp.sum(epoch >= ends)
+
+    def init() -> ScheduleState:
+        inner = {str(i): schedule.init() for i, schedule in enumerate(schedules)}
+        return ScheduleState(inner["0"].margin, inner["0"].epoch, inner)
+
+    def update(state: ScheduleState, stats: EpochStats) -> ScheduleState:
+        ended = in_force(state.epoch)
+        inner = {}
+        for i, schedule in enumerate(schedules):
+            before: ScheduleState = state.memory[str(i)]
+            after = schedule.update(before, stats)
+            mine = ended == i
+            inner[str(i)] = jax.tree.map(
+                lambda new, old, mine=mine: jnp.where(mine, new, old), after, before
+            )
+        margins = jnp.stack([inner[str(i)].margin for i in range(len(schedules))])
+        return next_state(state, margins[in_force(state.epoch + 1)], **inner)
+
+    return Schedule(init, update, any(schedule.needs_histogram for schedule in schedules))
+
+
+def hold_schedule(schedule: Schedule, epochs: int) -> Schedule:
+    """The schedule's first margin for `epochs` epochs; only then does the schedule begin.
+
+    Raises:
+        ValueError: unless ``epochs ≥ 1``.
+    """
+    return join_schedules([constant(_first_margin(schedule)), schedule], [epochs])
+
+
+def warmup_schedule(schedule: Schedule, epochs: int, start: float = 0.0) -> Schedule:
+    """A straight line from `start` to the schedule's first margin, then the schedule.
+
+    ``μ(e) = start + (first − start) · e / epochs`` for ``e < epochs``.
+
+    Raises:
+        ValueError: unless ``epochs ≥ 1`` and `start` is finite.
+    """
+    return join_schedules([linear(start, _first_margin(schedule), epochs + 1), schedule], [epochs])
+
+
+def _first_margin(schedule: Schedule) -> float:
+    with jax.ensure_compile_time_eval():  # also where a schedule is made inside a jitted function
+        return float(schedule.init().margin)

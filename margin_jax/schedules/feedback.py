@@ -1,0 +1,273 @@
+"""Schedules that answer to what was measured in the epoch."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from margin_jax.schedules.base import (
+    Schedule,
+    ScheduleState,
+    at_least,
+    finite,
+    first_state,
+    next_state,
+    share,
+)
+from margin_jax.stats import EFFECTIVE_EDGES, EpochStats
+
+
+def dams(
+    margin: float = 0.2,
+    threshold: float = 0.95,
+    increase: float = 0.05,
+    *,
+    cap: float = math.inf,
+    decrease: float = 0.0,
+    lower_threshold: float = 0.0,
+) -> Schedule:
+    """The Difficulty Adaptive Margin Scheduler: a harder task when the epoch was too easy.
+
+    After each epoch::
+
+        if easy_fraction >= threshold:        μ ← min(μ + increase, cap)
+        elif easy_fraction < lower_threshold: μ ← max(μ − decrease, margin)
+
+    where `easy_fraction` is the share of the epoch's valid triplets whose loss was exactly 0. As
+    published, and by default, there is only the first rule and no cap: the margin never decreases,
+    and on unit embeddings, where no distance exceeds 2, no triplet is easy beyond μ = 2 and the
+    rule stops by itself. An epoch without any triplet says nothing, and changes nothing. The
+    comparison is between float32 numbers.
+
+    Args:
+        margin: μ of epoch 0.
+        threshold: the share of easy triplets that is too many, in [0, 1].
+        increase: what is then added to μ, at least 0.
+        cap: the highest margin, at least `margin`.
+        decrease: what is taken off after an epoch that was too hard, at least 0; 0 is never.
+        lower_threshold: the share of easy triplets below which it was, in [0, threshold].
+
+    Raises:
+        ValueError: for values out of those ranges.
+
+    References:
+        "Maintaining Difficulty: A Margin Scheduler for Triplet Loss in Siamese Networks Training",
+        `arXiv 2603.26389 <https://arxiv.org/abs/2603.26389>`_; the defaults are those of its
+        released code.
+    """
+    start = np.float32(finite("margin", margin))
+    high, low = np.float32(share("threshold", threshold)), np.float32(lower_threshold)
+    up = np.float32(at_least("increase", increase, 0))
+    down = np.float32(at_least("decrease", decrease, 0))
+    if not 0 <= lower_threshold <= threshold:
+        raise ValueError(
+            f"lower_threshold must be between 0 and threshold, {threshold}; got {lower_threshold}"
+        )
+    if not cap >= margin:
+        raise ValueError(f"cap must be at least margin, {margin}; got {cap}")
+
+    def init() -> ScheduleState:
+        return first_state(start)
+
+    def update(state: ScheduleState, stats: EpochStats) -> ScheduleState:
+        easy = stats.easy_fraction  # no comparison with NaN is true
+        raised = jnp.minimum(state.margin + up, np.float32(cap))
+        lowered = jnp.maximum(state.margin - down, start)
+        unless_hard = jnp.where(easy < low, lowered, state.margin)
+        return next_state(state, jnp.where(easy >= high, raised, unless_hard))
+
+    return Schedule(init, update)
+
+
+def automargin(
+    margin: float = 0.2, k: float = 2.0, deviations: float = 0.0, smoothing: float = 0.0
+) -> Schedule:
+    """AutoMargin: a fixed part of what the network separates already.
+
+    After each epoch, from the mean and the standard deviation of the effective margins d(a,n) −
+    d(a,p) over all its valid triplets::
+
+        m ← m + (1 − smoothing) · (mean_effective − m),  s likewise of std_effective
+        μ ← max(0, m / k + deviations · s)
+
+    With ``smoothing = 0``, m and s are those of the last epoch alone, and with ``deviations = 0``
+    the spread has no part: that is the released code, and the default. The first epoch measured
+    sets m and s; one that says nothing changes nothing.
+
+    Args:
+        margin: μ of epoch 0.
+        k: the larger, the smaller the margin; above 0. At 1 half of the triplets are easy if the
+            effective margins are spread evenly about their mean.
+        deviations: any finite number; −1.28 at k = 1 makes nine in ten easy if they are normal.
+        smoothing: how much of the past is kept, in [0, 1).
+
+    Raises:
+        ValueError: for values out of those ranges.
+
+    References:
+        Nguyen et al. 2022, "AdaTriplet: Adaptive Gradient Triplet Loss with Automatic Margin
+        Learning for Forensic Medical Image Matching", `arXiv 2205.02849
+        <https://arxiv.org/abs/2205.02849>`_.
+    """
+    start = finite("margin", margin)
+    if not 1e-6 < k < 1e38:
+        raise ValueError(f"k must be finite and above 0; got {k}")
+    part, spread = 1 / k, finite("deviations", deviations)
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must be at least 0 and below 1; got {smoothing}")
+
+    def init() -> ScheduleState:
+        zero = jnp.zeros((), jnp.float32)
+        return first_state(start, mean=zero, std=zero, measured=jnp.zeros((), jnp.int32))
+
+    def update(state: ScheduleState, stats: EpochStats) -> ScheduleState:
+        memory = state.memory
+        first = memory["measured"] == 0
+
+        def follow(old: Array, new: Array | np.float32) -> Array:
+            return jnp.where(first, new, old + _times(new - old, 1 - smoothing))
+
+        m = follow(memory["mean"], stats.mean_effective)
+        s = follow(memory["std"], stats.std_effective)
+        after = next_state(
+            state,
+            jnp.maximum(_times(m, part) + _times(s, spread), 0),
+            mean=m,
+            std=s,
+            measured=memory["measured"] + 1,
+        )
+        return _unless_silent(after, state, stats)
+
+    return Schedule(init, update)
+
+
+def quantile_margin(margin: float = 0.2, quantile: float = 0.1, low: float = 0.05) -> Schedule:
+    """The margin at a quantile of the epoch's effective margins: about 1 − `quantile` are easy.
+
+    After each epoch ``μ ← max(low, q)``, where a share `quantile` of the effective margins d(a,n) −
+    d(a,p) lay below q. They are known from a sample of triplets a step, as a histogram
+    (:func:`~margin_jax.effective_margin_histogram`), so q is the upper edge of a bin: exact to
+    0.002 near 0, to 0.02 near 1.
+
+    Args:
+        margin: μ of epoch 0.
+        quantile: in [0, 1]; 0.1 makes about nine in ten easy, if the next epoch is like this one.
+        low: the lowest margin, for as long as the quantile is below it. At 0 or less a network that
+            maps everything to one point has no loss left to leave it by.
+
+    Raises:
+        ValueError: for values out of those ranges; by `update`, for statistics without histogram.
+    """
+    start, lowest = finite("margin", margin), np.float32(finite("low", low))
+    wanted = np.float32(share("quantile", quantile))
+
+    def init() -> ScheduleState:
+        return first_state(start)
+
+    def update(state: ScheduleState, stats: EpochStats) -> ScheduleState:
+        if stats.effective_cdf is None:
+            raise ValueError(
+                "quantile_margin needs the histogram of effective margins: "
+                "make_train_step(..., histogram=True), or EpochTotals.add(stats, histogram)"
+            )
+        edges = jnp.asarray(EFFECTIVE_EDGES)
+        below = jnp.sum(jnp.asarray(stats.effective_cdf) < wanted)  # bins wholly below the quantile
+        reached = edges[jnp.minimum(below, len(EFFECTIVE_EDGES) - 1)]
+        after = next_state(state, jnp.maximum(reached, lowest))
+        return _unless_silent(after, state, stats)
+
+    return Schedule(init, update, needs_histogram=True)
+
+
+def target_easy_fraction(
+    margin: float = 0.2,
+    target: float = 0.9,
+    integral_gain: float = 3.0,
+    proportional_gain: float = 0.5,
+    *,
+    low: float = 0.05,
+    high: float = 2.0,
+) -> Schedule:
+    """Holds the share of easy triplets at a set point: a proportional-integral controller.
+
+    DAMS only ratchets: it never lowers a margin that has become too hard, and its step is fixed.
+    Here, after each epoch, with ``e = easy_fraction − target`` and σ the standard deviation of the
+    epoch's effective margins d(a,n) − d(a,p)::
+
+        I ← clip(I + integral_gain · σ · e, low, high)
+        μ ← clip(I + proportional_gain · σ · e, low, high)
+
+    I begins at `margin`. Measured in σ, the gains are the same for embeddings of any scale. I is
+    itself kept within the bounds, so it does not wind up: when the share crosses the target, μ
+    turns at once.
+
+    Stability: let the network stand still, and p be the density of effective margins at μ. Raising
+    μ by δ then makes pδ fewer triplets easy, so near the set point the margin's error obeys
+    ``x(t+1) = (1 − L) x(t) − P (x(t) − x(t−1))`` with ``L = pσ · integral_gain`` and
+    ``P = pσ · proportional_gain``, and by Jury's criterion it dies out if, and only if, ``L > 0``
+    and ``L + 2P < 2``. The default gains allow pσ up to 0.5. Whatever their scale, it is at most
+    0.40 for normal and 0.29 for uniform margins; at the default target it is 0.18 for normal and
+    0.14 for Laplace distributed ones, so half of an error is gone in one or two epochs. Larger
+    gains follow a moving network sooner, and oscillate sooner.
+
+    Args:
+        margin: μ of epoch 0, within the bounds.
+        target: the share of easy triplets to hold, in [0, 1]. At 0 or 1 the error has one sign, and
+            μ goes to a bound.
+        integral_gain, proportional_gain: at least 0, below 4,096.
+        low, high: bounds of μ. At 0 or less a network that maps everything to one point has no loss
+            left to leave it by; on unit embeddings a margin above 2 makes every triplet active.
+
+    Raises:
+        ValueError: for values out of those ranges.
+    """
+    start = finite("margin", margin)
+    wanted = np.float32(share("target", target))
+    for name, gain in (
+        ("integral_gain", integral_gain),
+        ("proportional_gain", proportional_gain),
+    ):
+        if not 0 <= gain < 4096:
+            raise ValueError(f"{name} must be at least 0 and below 4096; got {gain}")
+    if not finite("low", low) <= margin <= finite("high", high):
+        raise ValueError(f"margin must be between low and high, {low} and {high}; got {margin}")
+    limits = np.float32(low), np.float32(high)
+
+    def init() -> ScheduleState:
+        return first_state(start, integral=jnp.asarray(start, jnp.float32))
+
+    def update(state: ScheduleState, stats: EpochStats) -> ScheduleState:
+        error = _times(stats.easy_fraction - wanted, stats.std_effective)
+        integral = jnp.clip(state.memory["integral"] + _times(error, integral_gain), *limits)
+        margin = jnp.clip(integral + _times(error, proportional_gain), *limits)
+        return _unless_silent(next_state(state, margin, integral=integral), state, stats)
+
+    return Schedule(init, update)
+
+
+def _unless_silent(after: ScheduleState, before: ScheduleState, stats: EpochStats) -> ScheduleState:
+    """The state `after`, or, if the epoch says nothing, the one before with its epoch counted."""
+    seen = jnp.stack([stats.easy_fraction, stats.mean_effective, stats.std_effective])
+    said = jnp.all(jnp.isfinite(seen))
+    same = next_state(before, before.margin, **before.memory)
+    kept: ScheduleState = jax.tree.map(lambda new, old: jnp.where(said, new, old), after, same)
+    return kept
+
+
+def _times(x: Array | np.float32, y: Array | np.float32 | float) -> Array:
+    """The product of both factors rounded to 12 significant bits, which float32 holds exactly.
+
+    A compiler may fuse a product and a sum into one operation with one rounding, and does so in one
+    program and not in the next. Of an exact product there is nothing to round, so a schedule
+    decides bit for bit alike on the host, under ``jit`` and in ``scan``. It costs up to 2.5e-4 of
+    the product.
+    """
+
+    def rounded(v: Array | np.float32 | float) -> Array:
+        bits = jax.lax.bitcast_convert_type(jnp.asarray(v, jnp.float32), jnp.int32)
+        shortened = (bits + 0x800) & ~0xFFF  # to nearest: a float's bits grow with its magnitude
+        return jax.lax.bitcast_convert_type(shortened, jnp.float32)
+
+    return rounded(x) * rounded(y)

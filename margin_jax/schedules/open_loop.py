@@ -1,0 +1,114 @@
+"""Schedules that are laid out beforehand, whatever happens in training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from margin_jax.schedules.base import Schedule, finite, table
+
+
+def constant(margin: float = 0.2) -> Schedule:
+    """One margin throughout.
+
+    Raises:
+        ValueError: unless the margin is finite.
+    """
+    return table(np.array([finite("margin", margin)]))
+
+
+def linear(margin: float, margin_end: float, epochs: int) -> Schedule:
+    """A straight line, then `margin_end` for good.
+
+    ``μ(e) = margin + (margin_end − margin) · e / (epochs − 1)``: the first of `epochs` epochs
+    trains at `margin`, the last at `margin_end`.
+
+    Raises:
+        ValueError: unless the margins are finite and ``epochs ≥ 1``.
+    """
+    start, end = finite("margin", margin), finite("margin_end", margin_end)
+    return table(start + (end - start) * _progress(epochs))
+
+
+def exponential(margin: float, margin_end: float, epochs: int) -> Schedule:
+    """A constant factor an epoch, then `margin_end` for good.
+
+    ``μ(e) = margin · (margin_end / margin)^(e / (epochs − 1))``
+
+    Raises:
+        ValueError: unless the margins are finite and above 0 and ``epochs ≥ 1``.
+    """
+    start, end = finite("margin", margin), finite("margin_end", margin_end)
+    if start <= 0 or end <= 0:
+        raise ValueError(
+            f"exponential needs margins above 0; got margin {margin}, margin_end {margin_end}"
+        )
+    return table(start * (end / start) ** _progress(epochs))
+
+
+def cosine(margin: float, margin_end: float, epochs: int) -> Schedule:
+    """Half a cosine, slow at both ends, then `margin_end` for good.
+
+    ``μ(e) = margin + (margin_end − margin) · (1 − cos(π · e / (epochs − 1))) / 2``
+
+    Raises:
+        ValueError: unless the margins are finite and ``epochs ≥ 1``.
+    """
+    start, end = finite("margin", margin), finite("margin_end", margin_end)
+    return table(start + (end - start) * (1 - np.cos(np.pi * _progress(epochs))) / 2)
+
+
+def litm(margin: float, margin_end: float, epochs: int, stages: int = 3) -> Schedule:
+    """Stages of equal length, each with a larger margin than the one before.
+
+    In epoch e the stage is ``s = ⌊e · stages / epochs⌋``, and
+    ``μ = margin + (margin_end − margin) · s / (stages − 1)``; after the last stage its margin,
+    `margin_end`, stays.
+
+    The source trains in several stages whose margin grows from stage to stage. Equal lengths and
+    equal steps are our reading of it; what else it proposes (features of several levels, a search
+    for hard identities) is not a matter of the margin and is not done here.
+
+    Raises:
+        ValueError: unless the margins are finite, ``stages ≥ 2`` and ``epochs ≥ stages``.
+
+    References:
+        Zhang et al. 2019, "Learning Incremental Triplet Margin for Person Re-identification",
+        `arXiv 1812.06576 <https://arxiv.org/abs/1812.06576>`_.
+    """
+    start, end = finite("margin", margin), finite("margin_end", margin_end)
+    if stages < 2 or epochs < stages:
+        raise ValueError(
+            f"litm needs at least 2 stages and an epoch for each; got {stages} stages in "
+            f"{epochs} epochs"
+        )
+    stage = np.arange(epochs) * stages // epochs
+    return table(start + (end - start) * stage / (stages - 1))
+
+
+def from_optax(schedule: Callable[[int], Any], epochs: int) -> Schedule:
+    """Any optax schedule, or other function of the epoch: ``μ(e) = schedule(e)``.
+
+    It is asked once for each of `epochs` epochs, from 0 on; then the last margin stays.
+
+    Raises:
+        ValueError: unless ``epochs ≥ 1`` and every value is a finite scalar.
+
+    Example:
+        >>> import optax, margin_jax as mj
+        >>> schedule = mj.from_optax(optax.linear_schedule(0.2, 1.0, 4), epochs=5)
+        >>> round(float(schedule.init().margin), 6)
+        0.2
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1; got {epochs}")
+    values = np.array([np.asarray(schedule(epoch), np.float64) for epoch in range(epochs)])
+    if values.shape != (epochs,) or not np.all(np.abs(values) < 1e38):
+        raise ValueError(f"a schedule must give finite scalars; got {values}")
+    return table(values)
+
+
+def _progress(epochs: int) -> np.ndarray:
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1; got {epochs}")
+    return np.linspace(0.0, 1.0, epochs) if epochs > 1 else np.ones(1)
