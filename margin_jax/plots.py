@@ -75,7 +75,8 @@ def plot_effective_margin(history: History) -> "Figure":
         for i, share in enumerate(QUANTILES[: len(QUANTILES) // 2]):
             low, high = quantiles[i], quantiles[-1 - i]
             name = f"{share:.0%} to {1 - share:.0%} of them"
-            axes.fill_between(epochs, low, high, color=BLUE, alpha=0.15, lw=0, label=name)
+            alpha = 0.08 * (i + 1)
+            axes.fill_between(epochs, low, high, color=BLUE, alpha=alpha, lw=0, label=name)
     else:
         name = "± standard deviation"
         axes.fill_between(epochs, mean - std, mean + std, color=BLUE, alpha=0.2, lw=0, label=name)
@@ -168,15 +169,15 @@ def plot_responses(responses: "dict[str, Response]", title: str) -> "Figure":
         title: what they answer to.
     """
     figure, (above, below) = _epoch_figure(rows=2)
-    figure.set_size_inches(6.4, 5.4)
+    figure.set_size_inches(8.0, 5.4)
     styles = itertools.cycle(itertools.product(("-", "--"), PALETTE))
     for (style, colour), (name, response) in zip(styles, responses.items(), strict=False):
         epochs = np.arange(1, len(response.margin) + 1)
         above.plot(epochs, response.margin, style, color=colour, drawstyle="steps-mid", label=name)
         below.plot(epochs, 100 * response.easy_fraction, style, color=colour)
     above.set_ylabel("margin μ")
-    above.set_title(title)
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.suptitle(title, fontsize="medium")
+    figure.legend(loc="outside right center", frameon=False)
     below.set_ylabel("easy triplets (%)")
     return figure
 

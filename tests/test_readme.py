@@ -87,10 +87,18 @@ def test_commands_and_options_in_the_readme_exist():
         for line in lines
         if "margin-jax " in line
     ]
-    assert {command for command, *_ in used} == {"train", "compare", "evaluate", "embed", "verify"}
+    assert {command for command, *_ in used} == {
+        "train",
+        "compare",
+        "evaluate",
+        "embed",
+        "verify",
+        "schedules",
+    }
     for command, *arguments in used:
+        subcommand = [a for a in arguments[:1] if (command, a) == ("schedules", "plot")]
         shown = subprocess.run(
-            [sys.executable, "-m", "margin_jax", command, "--help"],
+            [sys.executable, "-m", "margin_jax", command, *subcommand, "--help"],
             capture_output=True,
             text=True,
             check=True,

@@ -1,0 +1,187 @@
+"""The sample of effective margins: which triplets, how often, and what an epoch makes of it."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import margin_jax as mj
+from margin_jax.stats import EFFECTIVE_EDGES
+
+
+def batch(seed=0, n=24, identities=7):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 5)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True), rng.integers(0, identities, n)
+
+
+def every_effective_margin(x, labels, where=None):
+    """d(a,n) − d(a,p) of every valid triplet, by enumeration."""
+    rows = [i for i in range(len(x)) if where is None or where[i]]
+
+    def d(i, j):
+        return np.linalg.norm(x[i] - x[j])
+
+    return np.array(
+        [
+            d(a, n) - d(a, p)
+            for a, p, n in itertools.product(rows, repeat=3)
+            if a != p and labels[a] == labels[p] != labels[n]
+        ]
+    )
+
+
+def bins(values):
+    found = np.searchsorted(EFFECTIVE_EDGES, values.astype(np.float32), side="right")
+    return np.bincount(np.minimum(found, len(EFFECTIVE_EDGES) - 1), minlength=len(EFFECTIVE_EDGES))
+
+
+def histogram(x, labels, key=0, where=None, **options):
+    stats = mj.batch_all_triplet_loss(x, labels, 0.2, where=where)[1]
+    counted = mj.effective_margin_histogram(
+        x, labels, stats, jax.random.key(key), where=where, **options
+    )
+    return np.asarray(counted)
+
+
+def test_the_edges():
+    assert len(EFFECTIVE_EDGES) == 1024
+    assert np.all(np.diff(EFFECTIVE_EDGES) > 0)
+    assert 0 in EFFECTIVE_EDGES
+    assert EFFECTIVE_EDGES[-1] == pytest.approx(1000)
+    assert EFFECTIVE_EDGES[0] < -950
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_it_draws_valid_triplets_uniformly(padded):
+    x, labels = batch()
+    where = np.arange(len(x)) % 4 != 1 if padded else None
+    exact = bins(every_effective_margin(x, labels, where))
+    samples = 200_000
+    drawn = histogram(x, labels, where=where, samples=samples)
+    assert drawn.sum() == samples
+    # Rounding may put a value into the next bin; cumulative shares then hardly change.
+    distance = np.abs(np.cumsum(drawn) / samples - np.cumsum(exact) / exact.sum()).max()
+    assert (
+        distance < 3 / np.sqrt(samples) + 0.002
+    )  # Kolmogorov–Smirnov: 1.95 / √n is the 0.1 % point
+    # And it is not the mean over anchors, which have unlike numbers of triplets here.
+    assert len(np.unique(np.bincount(labels))) > 2
+
+
+def test_the_key_decides():
+    x, labels = batch()
+    assert np.array_equal(histogram(x, labels, key=3), histogram(x, labels, key=3))
+    assert not np.array_equal(histogram(x, labels, key=3), histogram(x, labels, key=4))
+
+
+def test_no_triplet_and_no_finite_distance_count_nothing():
+    x, _ = batch()
+    assert histogram(x, np.arange(len(x))).sum() == 0
+    assert histogram(x, np.zeros(len(x), int)).sum() == 0
+    assert histogram(np.full_like(x, np.nan), np.arange(len(x)) % 3).sum() == 0
+    with pytest.raises(ValueError, match="samples must be at least 1; got 0"):
+        histogram(x, np.zeros(len(x), int), samples=0)
+
+
+def test_other_distances_narrow_types_and_jit():
+    x, labels = batch()
+    exact = histogram(2 * x, labels, samples=4000)
+    assert histogram(2 * x, labels, samples=4000, distance="cosine").argmax() != exact.argmax()
+    half = histogram(jnp.asarray(2 * x, jnp.bfloat16), labels, samples=4000)
+    assert np.abs(np.cumsum(half) - np.cumsum(exact)).max() < 200
+    jitted = jax.jit(
+        lambda x: mj.effective_margin_histogram(
+            x, labels, mj.batch_all_triplet_loss(x, labels, 0.2)[1], jax.random.key(0), samples=4000
+        )
+    )
+    np.testing.assert_array_equal(jitted(2 * x), exact)
+    gradient = jax.grad(lambda x: jnp.sum(jitted(x) * 1.0))(x)
+    assert not np.any(gradient)
+
+
+def test_an_epoch_adds_them_up():
+    x, labels = batch()
+    stats = mj.batch_all_triplet_loss(x, labels, 0.2)[1]
+    first, second = (histogram(x, labels, key=key, samples=4096) for key in (0, 1))
+    totals = mj.EpochTotals().add(stats, first).add(stats, second)
+    np.testing.assert_array_equal(totals.histogram, first + second)
+    cdf = totals.stats().effective_cdf
+    assert cdf.dtype == np.float32
+    np.testing.assert_array_equal(cdf, (np.cumsum(first + second) / 8192).astype(np.float32))
+    quantiles = totals.effective_quantiles((0.05, 0.5, 0.95))
+    np.testing.assert_allclose(
+        quantiles, np.quantile(every_effective_margin(x, labels), (0.05, 0.5, 0.95)), atol=0.03
+    )
+    without = mj.EpochTotals().add(stats)
+    assert (
+        without.histogram
+        is without.stats().effective_cdf
+        is without.effective_quantiles((0.5,))
+        is None
+    )
+
+
+def test_statistics_on_the_device_are_those_of_the_host():
+    """For a schedule inside `scan`: several batches, stacked."""
+    each = []
+    totals = mj.EpochTotals()
+    for seed in range(3):
+        x, labels = batch(seed)
+        stats = mj.batch_all_triplet_loss(x, labels, 0.2)[1]
+        each.append((stats, jnp.asarray(histogram(x, labels, key=seed))))
+        totals = totals.add(*each[-1])
+    stats, counted = jax.tree.map(lambda *v: jnp.stack(v), *each)
+    told = jax.jit(mj.EpochStats.of)(stats, counted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), told, totals.stats())
+    alone = mj.EpochStats.of(stats)
+    assert alone.effective_cdf is None
+    silent = mj.batch_all_triplet_loss(np.eye(4, dtype=np.float32), [0, 1, 2, 3], 0.2)[1]
+    assert np.isnan(mj.EpochStats.of(silent, jnp.zeros(1024, jnp.int32)).easy_fraction)
+
+
+# In training
+
+
+def apply_fn(params, batch_stats, images, *, train, key):
+    x = images.reshape(len(images), -1) @ params
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True), batch_stats
+
+
+def trained(schedule, histogram, epochs=3):
+    rng = np.random.default_rng(0)
+    optimizer = optax.sgd(0.05)
+    params = jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)
+    state = mj.create_state(params, {}, optimizer, schedule, jax.random.key(0))
+    step = mj.make_train_step(apply_fn, optimizer, histogram=histogram)
+    labels = np.repeat(np.arange(6), 4)
+    batches = [(rng.normal(size=(24, 6)).astype(np.float32) + labels[:, None], labels)] * 5
+    records = []
+    for _ in range(epochs):
+        state, record = mj.train_epoch(state, step, batches, schedule)
+        records.append(record)
+    return records, state
+
+
+def test_it_does_not_change_the_training():
+    without, state = trained(mj.dams(), False)
+    kept, same = trained(mj.dams(), True)
+    jax.tree.map(np.testing.assert_array_equal, state.params, same.params)
+    assert without[0].effective_quantiles is None
+    quantiles = kept[0].effective_quantiles
+    assert len(quantiles) == 7
+    assert list(quantiles) == sorted(quantiles)
+    assert quantiles[0] < kept[0].mean_effective < quantiles[-1]
+
+
+def test_quantile_margin_trains_on_it():
+    records, state = trained(mj.quantile_margin(0.2, 0.3, low=-1), True, epochs=4)
+    # The margin is where 30 % of the last epoch's effective margins lay.
+    low, high = records[-1].effective_quantiles[2:4]
+    assert low - 0.03 <= float(state.margin) <= high + 0.03
+    assert len({record.margin for record in records}) >= 3
+    with pytest.raises(ValueError, match=r"needs the histogram .* make_train_step"):
+        trained(mj.quantile_margin(), False)

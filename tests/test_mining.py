@@ -1,0 +1,68 @@
+"""Which triplets train, by epoch: in one's own loop and in a run."""
+
+import pytest
+
+import margin_jax as mj
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ("all", "aaaaaa"),
+        ("hard", "hhhhhh"),
+        ("all,3:semihard,5:hard", "aasshh"),
+        (" all , 2:hard ", "ahhhhh"),
+        ({1: "semihard", 4: "all"}, "sssaaa"),
+        ("1:all,6:semihard", "aaaaas"),
+    ],
+)
+def test_the_kind_of_each_epoch(kinds, expected):
+    mining = mj.mining_schedule(kinds)
+    assert "".join(mining(epoch)[0] for epoch in range(1, 7)) == expected
+    assert mining(1000)[0] == expected[-1]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ("none", "mining must be one of all, semihard, hard; got 'none'"),
+        ("all,5:superhard", "got 'superhard'"),
+        ("all,hard", "from epoch 1 on, in rising order; got 'all,hard'"),
+        ("all,9:hard,5:semihard", "in rising order"),
+        ("3:hard", "from epoch 1 on"),
+        ({2: "hard"}, "from epoch 1 on"),
+        ({}, "from epoch 1 on"),
+        ("all,x:hard", "kinds by first epoch like all,11:semihard; got 'all,x:hard'"),
+        ("", "mining must be one of"),
+    ],
+)
+def test_bad_kinds(kinds, message):
+    with pytest.raises(ValueError, match=message):
+        mj.mining_schedule(kinds)
+
+
+def test_a_run_switches_and_compiles_each_kind_once(tmp_path, monkeypatch):
+    from margin_jax import training
+
+    asked = []
+    make = training._optimizer_and_step
+
+    def counted(*arguments):
+        asked.append(arguments[-1])
+        return make(*arguments)
+
+    monkeypatch.setattr(training, "_optimizer_and_step", counted)
+    make.cache_clear()
+    config = mj.TrainConfig(
+        max_identities=60, identities_per_batch=8, epochs=4, learning_rate=1e-7, schedule="constant"
+    )
+    switched = mj.fit(config.replace(mining="all,2:hard,3:all", out=str(tmp_path / "switched")))
+    assert asked[1:] == ["all", "hard", "all", "all"]
+    assert make.cache_info().currsize == 2
+    steady = mj.fit(config.replace(out=str(tmp_path / "steady")))
+    losses = [[record["loss"] for record in run.history] for run in (switched, steady)]
+    assert losses[0][0] == losses[1][0]
+    # Hard triplets alone have losses above the margin, by definition; the network hardly moves.
+    assert losses[0][1] > 0.2
+    assert losses[0][1] > losses[1][1]
+    assert losses[0][2] == pytest.approx(losses[1][2], rel=1e-3)
