@@ -1,22 +1,38 @@
 """A finished run put to use: other pairs, folders of images, two images."""
 
-import csv
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from margin_jax.data import folder as image_folder
+from margin_jax.data.pair_files import read_pairs
 from margin_jax.data.pairs import Pairs, sample_pairs
+from margin_jax.evaluation.folds import FoldReport, fold_report
+from margin_jax.evaluation.retrieval import RetrievalReport, retrieval_report
 from margin_jax.evaluation.verification import VerificationReport
 from margin_jax.run import PAIRS, Run
 from margin_jax.training import prepare_data
+
+
+class ListedReport(NamedTuple):
+    """Verification of listed pairs.
+
+    Attributes:
+        verification: at the run's own threshold.
+        folds: with the folds' thresholds, where the list has folds.
+        trained_on: folders of the list that are named like identities the run was trained on.
+    """
+
+    verification: VerificationReport
+    folds: FoldReport | None
+    trained_on: tuple[str, ...]
 
 
 def evaluate_run(
     run: Run,
     *,
     data_dir: str | Path | None = None,
-    pairs: str | Path | None = None,
     count: int = 100_000,
     seed: int = 0,
 ) -> VerificationReport:
@@ -24,9 +40,8 @@ def evaluate_run(
 
     Args:
         run: from :func:`~margin_jax.load_run`.
-        data_dir: a folder of images for each identity. Default: the run's own saved test pairs.
-        pairs: a csv file of lines ``FIRST,SECOND,1`` (same) or ``0``, the files relative to
-            `data_dir`. Default: pairs drawn evenly over all identities of `data_dir`.
+        data_dir: a folder of images for each identity; pairs are drawn evenly over all of them.
+            Default: the run's own saved test pairs.
         count, seed: of the pairs that are drawn.
 
     Raises:
@@ -35,18 +50,57 @@ def evaluate_run(
     if count < 2:
         raise ValueError(f"count must be at least 2 pairs; got {count}")
     if data_dir is None:
-        if pairs is not None:
-            raise ValueError("pairs need data_dir, the folder that their files are relative to")
         dataset = prepare_data(run.config).dataset
         with np.load(run.path / PAIRS) as saved:
             if tuple(saved["files"]) != dataset.files:
                 raise ValueError(f"the images are not those that {run.path} was tested on")
             return run.evaluate(dataset.images, Pairs(saved["test_rows"], saved["test_same"]))
-    if pairs is not None:
-        return _evaluate_csv(run, Path(data_dir), Path(pairs))
     size, _, channels = run.data["image_shape"]
     dataset = image_folder.load(Path(data_dir), size, channels=channels)
     return run.evaluate(dataset.images, sample_pairs(dataset.labels, count, seed=seed))
+
+
+def evaluate_listed(run: Run, data_dir: str | Path, pairs: str | Path) -> ListedReport:
+    """Verification of the pairs that a file lists.
+
+    Args:
+        run: from :func:`~margin_jax.load_run`.
+        data_dir: the folder that the listed files are relative to.
+        pairs: a csv file of lines ``FIRST,SECOND,1`` (same) or ``0``, or LFW's ``pairs.txt``, whose
+            ten folds are then reported as that protocol wants: accuracy and its standard error.
+
+    Raises:
+        ValueError: files that are missing or unreadable, or pairs of one kind only.
+    """
+    listed = read_pairs(Path(pairs))
+    images = _read(run, [Path(data_dir, name) for name in listed.files])
+    distances, same = run.distances(images, listed.pairs.rows), listed.pairs.same
+    report = run.verify(distances, same)
+    folds = None if listed.folds is None else fold_report(distances, same, listed.folds)
+    trained = set(run.data["identities"]["train"])
+    identities = {str(Path(name).parent) for name in listed.files}
+    return ListedReport(report, folds, tuple(sorted(identities & trained)))
+
+
+def evaluate_retrieval(run: Run, data_dir: str | Path | None = None) -> RetrievalReport:
+    """Recall@k and MAP@R of every image against all others.
+
+    Args:
+        run: from :func:`~margin_jax.load_run`.
+        data_dir: a folder of images for each identity. Default: the run's own test identities.
+
+    Raises:
+        ValueError: files that are missing or unreadable, or no two images of one identity.
+    """
+    if data_dir is None:
+        data = prepare_data(run.config)
+        rows = np.flatnonzero(np.isin(data.dataset.labels, data.split.test))
+        images, labels = data.dataset.images[rows], data.dataset.labels[rows]
+    else:
+        size, _, channels = run.data["image_shape"]
+        dataset = image_folder.load(Path(data_dir), size, channels=channels)
+        images, labels = dataset.images, dataset.labels
+    return retrieval_report(run.embed(images), labels, distance=run.config.distance)
 
 
 def embed_folder(run: Run, root: str | Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
@@ -82,23 +136,3 @@ def _read(run: Run, paths: list[Path]) -> np.ndarray:
     if skipped:
         raise ValueError(f"{len(skipped)} of {len(paths)} images unreadable, first {skipped[0]}")
     return images
-
-
-def _evaluate_csv(run: Run, root: Path, path: Path) -> VerificationReport:
-    index: dict[str, int] = {}
-    rows, same = [], []
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        for number, fields in enumerate(csv.reader(file), start=1):
-            if not fields:
-                continue
-            cells = [field.strip() for field in fields]
-            if len(cells) != 3 or cells[2] not in ("0", "1"):
-                raise ValueError(
-                    f"{path}, line {number}: expected FIRST,SECOND,1 or 0; got {','.join(fields)!r}"
-                )
-            rows.append([index.setdefault(name, len(index)) for name in cells[:2]])
-            same.append(cells[2] == "1")
-    if not rows:
-        raise ValueError(f"no pairs in {path}")
-    images = _read(run, [root / name for name in index])
-    return run.evaluate(images, Pairs(np.array(rows), np.array(same)))

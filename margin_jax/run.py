@@ -96,9 +96,16 @@ class Run:
             images: as in :meth:`embed`.
             pairs: indices of `images`, and which of them are the same.
         """
-        return verification_report(
-            self.distances(images, pairs.rows), pairs.same, threshold=self.threshold
-        )
+        return self.verify(self.distances(images, pairs.rows), pairs.same)
+
+    def verify(self, distances: np.ndarray, same: np.ndarray) -> VerificationReport:
+        """The figures of pairs whose distances are known, at the run's own threshold.
+
+        Args:
+            distances: float[pairs], as from :meth:`distances`.
+            same: bool[pairs].
+        """
+        return verification_report(distances, same, threshold=self.threshold)
 
 
 def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:

@@ -11,7 +11,13 @@ from PIL import Image
 
 import margin_jax as mj
 from margin_jax import cli, plots
-from margin_jax.evaluate import embed_folder, evaluate_run, verify_images
+from margin_jax.evaluate import (
+    embed_folder,
+    evaluate_listed,
+    evaluate_retrieval,
+    evaluate_run,
+    verify_images,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +61,7 @@ def test_other_pictures_and_other_pairs(run, letters, tmp_path, capsys):
     assert (drawn.same, drawn.different) == (18, 18)
     listed = tmp_path / "pairs.csv"
     listed.write_text("Q/0.png,Q/1.png,1\nQ/0.png,Ω/1.png,0\nж/2.png, ж/3.png, 1\n")
-    report = evaluate_run(run, data_dir=letters, pairs=listed)
+    report = evaluate_listed(run, letters, listed).verification
     assert (report.same, report.different) == (2, 1)
     out = tmp_path / "figures.json"
     status, shown, _ = stopped(
@@ -64,6 +70,75 @@ def test_other_pictures_and_other_pairs(run, letters, tmp_path, capsys):
     assert status == 0
     assert json.loads(out.read_text()) == report.to_json()
     assert f"{report.auc:.4f}" in shown
+
+
+def test_lfw_pairs_are_reported_by_folds(run, tmp_path, capsys):
+    from margin_jax.data import glyphs
+
+    names = ["Ö Ä", "BB", "CC", "DD"]  # a name may have a space in it, the file has tabs
+    for name, images in zip(names, glyphs.draw("QΩжF", 30), strict=True):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images[:4], start=1):
+            Image.fromarray(image).save(tmp_path / name / f"{name}_{i:04d}.jpg")
+    same = [f"{name}\t{i}\t{i + 1}" for i in (1, 2, 3) for name in names]
+    different = [
+        f"{name}\t{i}\t{other}\t{i}"
+        for i in (1, 2, 3)
+        for name, other in zip(names, [*names[1:], names[0]], strict=True)
+    ]
+    folds = [same[:4] + different[:4], same[4:8] + different[4:8], same[8:] + different[8:]]
+    listed = tmp_path / "pairs.txt"
+    listed.write_text("3\t4\n" + "\n".join(line for fold in folds for line in fold) + "\n")
+
+    report, by_fold, trained_on = evaluate_listed(run, tmp_path, listed)
+    assert (report.same, report.different) == (12, 12)
+    assert len(by_fold.accuracies) == 3
+    assert trained_on == ()
+    out = tmp_path / "figures.json"
+    command = ["evaluate", run.path, "--data-dir", tmp_path, "--pairs", listed, "--out", out]
+    status, shown, _ = stopped(capsys, *command)
+    assert status == 0
+    assert f"3 folds: accuracy {by_fold.accuracy:.2%} ± {by_fold.standard_error:.2%}" in shown
+    assert json.loads(out.read_text())["folds"]["accuracies"] == list(by_fold.accuracies)
+
+    listed.write_text(listed.read_text().replace("BB\t1\t2", "BB\t1"))
+    status, _, error = stopped(capsys, *command)
+    assert status == 2
+    assert "line 3: expected NAME I J; got 'BB\\t1'" in error
+    listed.write_text("3\t5\n" + "\n".join(same))
+    with pytest.raises(
+        ValueError, match="3 folds of 5 same and 5 different pairs, 30 lines; got 12"
+    ):
+        evaluate_listed(run, tmp_path, listed)
+
+
+def test_identities_that_were_trained_on_are_said(run, tmp_path, capsys):
+    from margin_jax.data import glyphs
+
+    letters = [run.data["identities"]["train"][0], run.data["identities"]["test"][0]]
+    for letter, images in zip(letters, glyphs.draw(letters, 28), strict=True):
+        (tmp_path / letter).mkdir()
+        for i in range(2):
+            Image.fromarray(images[i]).save(tmp_path / letter / f"{i}.png")
+    a, b = letters
+    (tmp_path / "pairs.csv").write_text(f"{a}/0.png,{a}/1.png,1\n{a}/0.png,{b}/1.png,0\n")
+    assert evaluate_listed(run, tmp_path, tmp_path / "pairs.csv").trained_on == (a,)
+    command = ["evaluate", run.path, "--data-dir", tmp_path, "--pairs", tmp_path / "pairs.csv"]
+    assert "the run was trained on 1 identities of these names" in stopped(capsys, *command)[1]
+
+
+def test_retrieval_of_a_run_and_of_other_pictures(run, letters, capsys, tmp_path):
+    report = evaluate_retrieval(run)
+    assert report.queries == report.images == 12 * len(run.data["identities"]["test"])
+    assert 0.3 < report.recall_at[1] <= report.recall_at[8] <= 1
+    out = tmp_path / "figures.json"
+    command = ["evaluate", run.path, "--data-dir", letters, "--retrieval", "--out", out]
+    status, shown, _ = stopped(capsys, *command)
+    assert status == 0
+    other = evaluate_retrieval(run, letters)
+    assert other.images == 12
+    assert f"MAP@R {other.map_at_r:.2%}" in shown
+    assert json.loads(out.read_text())["retrieval"] == other.to_json()
 
 
 def test_embed_names_files_and_skips_what_is_broken(run, letters, tmp_path, capsys):
@@ -149,7 +224,7 @@ def test_bad_input_is_one_line_and_status_2(arguments, run, letters, capsys):
 def test_bad_pairs(lines, message, run, letters, tmp_path):
     (tmp_path / "pairs.csv").write_text(lines)
     with pytest.raises(ValueError, match=message):
-        evaluate_run(run, data_dir=letters, pairs=tmp_path / "pairs.csv")
+        evaluate_listed(run, letters, tmp_path / "pairs.csv")
 
 
 DAMAGE = {

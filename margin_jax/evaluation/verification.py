@@ -74,6 +74,22 @@ def choose_threshold(distances: np.ndarray, same: np.ndarray) -> float:
     return float(thresholds[nearest])
 
 
+def most_accurate_threshold(distances: np.ndarray, same: np.ndarray) -> float:
+    """The distance at which most of these pairs are decided rightly; the smallest if several are.
+
+    Args:
+        distances: float[pairs].
+        same: bool[pairs].
+
+    Raises:
+        ValueError: as :func:`verification_report`.
+    """
+    fpr, tpr, thresholds = _roc(distances, same)
+    n_same = np.count_nonzero(same)
+    right = tpr * n_same + (1 - fpr) * (len(np.asarray(same)) - n_same)
+    return float(thresholds[1 + int(np.argmax(np.round(right[1:])))])  # rounded to whole pairs
+
+
 def verification_report(
     distances: np.ndarray, same: np.ndarray, *, threshold: float
 ) -> VerificationReport:
