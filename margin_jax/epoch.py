@@ -90,7 +90,7 @@ class EpochRecord:
     mean_an: float
     mean_effective: float
     std_effective: float
-    effective_quantiles: tuple[float, ...] | None
+    effective_quantiles: list[float] | None  # as JSON has it
     steps: int
     images: int
     seconds: float

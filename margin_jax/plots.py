@@ -9,6 +9,8 @@ from margin_jax.epoch import QUANTILES
 from margin_jax.evaluation.verification import VerificationReport
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -143,21 +145,22 @@ def plot_comparison(histories: dict[str, dict[int, History]]) -> "Figure":
         histories: by schedule, then by seed; all of one length.
     """
     figure, grid = _epoch_figure(rows=3)
-    figure.set_size_inches(6.4, 7.2)
+    figure.set_size_inches(8.0, 7.2)
     shown = (("margin", "margin μ", 1), ("easy_fraction", "easy triplets (%)", 100))
     for axes, (name, label, scale) in zip(
         grid, (*shown, ("validation_auc", "validation AUC", 1)), strict=True
     ):
-        for colour, (schedule, runs) in zip(itertools.cycle(PALETTE), histories.items()):
+        for (style, colour), (schedule, runs) in zip(_styles(), histories.items(), strict=False):
             curves = scale * np.array([_column(history, name) for history in runs.values()])
             epochs = _column(next(iter(runs.values())), "epoch")
             if len(curves) > 1:
-                axes.plot(epochs, curves.T, color=colour, lw=0.7, alpha=0.4)
-            axes.plot(epochs, curves.mean(axis=0), color=colour, lw=2, label=schedule)
+                axes.plot(epochs, curves.T, style, color=colour, lw=0.5, alpha=0.3)
+            entry = schedule if axes is grid[0] else None
+            axes.plot(epochs, curves.mean(axis=0), style, color=colour, lw=2, label=entry)
         axes.set_ylabel(label)
     seeds = len(next(iter(histories.values())))
     grid[0].set_title(f"Margin schedules, mean of {seeds} seed{'s' if seeds > 1 else ''}")
-    grid[0].legend(loc="best")
+    figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
@@ -170,8 +173,7 @@ def plot_responses(responses: "dict[str, Response]", title: str) -> "Figure":
     """
     figure, (above, below) = _epoch_figure(rows=2)
     figure.set_size_inches(8.0, 5.4)
-    styles = itertools.cycle(itertools.product(("-", "--"), PALETTE))
-    for (style, colour), (name, response) in zip(styles, responses.items(), strict=False):
+    for (style, colour), (name, response) in zip(_styles(), responses.items(), strict=False):
         epochs = np.arange(1, len(response.margin) + 1)
         above.plot(epochs, response.margin, style, color=colour, drawstyle="steps-mid", label=name)
         below.plot(epochs, 100 * response.easy_fraction, style, color=colour)
@@ -180,6 +182,11 @@ def plot_responses(responses: "dict[str, Response]", title: str) -> "Figure":
     figure.legend(loc="outside right center", frameon=False)
     below.set_ylabel("easy triplets (%)")
     return figure
+
+
+def _styles() -> "Iterator[tuple[str, str]]":
+    """Line styles and colours, as many as there are curves."""
+    return itertools.cycle(itertools.product(("-", "--", ":"), PALETTE))
 
 
 def _figure(rows: int = 1) -> "tuple[Figure, list[Axes]]":

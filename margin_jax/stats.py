@@ -223,11 +223,12 @@ class EpochTotals:
             effective_cdf=None if self.histogram is None else self._cdf().astype(np.float32),
         )
 
-    def effective_quantiles(self, shares: Sequence[float]) -> tuple[float, ...] | None:
+    def effective_quantiles(self, shares: Sequence[float]) -> list[float] | None:
         """Below which effective margins these shares of the sample lie; None without histogram."""
         if self.histogram is None:
             return None
-        return tuple(np.interp(shares, self._cdf(), EFFECTIVE_EDGES).tolist())
+        quantiles: list[float] = np.interp(shares, self._cdf(), EFFECTIVE_EDGES).tolist()
+        return quantiles
 
     def _cdf(self) -> np.ndarray:
         assert self.histogram is not None

@@ -173,7 +173,7 @@ def test_it_does_not_change_the_training():
     assert without[0].effective_quantiles is None
     quantiles = kept[0].effective_quantiles
     assert len(quantiles) == 7
-    assert list(quantiles) == sorted(quantiles)
+    assert quantiles == sorted(quantiles)
     assert quantiles[0] < kept[0].mean_effective < quantiles[-1]
 
 

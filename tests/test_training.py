@@ -128,6 +128,27 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(finished, tmp_path):
     assert resumed.report == finished.report
 
 
+def test_a_schedule_with_a_memory_and_changing_mining_resume_too(tmp_path):
+    config = SMALL.replace(
+        schedule="automargin:smoothing=0.7,k=1.5", mining="all,2:semihard,3:hard", histogram=True
+    )
+    whole = mj.fit(config.replace(out=str(tmp_path / "whole")))
+
+    def kill(record):
+        raise Killed
+
+    killed = config.replace(out=str(tmp_path / "killed"), resume=True)
+    for _ in range(SMALL.epochs):
+        with pytest.raises(Killed):
+            mj.fit(killed, on_epoch=kill)
+    resumed = mj.fit(killed)
+    assert timeless(resumed.history) == timeless(whole.history)
+    assert resumed.report == whole.report
+    assert len({record["margin"] for record in whole.history}) == SMALL.epochs
+    with pytest.raises(ValueError, match="mining is all,2:semihard,3:hard, asked for all"):
+        mj.fit(killed.replace(mining="all"))
+
+
 def test_resume_takes_more_epochs_of_the_same_run_only(finished, tmp_path):
     config = SMALL.replace(out=str(tmp_path / "run"))
     mj.fit(config.replace(epochs=2))
