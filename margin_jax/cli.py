@@ -185,8 +185,8 @@ def plot_schedules(
         ),
     ] = None,
     stimulus: Annotated[
-        str, typer.Option(help="What they answer to: step, ramp or saturation.")
-    ] = "step",
+        str | None, typer.Option(help="What they answer to: step (default), ramp or saturation.")
+    ] = None,
     history: Annotated[
         Path | None,
         typer.Option(help="Instead: the effective margins of a run, its folder or history.jsonl."),
@@ -205,7 +205,10 @@ def plot_schedules(
     from margin_jax.run import HISTORY, read_history
     from margin_jax.schedules import response, spec
 
+    if history is not None and stimulus is not None:
+        raise ValueError("they answer to a stimulus or to a history; got both")
     if history is None:
+        stimulus = stimulus or "step"
         world = response.stimulus(stimulus, epochs)
         words, _ = response.STIMULI[stimulus]
         title = f"{stimulus.capitalize()}: easy at a margin of {response.REFERENCE} are {words}"

@@ -140,6 +140,8 @@ def compare(
     for what, values in (("schedules", schedules), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{what} must be at least one, each once; got {list(values)}")
+    if len({as_file_name(name) for name in schedules}) < len(schedules):
+        raise ValueError(f"schedules must have folders of their own; got {list(schedules)}")
     cells = {(name, seed): _cell_config(config, name, seed) for name in schedules for seed in seeds}
     if dataset is None:
         dataset = load_dataset(config.dataset, config.data_dir, config.image_size, config.strict)

@@ -35,7 +35,7 @@ def effective_margin_histogram(
     Args:
         embeddings: float[batch, dim], as given to :func:`~margin_jax.batch_all_triplet_loss`.
         labels: int[batch].
-        stats: what the loss returned for this very batch, without references.
+        stats: what the loss returned for this very batch, without references and `axis_name`.
         key: the same key draws the same triplets.
         distance, where: as given to the loss.
         samples: triplets drawn, at least 1.
@@ -64,11 +64,12 @@ def effective_margin_histogram(
         """int32[samples]: a random one of the eligible columns of each row."""
         return jnp.argmax(jnp.where(eligible, jax.random.uniform(key, eligible.shape), -1.0), 1)
 
-    p = pick(positive_key, same & ~itself & real)
-    n = pick(negative_key, ~same & real)
+    positive, negative = same & ~itself & real, ~same & real
+    p, n = pick(positive_key, positive), pick(negative_key, negative)
     metric = get_distance(distance)
     effective = paired(metric, x[a], x[n]) - paired(metric, x[a], x[p])
-    counted = (total > 0) & jnp.isfinite(effective)
+    is_triplet = jnp.any(positive, axis=1) & jnp.any(negative, axis=1)
+    counted = (total > 0) & is_triplet & jnp.isfinite(effective)
     bins = jnp.searchsorted(jnp.asarray(EFFECTIVE_EDGES), effective, side="right")
     bins = jnp.minimum(bins, len(EFFECTIVE_EDGES) - 1)
     empty = jnp.zeros(len(EFFECTIVE_EDGES), jnp.int32)

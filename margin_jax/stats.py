@@ -87,10 +87,11 @@ class TripletStats:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EpochStats:
-    """What a schedule may see of an epoch: float32 scalars, never raw counts.
+    """What a schedule may see of an epoch: float32 shares and means, never raw counts.
 
-    Each is computed from exact totals on the host and rounded to float32 once, so that the same
-    epoch gives the same decision everywhere. All are NaN after an epoch without any triplet.
+    :meth:`EpochTotals.stats` computes each from exact totals on the host and rounds it to float32
+    once, so that the same epoch gives the same decision everywhere. All are NaN after an epoch
+    without any triplet.
 
     Attributes:
         easy_fraction, semihard_fraction, hard_fraction: shares of the valid triplets, in [0, 1].
@@ -238,7 +239,8 @@ class EpochTotals:
 
 def _fetch(stats: TripletStats) -> TripletStats:
     """The statistics as NumPy arrays, gathered first if other hosts have a part of them."""
-    if all(getattr(v, "is_fully_addressable", True) for v in jax.tree.leaves(stats)):
+    arrays = [v for v in jax.tree.leaves(stats) if isinstance(v, jax.Array)]
+    if all(v.is_fully_addressable or v.is_fully_replicated for v in arrays):
         fetched: TripletStats = jax.device_get(stats)
         return fetched
     from jax.experimental import multihost_utils

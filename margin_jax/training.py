@@ -134,6 +134,7 @@ def fit(
                 )
         if _is_first_process():
             run.write_history(folder, history)
+            run.write_text(folder / run.CONFIG, config.to_json())  # perhaps of more epochs
             if len(history) < config.epochs:  # a report would be about other weights
                 (folder / run.REPORT).unlink(missing_ok=True)
 
@@ -438,7 +439,6 @@ def _check_same(config: TrainConfig, described: str, folder: Path) -> None:
     # A schedule laid out over the whole run can not be made longer.
     laid_out = spec.has_parameter(config.schedule, "epochs")
     if not laid_out and asked["epochs"] > saved["epochs"]:
-        run.write_text(folder / run.CONFIG, config.to_json())
         saved["epochs"] = asked["epochs"]
     changed = [
         f"{name} is {saved[name]}, asked for {asked[name]}"

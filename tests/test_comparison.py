@@ -115,6 +115,7 @@ def test_summaries_are_paired_t_intervals():
     [
         ([], [0], "schedules must be at least one"),
         (["dams", "dams"], [0], "each once"),
+        (["dams:0.1", "dams: 0.1"], [0], "schedules must have folders of their own"),
         (["dams"], [], "seeds must be at least one"),
         (["dams:high"], [0], "NAME:KEY=VALUE,...; got 'dams:high', where margin is no number"),
         (["dasm"], [0], "Did you mean 'dams'"),

@@ -87,6 +87,15 @@ def test_no_triplet_and_no_finite_distance_count_nothing():
         histogram(x, np.zeros(len(x), int), samples=0)
 
 
+def test_rows_that_it_can_not_see_are_not_made_up():
+    """Statistics of a larger batch speak of positives that are not here."""
+    x, labels = batch()
+    stats = mj.batch_all_triplet_loss(x, labels, 0.2)[1]
+    alone = np.arange(len(x))
+    counted = mj.effective_margin_histogram(x, alone, stats, jax.random.key(0))
+    assert not np.any(counted)
+
+
 def test_other_distances_narrow_types_and_jit():
     x, labels = batch()
     exact = histogram(2 * x, labels, samples=4000)

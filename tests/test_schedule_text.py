@@ -48,6 +48,8 @@ def test_every_name_works_with_the_defaults_alone():
         ("dams:threshold=2", "threshold must be between 0 and 1; got 2.0"),
         ("constant:margin_end=1", "a parameter of constant must be one of margin; got"),
         ("dams:0.1,0.2", "a parameter of dams must be one of"),
+        ("dams:0.1,margin=0.9", "says each parameter once; got .* margin twice"),
+        ("linear:epochs=10000000000000", "between 1 and 1,000,000"),
         ("dams:", "schedule"),
     ],
 )
@@ -146,17 +148,30 @@ def test_they_answer_to_a_run(capsys, tmp_path):
     [
         (["dasm"], "Did you mean 'dams'?"),
         (["--stimulus", "stop"], "Did you mean 'step'?"),
-        (["--epochs", "1"], "epochs must be at least 2; got 1"),
+        (["--epochs", "1"], "epochs must be between 2 and 1,000,000; got 1"),
+        (["--epochs", "10000000000000"], "epochs must be between 2 and 1,000,000; got 1000"),
+        (["--history", "old", "--stimulus", "step"], "a stimulus or to a history; got both"),
+        (["--history", "old"], "no epoch with mean_effective and std_effective"),
         (["--history", "nowhere"], "no epochs in nowhere/history.jsonl"),
         (["--margin", "-1", "exponential"], "exponential needs margins above 0"),
     ],
 )
 def test_what_can_not_be_plotted_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "history.jsonl").write_text('{"epoch": 1}\n')
     with pytest.raises(SystemExit) as stopped:
         cli.main(["schedules", "plot", *arguments])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_even_two_epochs_and_small_margins_can_be_plotted(capsys, tmp_path):
+    command = ["schedules", "plot", "--epochs", "2", "--margin", "0.02"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*command, "--out", str(tmp_path / "a.png")])
+    assert not stopped.value.code
+    assert len(capsys.readouterr().out.splitlines()) == len(SCHEDULES) + 1

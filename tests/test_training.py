@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -145,8 +146,26 @@ def test_a_schedule_with_a_memory_and_changing_mining_resume_too(tmp_path):
     assert timeless(resumed.history) == timeless(whole.history)
     assert resumed.report == whole.report
     assert len({record["margin"] for record in whole.history}) == SMALL.epochs
+    assert all(len(record["effective_quantiles"]) == 7 for record in whole.history)
     with pytest.raises(ValueError, match="mining is all,2:semihard,3:hard, asked for all"):
         mj.fit(killed.replace(mining="all"))
+
+
+def test_a_refused_resume_changes_nothing(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.path, folder)
+    before = (folder / "config.json").read_text()
+    shutil.rmtree(folder / "checkpoints" / "best")
+    with pytest.raises(ValueError, match="can not resume"):
+        mj.fit(SMALL.replace(out=str(folder), resume=True, epochs=9))
+    assert (folder / "config.json").read_text() == before
+
+
+def test_a_schedule_gets_the_histogram_that_it_needs(tmp_path):
+    run = mj.fit(SMALL.replace(schedule="quantile_margin:low=-1", out=str(tmp_path / "run")))
+    for record in run.history:
+        low, high = record["effective_quantiles"][1:3]  # 5 and 25 %, around its own 10 %
+        assert low <= record["next_margin"] <= high
 
 
 def test_resume_takes_more_epochs_of_the_same_run_only(finished, tmp_path):

@@ -39,7 +39,8 @@ from margin_jax.distances import euclidean
 
 RESULTS = Path(__file__).parent.parent / "results"
 DIM, MARGIN = 128, 0.2
-SMALL = [(64, "2"), (256, "4"), (512, "8"), (1024, "8"), (2048, "8"), (4096, "8")]
+SMALL = [(n, k) for n in (64, 256, 1024, 4096) for k in ("2", "4", "8")]
+SMALL = sorted([*SMALL, (512, "8"), (2048, "8")])
 UNEVEN = [(1024, "64"), (1024, "tail"), (2048, "tail")]
 LARGE = [(8192, "8"), (32768, "8")]
 HUGE = (65536, "8")  # only on an accelerator

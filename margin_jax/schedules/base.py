@@ -58,7 +58,8 @@ class Schedule(NamedTuple):
         """The state that :meth:`ScheduleState.to_json` wrote, bit for bit.
 
         Raises:
-            ValueError: if it is the state of another kind of schedule.
+            ValueError: if its numbers have other names than those of this schedule. States of
+                schedules without a memory are all alike.
         """
         like = self.init()
         leaves = jax.tree_util.tree_leaves_with_path(like)

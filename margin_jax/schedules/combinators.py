@@ -89,7 +89,7 @@ def hold_schedule(schedule: Schedule, epochs: int) -> Schedule:
     Raises:
         ValueError: unless ``epochs ≥ 1``.
     """
-    return join_schedules([constant(_first_margin(schedule)), schedule], [epochs])
+    return join_schedules([constant(_first_margin(schedule)), schedule], [_checked(epochs)])
 
 
 def warmup_schedule(schedule: Schedule, epochs: int, start: float = 0.0) -> Schedule:
@@ -100,7 +100,14 @@ def warmup_schedule(schedule: Schedule, epochs: int, start: float = 0.0) -> Sche
     Raises:
         ValueError: unless ``epochs ≥ 1`` and `start` is finite.
     """
-    return join_schedules([linear(start, _first_margin(schedule), epochs + 1), schedule], [epochs])
+    line = linear(start, _first_margin(schedule), _checked(epochs) + 1)
+    return join_schedules([line, schedule], [epochs])
+
+
+def _checked(epochs: int) -> int:
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1; got {epochs}")
+    return epochs
 
 
 def _first_margin(schedule: Schedule) -> float:

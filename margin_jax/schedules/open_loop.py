@@ -63,27 +63,24 @@ def litm(margin: float, margin_end: float, epochs: int, stages: int = 3) -> Sche
 
     In epoch e the stage is ``s = ⌊e · stages / epochs⌋``, and
     ``μ = margin + (margin_end − margin) · s / (stages − 1)``; after the last stage its margin,
-    `margin_end`, stays.
+    `margin_end`, stays. With fewer epochs than stages every epoch is one.
 
     The source trains in several stages whose margin grows from stage to stage. Equal lengths and
     equal steps are our reading of it; what else it proposes (features of several levels, a search
     for hard identities) is not a matter of the margin and is not done here.
 
     Raises:
-        ValueError: unless the margins are finite, ``stages ≥ 2`` and ``epochs ≥ stages``.
+        ValueError: unless the margins are finite, ``stages ≥ 2`` and ``epochs ≥ 1``.
 
     References:
         Zhang et al. 2019, "Learning Incremental Triplet Margin for Person Re-identification",
         `arXiv 1812.06576 <https://arxiv.org/abs/1812.06576>`_.
     """
     start, end = finite("margin", margin), finite("margin_end", margin_end)
-    if stages < 2 or epochs < stages:
-        raise ValueError(
-            f"litm needs at least 2 stages and an epoch for each; got {stages} stages in "
-            f"{epochs} epochs"
-        )
-    stage = np.arange(epochs) * stages // epochs
-    return table(start + (end - start) * stage / (stages - 1))
+    if stages < 2:
+        raise ValueError(f"litm needs at least 2 stages; got {stages}")
+    height = _progress(min(stages, _checked(epochs)))
+    return table(start + (end - start) * height[np.arange(epochs) * len(height) // epochs])
 
 
 def from_optax(schedule: Callable[[int], Any], epochs: int) -> Schedule:
@@ -100,15 +97,17 @@ def from_optax(schedule: Callable[[int], Any], epochs: int) -> Schedule:
         >>> round(float(schedule.init().margin), 6)
         0.2
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1; got {epochs}")
-    values = np.array([np.asarray(schedule(epoch), np.float64) for epoch in range(epochs)])
+    values = np.array([np.asarray(schedule(e), np.float64) for e in range(_checked(epochs))])
     if values.shape != (epochs,) or not np.all(np.abs(values) < 1e38):
         raise ValueError(f"a schedule must give finite scalars; got {values}")
     return table(values)
 
 
 def _progress(epochs: int) -> np.ndarray:
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1; got {epochs}")
-    return np.linspace(0.0, 1.0, epochs) if epochs > 1 else np.ones(1)
+    return np.linspace(0.0, 1.0, epochs) if _checked(epochs) > 1 else np.ones(1)
+
+
+def _checked(epochs: int) -> int:
+    if not 1 <= epochs <= 10**6:
+        raise ValueError(f"epochs must be between 1 and 1,000,000; got {epochs}")
+    return epochs

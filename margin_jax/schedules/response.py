@@ -67,25 +67,33 @@ def stimulus(name: str, epochs: int) -> World:
     """A world in which the share that is easy at a margin of 0.2 follows a course of `STIMULI`.
 
     Raises:
-        ValueError: an unknown name, or fewer than two epochs.
+        ValueError: an unknown name, or fewer than two epochs, or more than a million.
     """
     from scipy.special import ndtri  # slow to import
 
     check_choice("stimulus", name, STIMULI)
-    if epochs < 2:
-        raise ValueError(f"epochs must be at least 2; got {epochs}")
+    if not 2 <= epochs <= 10**6:
+        raise ValueError(f"epochs must be between 2 and 1,000,000; got {epochs}")
     _, course = STIMULI[name]
     easy = course(np.linspace(0, 1, epochs))
     return World(REFERENCE + SPREAD * ndtri(easy), np.full(epochs, SPREAD))
 
 
 def recorded(history: Sequence[Mapping[str, Any]]) -> World:
-    """The world of a run's history: its means and spreads; epochs without a triplet say nothing."""
+    """The world of a run's history: its means and spreads; epochs without a triplet say nothing.
+
+    Raises:
+        ValueError: if no epoch has them.
+    """
 
     def column(name: str) -> np.ndarray:
-        return np.array([math.nan if r[name] is None else r[name] for r in history], np.float64)
+        values = [record.get(name) for record in history]
+        return np.array([math.nan if v is None else v for v in values], np.float64)
 
-    return World(column("mean_effective"), column("std_effective"))
+    world = World(column("mean_effective"), column("std_effective"))
+    if not np.any(np.isfinite(world.mean + world.std)):
+        raise ValueError("the history has no epoch with mean_effective and std_effective")
+    return world
 
 
 def respond(schedule: Schedule, world: World) -> Response:

@@ -19,8 +19,8 @@ def make_schedule(spec: str, defaults: Mapping[str, Any]) -> Schedule:
             does not have are of no effect.
 
     Raises:
-        ValueError: an unknown name or key, a value that is no number, or one that the schedule
-            refuses.
+        ValueError: an unknown name or key, a key said twice, a value that is no number, or one that
+            the schedule refuses.
     """
     name, values = resolve(spec, defaults)
     return SCHEDULES[name](**values)
@@ -37,11 +37,15 @@ def resolve(spec: str, defaults: Mapping[str, Any]) -> tuple[str, dict[str, Any]
     parameters = inspect.signature(SCHEDULES[name]).parameters
     values = {key: p.default for key, p in parameters.items() if p.default is not p.empty}
     values |= {key: defaults[key] for key in parameters if key in defaults}
+    said = set[str]()
     for i, part in enumerate(rest.split(",") if rest else []):
         key, equals, value = part.strip().partition("=")
         if not equals and i == 0:
             key, value = "margin", key
         check_choice(f"a parameter of {name}", key, parameters)
+        if key in said:
+            raise ValueError(f"a schedule says each parameter once; got {spec!r}, {key} twice")
+        said.add(key)
         kind: type = parameters[key].annotation
         try:
             values[key] = kind(value)
