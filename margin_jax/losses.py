@@ -70,11 +70,11 @@ def batch_all_triplet_loss(
         swap: measure the negative from the nearer of anchor and positive, min(d(a,n), d(p,n)), in
             the loss and in the kinds of triplet. `sum_an` of the statistics stays that of d(a,n).
             A tie sends the gradient to d(a,n). It needs a tile of distances and its vjp for each
-            positive: 6.5 times the time of the plain loss for 1,024 rows, 8 of each label, on two
+            positive: 6.8 times the time of the plain loss for 1,024 rows, 8 of each label, on two
             CPU cores (``experiments/benchmarks/loss.py``).
         soft: replace the hinge by ``log(1 + exp(d(a,p) − d(a,n) + μ))``. Every valid triplet then
             has a loss, so mining="all" selects all of them; the counts are still defined by the
-            margin. An exponential for every triplet: 2.1 times the time, measured likewise.
+            margin. An exponential for every triplet: 2.0 times the time, measured likewise.
 
     Returns:
         ``(loss, stats)``: the loss, a float32 scalar (float64 for float64 embeddings), and a

@@ -3,7 +3,9 @@
     python experiments/benchmarks/histogram.py
 
 Steps of the default run (glyphs, small encoder, P = 32, K = 2) with and without the histogram take
-turns; printed are the medians and the ratio, taken round by round. Result: RESULT
+turns; printed are the medians and the ratio, taken round by round.
+
+Result on two CPU cores, jax 0.10.2: a step 86.0 ms, with the histogram 86.3 ms, ratio 1.012.
 """
 
 import statistics
