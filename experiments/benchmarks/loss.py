@@ -19,17 +19,17 @@ included (read on Linux only). The result, with the machine named, is in
 
 Aims, on two CPU cores, and what came of them:
 
-- at most 2 times the floor for K <= 8 and N = 64 to 4,096. Met from N = 256 on but for (256, 8), 2.06;
-  missed at N = 64, 2.3 to 2.7. There the floor is 0.06 ms, and the loss is about a hundred operations
-  on the CPU, most of them a microsecond of dispatch each. Inverting the order without a second sort,
-  and taking the sums over positives in the loop that visits them, helped (from 2.8); gathering the rows
-  once for anchors and references did not.
-- at least 25 times faster than PyTorch Metric Learning at (512, 8) and 40 times at (1024, 8): 77, 70.
+- at most 2 times the floor for K <= 8 and N = 64 to 4,096. Met from N = 256 on but for (256, 8),
+  2.06; missed at N = 64, 2.3 to 2.7. There the floor is 0.06 ms, and the loss is about a hundred
+  operations on the CPU, most of them a microsecond of dispatch each. Inverting the order without a
+  second sort, and taking the sums over positives in the loop that visits them, helped (from 2.8);
+  gathering the rows once for anchors and references did not.
+- at least 25 times faster than PyTorch Metric Learning at (512, 8), 40 times at (1024, 8): 77, 70.
 - at most 10 times the floor with classes of 64 at N = 1,024: 4.6.
-- N = 8,192 in under 1 GB, N = 32,768 in under 1.2 GB: 0.39 and 0.53 GB. At most 1.5 times the cost per
-  pair of N = 2,048: missed, 19.3 to 11.3 ns, 1.7 times. The floor grows as much, 7.3 to 12.9 ns: a
-  block of 64 rows is 8 MB, and the references are read from memory once a block. Blocks of 32, 128 and
-  256 rows were slower (20 to 24, 20 and 25 s, to 17 s with 64).
+- N = 8,192 in under 1 GB, N = 32,768 in under 1.2 GB: 0.39 and 0.53 GB. At most 1.5 times the cost
+  per pair of N = 2,048: missed, 19.3 to 11.3 ns, 1.7 times. The floor grows as much, 7.3 to 12.9
+  ns: a block of 64 rows is 8 MB, and the references are read from memory once a block. Blocks of
+  32, 128 and 256 rows were slower (20 to 24, 20 and 25 s, to 17 s with 64).
 """
 
 import argparse
