@@ -1,4 +1,36 @@
+import functools
+
 import jax
+import pytest
 
 # Before any computation: several tests place arrays on a mesh of virtual devices.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="session")
+def tiny_fit():
+    """`fit` for tests of what goes on around the network: a second a run instead of ten."""
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import linen as nn
+
+    import margin_jax as mj
+
+    class Linear(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train):
+            x = nn.Dense(8)(images.reshape(len(images), -1))
+            return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    rng = np.random.default_rng(0)
+    faces = rng.integers(0, 256, (60, 1, 6, 6, 1))
+    images = np.clip(faces + rng.normal(0, 60, (60, 6, 6, 6, 1)), 0, 255).astype(np.uint8)
+    dataset = mj.ImageDataset.from_arrays(images.reshape(-1, 6, 6, 1), np.arange(360) // 6)
+    fit = functools.partial(mj.fit, dataset=dataset, encoder=mj.Encoder(Linear()))
+
+    def run(out, on_epoch=None, **options):
+        options = {"identities_per_batch": 8, "epochs": 3, **options}
+        config = mj.TrainConfig(dataset="own", encoder="own", out=str(out), **options)
+        return fit(config, on_epoch=on_epoch)
+
+    return run

@@ -129,26 +129,27 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(finished, tmp_path):
     assert resumed.report == finished.report
 
 
-def test_a_schedule_with_a_memory_and_changing_mining_resume_too(tmp_path):
-    config = SMALL.replace(
-        schedule="automargin:smoothing=0.7,k=1.5", mining="all,2:semihard,3:hard", histogram=True
-    )
-    whole = mj.fit(config.replace(out=str(tmp_path / "whole")))
+def test_a_schedule_with_a_memory_and_changing_mining_resume_too(tiny_fit, tmp_path):
+    options = {
+        "schedule": "automargin:smoothing=0.7,k=1.5",
+        "mining": "all,2:semihard,3:hard",
+        "histogram": True,
+    }
+    whole = tiny_fit(tmp_path / "whole", **options)
 
     def kill(record):
         raise Killed
 
-    killed = config.replace(out=str(tmp_path / "killed"), resume=True)
-    for _ in range(SMALL.epochs):
+    for _ in whole.history:
         with pytest.raises(Killed):
-            mj.fit(killed, on_epoch=kill)
-    resumed = mj.fit(killed)
+            tiny_fit(tmp_path / "killed", on_epoch=kill, resume=True, **options)
+    resumed = tiny_fit(tmp_path / "killed", resume=True, **options)
     assert timeless(resumed.history) == timeless(whole.history)
     assert resumed.report == whole.report
-    assert len({record["margin"] for record in whole.history}) == SMALL.epochs
+    assert len({record["margin"] for record in whole.history}) == 3
     assert all(len(record["effective_quantiles"]) == 7 for record in whole.history)
     with pytest.raises(ValueError, match="mining is all,2:semihard,3:hard, asked for all"):
-        mj.fit(killed.replace(mining="all"))
+        tiny_fit(tmp_path / "killed", resume=True, **{**options, "mining": "all"})
 
 
 def test_a_refused_resume_changes_nothing(finished, tmp_path):
@@ -161,11 +162,13 @@ def test_a_refused_resume_changes_nothing(finished, tmp_path):
     assert (folder / "config.json").read_text() == before
 
 
-def test_a_schedule_gets_the_histogram_that_it_needs(tmp_path):
-    run = mj.fit(SMALL.replace(schedule="quantile_margin:low=-1", out=str(tmp_path / "run")))
+def test_a_schedule_gets_the_histogram_that_it_needs(tiny_fit, tmp_path):
+    run = tiny_fit(tmp_path / "run", schedule="quantile_margin:low=-1")
     for record in run.history:
         low, high = record["effective_quantiles"][1:3]  # 5 and 25 %, around its own 10 %
         assert low <= record["next_margin"] <= high
+    without = tiny_fit(tmp_path / "without", epochs=1)
+    assert without.history[0]["effective_quantiles"] is None
 
 
 def test_resume_takes_more_epochs_of_the_same_run_only(finished, tmp_path):
