@@ -13,7 +13,8 @@ together, a block of anchors at a time:
 Time is that of the distances plus N² compare-and-adds for each positive; memory is O(B·N + N·D).
 
 Nothing here talks to other devices: anchors may be a device's share and references the gathered
-batch, and then the blocks, and with them time and memory, are a share too.
+batch. Then time is a share too, and memory, that of one block, falls once a device has fewer rows
+than a block.
 """
 
 import functools

@@ -1,10 +1,13 @@
 import functools
+import signal
 
 import jax
 import pytest
 
 # Before any computation: several tests place arrays on a mesh of virtual devices.
 jax.config.update("jax_num_cpu_devices", 8)
+# A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from PIL import Image
 
 import margin_jax as mj
 from margin_jax import training
-from margin_jax.run import read_history, to_json
+from margin_jax.run import read_config, read_history, to_json
 
 TIMING = ("seconds", "images_per_second")
 SMALL = mj.TrainConfig(
@@ -171,18 +171,20 @@ def test_a_schedule_gets_the_histogram_that_it_needs(tiny_fit, tmp_path):
     assert without.history[0]["effective_quantiles"] is None
 
 
-def test_resume_takes_more_epochs_of_the_same_run_only(finished, tmp_path):
-    config = SMALL.replace(out=str(tmp_path / "run"))
-    mj.fit(config.replace(epochs=2))
-    longer = mj.fit(config.replace(resume=True))
-    assert timeless(longer.history) == timeless(finished.history)
-    with pytest.raises(ValueError, match="seed is 0, asked for 5"):
-        mj.fit(config.replace(resume=True, seed=5))
-    with pytest.raises(ValueError, match="schedule is dams, asked for constant"):
-        mj.fit(config.replace(resume=True, schedule="constant"))
-    with pytest.raises(ValueError, match="epochs is 3, asked for 1"):
-        mj.fit(config.replace(resume=True, epochs=1))
-    assert timeless(mj.load_run(config.folder).history) == timeless(finished.history)
+def test_resume_takes_more_epochs_of_the_same_run_only(tiny_fit, tmp_path):
+    out, again = tmp_path / "run", {"resume": True, "threshold": 0.5}
+    whole = tiny_fit(tmp_path / "whole", threshold=0.5)
+    tiny_fit(out, threshold=0.5, epochs=2)
+    longer = tiny_fit(out, **again)
+    assert timeless(longer.history) == timeless(whole.history)
+    for change, message in (
+        ({"seed": 5}, "seed is 0, asked for 5"),
+        ({"schedule": "constant"}, "schedule is dams, asked for constant"),
+        ({"epochs": 1}, "epochs is 3, asked for 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny_fit(out, **again, **change)
+    assert timeless(read_history(out)) == timeless(whole.history)
 
 
 def test_a_run_that_is_there_is_not_touched_without_being_asked(finished, tmp_path):
@@ -200,39 +202,36 @@ def test_a_run_that_is_there_is_not_touched_without_being_asked(finished, tmp_pa
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_longer_run_has_no_report_until_it_is_finished(tmp_path):
+def test_a_longer_run_has_no_report_until_it_is_finished(tiny_fit, tmp_path):
     """Its weights would be others than those that the report is about."""
-    config = SMALL.replace(out=str(tmp_path / "run"), epochs=1)
-    mj.fit(config)
+    out = tmp_path / "run"
+    tiny_fit(out, epochs=1)
 
     def kill(record):
         raise Killed
 
     with pytest.raises(Killed):
-        mj.fit(config.replace(epochs=3, resume=True), on_epoch=kill)
+        tiny_fit(out, on_epoch=kill, resume=True)
     with pytest.raises(ValueError, match="no finished run"):
-        mj.load_run(config.folder)
-    (config.folder / "history.jsonl").write_text("")
+        mj.load_run(out)
+    (out / "history.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"can not resume .*it is damaged"):
-        mj.fit(config.replace(epochs=3, resume=True))
+        tiny_fit(out, resume=True)
 
 
-def test_what_a_kill_left_of_a_beginning_can_be_begun_again(tmp_path):
-    config = SMALL.replace(out=str(tmp_path / "run"), epochs=1, resume=True)
-    config.folder.mkdir()
-    (config.folder / "data.json").write_text("{}")
-    (config.folder / "config.json.partial").write_text("{")
-    assert len(mj.fit(config).history) == 1
+def test_what_a_kill_left_of_a_beginning_can_be_begun_again(tiny_fit, tmp_path):
+    (tmp_path / "data.json").write_text("{}")
+    (tmp_path / "config.json.partial").write_text("{")
+    assert len(tiny_fit(tmp_path, epochs=1, resume=True).history) == 1
 
 
-def test_overwriting_removes_the_run_and_nothing_else(tmp_path):
-    config = SMALL.replace(out=str(tmp_path / "run"), epochs=1)
-    mj.fit(config)
-    (config.folder / "notes.txt").write_text("kept")
-    run = mj.fit(config.replace(overwrite=True, epochs=2, seed=1))
+def test_overwriting_removes_the_run_and_nothing_else(tiny_fit, tmp_path):
+    tiny_fit(tmp_path, epochs=1)
+    (tmp_path / "notes.txt").write_text("kept")
+    run = tiny_fit(tmp_path, overwrite=True, epochs=2, seed=1)
     assert [record["epoch"] for record in run.history] == [1, 2]
-    assert mj.load_run(config.folder).config.seed == 1
-    assert (config.folder / "notes.txt").read_text() == "kept"
+    assert read_config(tmp_path).seed == 1
+    assert (tmp_path / "notes.txt").read_text() == "kept"
 
 
 def test_bad_data_leaves_an_old_run_alone(finished):

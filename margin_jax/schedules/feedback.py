@@ -226,7 +226,7 @@ def target_easy_fraction(
     0.14 for Laplace distributed ones, so half of an error is gone in one or two epochs. Larger
     gains follow a moving network sooner, and oscillate sooner. Where many effective margins crowd
     together within a wide spread, as at the peak of a Laplace distribution (0.71) or of a cluster
-    beside a far one, the default gains go on oscillating: lower them, or the target's distance to
+    beside a far one, the default gains go on oscillating: lower them, or move the target away from
     that peak.
 
     Args:
