@@ -40,7 +40,7 @@ def plot_margin(history: History, watched: float | None = None) -> "Figure":
     if watched is not None:
         name = f"watched by the schedule: {100 * watched:g} %"
         below.axhline(100 * watched, color=GREY, ls="--", lw=1, label=name)
-        below.legend(loc="lower right")
+        below.legend(loc="best")
     below.set_ylabel("easy triplets (%)")
     return figure
 
