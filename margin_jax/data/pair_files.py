@@ -1,6 +1,7 @@
 """Verification pairs listed in a file: one's own csv, or the official list of LFW."""
 
 import csv
+import io
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +49,7 @@ def read_pairs(path: Path) -> ListedPairs:
 
 def _csv(path: Path, text: str) -> list[tuple[str, str, bool, int]]:
     listed = []
-    for number, fields in enumerate(csv.reader(text.splitlines()), start=1):
+    for number, fields in enumerate(csv.reader(io.StringIO(text)), start=1):
         if not fields:
             continue
         cells = [field.strip() for field in fields]
