@@ -1,0 +1,45 @@
+"""The command line: its commands in order; one line for what goes wrong."""
+
+import sys
+
+import typer
+
+from margin_jax.cli import schedules, train, use
+
+app = typer.Typer(
+    name="margin-jax",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def margin_jax() -> None:
+    """Triplet learning and verification in JAX, with margins that adapt while training."""
+
+
+app.command()(train.train)
+app.command()(train.compare)
+app.add_typer(schedules.app, name="schedules")
+app.command()(use.evaluate)
+app.command()(use.embed)
+app.command()(use.verify)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command ``margin-jax``. Exits with 2, after one line on what is wrong, for bad input."""
+    try:
+        sys.exit(app(arguments, standalone_mode=False))
+    except typer.TyperException as error:
+        _fail(error.format_message(), error.exit_code)
+    except (ValueError, OSError) as error:
+        _fail(str(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int) -> None:
+    if message:  # none came with the help that a bare `margin-jax` prints
+        typer.echo(f"margin-jax: {' '.join(message.split())}", err=True)
+    sys.exit(status)

@@ -1,0 +1,63 @@
+"""Options of the command line from the fields of a configuration."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from margin_jax.config import TrainConfig
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator:
+    """Gives a command an option for every field of :class:`TrainConfig`: type, default and help.
+
+    The command receives, as keywords, its own parameters and those options that were given on the
+    command line.
+
+    Args:
+        without: fields that the command does not have.
+        defaults: shown instead of the fields' own; the command has to apply them.
+    """
+    hints = get_type_hints(TrainConfig, include_extras=True)
+    fields = [field for field in dataclasses.fields(TrainConfig) if field.name not in without]
+
+    def parameter(field: "dataclasses.Field[Any]") -> inspect.Parameter:
+        kind, option = hints[field.name].__origin__, hints[field.name].__metadata__[0]
+        # Else typer would offer --no-strict and the like, which say nothing more.
+        names = [f"--{field.name.replace('_', '-')}"] if kind is bool else []
+        shown = typer.Option(*names, help=option.help, rich_help_panel=option.panel)
+        return inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=defaults.get(field.name, field.default),
+            annotation=Annotated[kind, shown],
+        )
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD
+        ]
+
+        def with_options(context: typer.Context, **values: Any) -> None:
+            for field in fields:
+                source = context.get_parameter_source(field.name)
+                if source is None or source.name != "COMMANDLINE":
+                    del values[field.name]
+            command(**values)
+
+        context = inspect.Parameter(
+            "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+        )
+        parameters = [context, *own, *map(parameter, fields)]
+        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        with_options.__annotations__ = {}
+        paragraphs = (command.__doc__ or "").split("\n\n")  # typer would keep the line breaks
+        with_options.__doc__ = "\n\n".join(" ".join(p.split()) for p in paragraphs)
+        with_options.__name__ = command.__name__
+        return with_options
+
+    return decorate

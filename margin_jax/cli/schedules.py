@@ -1,0 +1,85 @@
+"""The commands ``schedules``: list the margin schedules, or plot how they act."""
+
+import inspect
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from margin_jax.schedules import SCHEDULES
+
+app = typer.Typer()
+
+
+@app.callback(invoke_without_command=True)
+def list_schedules(context: typer.Context) -> None:
+    """List the margin schedules and their parameters, or plot how they act."""
+    if context.invoked_subcommand is not None:
+        return
+    for name, factory in SCHEDULES.items():
+        shown = [
+            key if p.default is p.empty else f"{key}={p.default:g}"
+            for key, p in inspect.signature(factory).parameters.items()
+        ]
+        first, *_ = inspect.getdoc(factory).splitlines()  # type: ignore[union-attr]
+        typer.echo(f"{name}: {first}\n    {', '.join(shown)}")
+    typer.echo(
+        "\nUse one as --schedule NAME, NAME:MARGIN or NAME:KEY=VALUE,KEY=VALUE. Parameters without "
+        "a value are options of train.\nHow they act: margin-jax schedules plot"
+    )
+
+
+@app.command("plot")
+def plot_schedules(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="NAME, NAME:MARGIN or NAME:KEY=VALUE,... each. Default: all.", metavar="SCHEDULE"
+        ),
+    ] = None,
+    stimulus: Annotated[
+        str | None, typer.Option(help="What they answer to: step (default), ramp or saturation.")
+    ] = None,
+    history: Annotated[
+        Path | None,
+        typer.Option(help="Instead: the effective margins of a run, its folder or history.jsonl."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Length of a stimulus.")] = 40,
+    margin: Annotated[float, typer.Option(help="In the first epoch, unless a name says so.")] = 0.2,
+    margin_end: Annotated[float, typer.Option(help="For those that have one.")] = 1.0,
+    out: Annotated[Path, typer.Option(help="The picture.")] = Path("schedules.png"),
+) -> None:
+    """Draw how margin schedules answer to a standard stimulus, or to a recorded run.
+
+    The effective margins of each epoch are taken as normal, of the stimulus' or the run's mean and
+    spread, whatever the margin is: a picture of the rules, not of what they are worth.
+    """
+    from margin_jax import plots
+    from margin_jax.run import HISTORY, read_history
+    from margin_jax.schedules import response, spec
+
+    if history is not None and stimulus is not None:
+        raise ValueError("they answer to a stimulus or to a history; got both")
+    if history is None:
+        stimulus = stimulus or "step"
+        world = response.stimulus(stimulus, epochs)
+        words, _ = response.STIMULI[stimulus]
+        title = f"{stimulus.capitalize()}: easy at a margin of {response.REFERENCE} are {words}"
+    else:
+        folder = history.parent if history.name == HISTORY else history
+        records = read_history(folder)
+        if not records:
+            raise ValueError(f"no epochs in {folder / HISTORY}")
+        world, title = response.recorded(records), f"Effective margins as in {folder}"
+    defaults = {"margin": margin, "margin_end": margin_end, "epochs": len(world.mean)}
+    responses = {
+        name: response.respond(spec.make_schedule(name, defaults), world)
+        for name in names or SCHEDULES
+    }
+    plots.plot_responses(responses, title).savefig(out)
+    for name, answer in responses.items():
+        typer.echo(
+            f"{name:<22} margin {answer.margin[0]:.3f} -> {answer.margin[-1]:.3f}, "
+            f"easy {answer.easy_fraction[-1]:.1%} at the end"
+        )
+    typer.echo(f"{out}")

@@ -1,0 +1,101 @@
+"""Commands that put a finished run to use: other pairs, folders of images, two images."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from margin_jax.cli.report_lines import HEADER, figures
+
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
+
+
+def evaluate(
+    run: RunFolder,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Another folder of images for each identity. Default: the run's test."),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Lines FIRST,SECOND,1 (same) or 0, the files relative to --data-dir; or LFW's "
+            "pairs.txt, reported by its ten folds. Default: drawn from all identities."
+        ),
+    ] = None,
+    retrieval: Annotated[
+        bool,
+        typer.Option("--retrieval", help="Also Recall@k and MAP@R of all images of --data-dir."),
+    ] = False,
+    count: Annotated[int, typer.Option(help="How many pairs to draw at most.")] = 100_000,
+    seed: Annotated[int, typer.Option(help="Of the pairs that are drawn.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
+) -> None:
+    """Verify with a run's best weights and threshold: its saved pairs, or other images."""
+    from margin_jax.evaluate import evaluate_listed, evaluate_retrieval, evaluate_run
+    from margin_jax.run import load_run, to_json, write_text
+
+    loaded = load_run(run)
+    folds, trained_on = None, tuple[str, ...]()
+    if pairs is None:
+        report = evaluate_run(loaded, data_dir=data_dir, count=count, seed=seed)
+    elif data_dir is None:
+        raise ValueError("pairs need data_dir, the folder that their files are relative to")
+    else:
+        report, folds, trained_on = evaluate_listed(loaded, data_dir, pairs)
+    said = report.to_json()
+    typer.echo("\n".join([HEADER, figures("embedding", said)]))
+    if folds is not None:
+        said["folds"] = folds.to_json()
+        typer.echo(
+            f"  {len(folds.accuracies)} folds: accuracy {folds.accuracy:.2%} ± "
+            f"{folds.standard_error:.2%} (standard error), each at the others' best threshold"
+        )
+    if retrieval:
+        found = evaluate_retrieval(loaded, data_dir)
+        said["retrieval"] = found.to_json()
+        recall = ", ".join(f"{share:.2%} @{k}" for k, share in found.recall_at.items())
+        typer.echo(f"  retrieval, {found.queries:,} queries in {found.images:,} images: recall")
+        typer.echo(f"    {recall}; MAP@R {found.map_at_r:.2%}")
+    for warning in report.warnings:
+        typer.echo(f"  note: {warning}")
+    if trained_on:
+        typer.echo(f"  note: the run was trained on {len(trained_on)} identities of these names")
+    if out is not None:
+        write_text(out, to_json(said, indent=2) + "\n")
+
+
+def embed(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(help="A folder of images, nested or not.")],
+    out: Annotated[Path, typer.Option(help="Arrays files and embeddings.")] = Path(
+        "embeddings.npz"
+    ),
+) -> None:
+    """Write the embeddings of all images in a folder, with their file names, to an npz file."""
+    import numpy as np
+
+    from margin_jax.evaluate import embed_folder
+    from margin_jax.run import load_run
+
+    files, embeddings, skipped = embed_folder(load_run(run), folder)
+    for reason in skipped:
+        typer.echo(f"skipped {reason}", err=True)
+    with open(out, "wb") as file:
+        np.savez_compressed(file, files=np.array(files), embeddings=embeddings)
+    typer.echo(f"{len(files)} embeddings of length {embeddings.shape[1]}: {out}")
+
+
+def verify(
+    run: RunFolder,
+    first: Annotated[Path, typer.Argument(help="An image.", metavar="IMAGE")],
+    second: Annotated[Path, typer.Argument(help="Another image.", metavar="IMAGE")],
+) -> None:
+    """Are two images of the same identity? Their distance, and the run's threshold."""
+    from margin_jax.evaluate import verify_images
+    from margin_jax.run import load_run
+
+    loaded = load_run(run)
+    distance = verify_images(loaded, first, second)
+    answer = "same" if distance <= loaded.threshold else "different"
+    typer.echo(f"{answer}: distance {distance:.4f}, threshold {loaded.threshold:.4f}")
