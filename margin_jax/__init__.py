@@ -31,10 +31,14 @@ from margin_jax.schedules import (
 from margin_jax.stats import EpochStats, EpochTotals, TripletStats
 
 if TYPE_CHECKING:
+    from margin_jax.augmentation import make_augment
     from margin_jax.comparison import Comparison, compare
     from margin_jax.config import TrainConfig
+    from margin_jax.data import load_dataset
     from margin_jax.data.dataset import ImageDataset
+    from margin_jax.data.sampler import pk_batches
     from margin_jax.epoch import EpochRecord, make_train_step, train_epoch
+    from margin_jax.evaluation.all_pairs import all_pairs_report
     from margin_jax.evaluation.retrieval import RetrievalReport, retrieval_report
     from margin_jax.evaluation.verification import (
         VerificationReport,
@@ -59,11 +63,15 @@ _LAZY = {
     "TrainConfig": "config",
     "TrainState": "state",
     "VerificationReport": "evaluation.verification",
+    "all_pairs_report": "evaluation.all_pairs",
     "choose_threshold": "evaluation.verification",
     "create_state": "state",
     "fit": "training",
+    "load_dataset": "data",
     "load_run": "run",
+    "make_augment": "augmentation",
     "make_train_step": "epoch",
+    "pk_batches": "data.sampler",
     "retrieval_report": "evaluation.retrieval",
     "train_epoch": "epoch",
     "verification_report": "evaluation.verification",
@@ -84,6 +92,7 @@ __all__ = [
     "TrainState",
     "TripletStats",
     "VerificationReport",
+    "all_pairs_report",
     "automargin",
     "batch_all_triplet_loss",
     "choose_threshold",
@@ -101,9 +110,12 @@ __all__ = [
     "join_schedules",
     "linear",
     "litm",
+    "load_dataset",
     "load_run",
+    "make_augment",
     "make_train_step",
     "mining_schedule",
+    "pk_batches",
     "quantile_margin",
     "retrieval_report",
     "target_easy_fraction",

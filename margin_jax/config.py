@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from margin_jax.augmentation import make_augment
 from margin_jax.choices import check_choice
-from margin_jax.data import DATASETS, OWN
-from margin_jax.data.sampler import SMALL_IDENTITIES
+from margin_jax.data import DATASETS, check_dataset
+from margin_jax.data.sampler import SAMPLERS, SMALL_IDENTITIES
+from margin_jax.data.splits import check_split
 from margin_jax.distances import DISTANCES
 from margin_jax.losses import REDUCTIONS
 from margin_jax.mining import mining_schedule
@@ -30,9 +32,9 @@ _SCHEDULE_OPTIONS = ("margin", "margin_end", "threshold", "increase", "epochs")
 SELECTIONS = ("auc", "loss")
 
 
-def as_file_name(schedule: str) -> str:
-    """A schedule's text without signs that mean something to a shell."""
-    return schedule.translate(str.maketrans(":,", "--", "= "))
+def as_file_name(text: str) -> str:
+    """A schedule or a dataset without signs that mean something to a shell or a file system."""
+    return text.translate(str.maketrans(":,/", "---", "= "))
 
 
 def _one_of(choices: Iterable[str]) -> str:
@@ -51,16 +53,39 @@ class TrainConfig:
         str,
         Option(
             "Data",
-            f"glyphs: letters in twelve typefaces, nothing to download; folder: your own images "
-            f"in --data-dir. {_one_of(DATASETS)}",
+            "glyphs: letters in twelve typefaces, nothing to download; folder: your own images in "
+            "--data-dir; tfds:NAME[:CONFIG]: of TensorFlow Datasets; `margin-jax datasets` lists "
+            f"some. {_one_of(DATASETS)}",
         ),
     ] = "glyphs"
     data_dir: Annotated[
         str | None,
-        Option("Data", "For folder: a folder of images for each identity; it may be nested."),
+        Option(
+            "Data",
+            "folder: a folder of images for each identity; it may be nested. tfds: where the "
+            "prepared datasets lie, by default ~/tensorflow_datasets.",
+        ),
+    ] = None
+    manual_dir: Annotated[
+        str | None,
+        Option("Data", "tfds: a folder of files that would be downloaded, or that only you can."),
+    ] = None
+    label_key: Annotated[
+        str | None,
+        Option("Data", "tfds: the feature that names the identity. Default: the label."),
     ] = None
     image_size: Annotated[
-        int | None, Option("Data", "Pixels a side. Default: 28 for glyphs, 64 for a folder.")
+        int | None,
+        Option("Data", "Pixels a side. Default: 28 for glyphs, 64 for a folder, tfds: its own."),
+    ] = None
+    split: Annotated[
+        str | None,
+        Option(
+            "Data",
+            "Identities of training/validation/test: percentages; halves: the first half of the "
+            "identities trains, the second is the test; or a .json file with lists of names, such "
+            "as a run's data.json. Default: 40/10/50; 40/20/40 for ten classes.",
+        ),
     ] = None
     strict: Annotated[
         bool, Option("Data", "An unreadable file is an error instead of being skipped.")
@@ -68,6 +93,14 @@ class TrainConfig:
     max_identities: Annotated[
         int | None, Option("Data", "Use only the first so many identities, for a quick try.")
     ] = None
+    memory_limit: Annotated[
+        float,
+        Option(
+            "Data",
+            "Gigabytes (2^30). Images that take more are not held in memory but decoded anew for "
+            "every batch.",
+        ),
+    ] = 4.0
 
     schedule: Annotated[
         str,
@@ -123,6 +156,27 @@ class TrainConfig:
             f"What to do with identities of fewer than K images. {_one_of(SMALL_IDENTITIES)}",
         ),
     ] = "drop"
+    sampler: Annotated[
+        str,
+        Option(
+            "Training",
+            "pk: an image at most once an epoch, which ends when fewer than P identities have K "
+            "unused images; balanced: every image of identities with at least K of them. "
+            f"{_one_of(SAMPLERS)}",
+        ),
+    ] = "pk"
+    fillers: Annotated[
+        int,
+        Option("Training", "Images of small identities that are added to every batch."),
+    ] = 0
+    augment: Annotated[
+        str,
+        Option(
+            "Training",
+            "none, or some of flip, shift:PIXELS, crop:SHARE (least share of the side), separated "
+            "by commas: random changes to the training images.",
+        ),
+    ] = "none"
     encoder: Annotated[str, Option("Training", "The network. One of: small_cnn.")] = "small_cnn"
     devices: Annotated[
         int | None,
@@ -148,11 +202,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Checks everything that can be checked without looking at the data."""
+        check_dataset(self.dataset)
         choices: dict[str, Iterable[str]] = {
-            "dataset": (*DATASETS, OWN),
             "distance": DISTANCES,
             "reduction": REDUCTIONS,
             "small_identities": SMALL_IDENTITIES,
+            "sampler": SAMPLERS,
             "select": SELECTIONS,
         }
         for name, names in choices.items():
@@ -168,6 +223,7 @@ class TrainConfig:
             "seed": 0,
             "identities_per_batch": 2,
             "images_per_identity": 2,
+            "fillers": 0,
             "embedding_size": 1,
             "devices": 1,
             "image_size": 8,
@@ -185,19 +241,32 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 0; got {parameters[name]}")
         self.make_schedule()
         mining_schedule(self.mining)
+        make_augment(self.augment)
+        if self.split is not None:
+            check_split(self.split)
+        if not self.memory_limit >= 0:
+            raise ValueError(f"memory_limit must be at least 0; got {self.memory_limit}")
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2^63; got {self.seed}")
         if self.embedding_size > 2**16:
             raise ValueError(f"embedding_size must be at most 65536; got {self.embedding_size}")
         if self.dataset == "folder" and self.data_dir is None:
             raise ValueError("dataset folder needs data_dir, the folder of images")
-        if self.dataset != "folder" and self.data_dir is not None:
-            raise ValueError(f"data_dir is for dataset folder; got it with {self.dataset}")
+        tfds = self.dataset.startswith("tfds:")
+        if self.dataset != "folder" and not tfds and self.data_dir is not None:
+            raise ValueError(f"data_dir is for dataset folder or tfds; got it with {self.dataset}")
+        for name in ("manual_dir", "label_key"):
+            if getattr(self, name) is not None and not tfds:
+                raise ValueError(f"{name} is for datasets tfds:NAME; got it with {self.dataset}")
         if self.overwrite and self.resume:
             raise ValueError("overwrite and resume exclude each other")
-        for name in ("data_dir", "out"):  # a Path is as good, but JSON has none
+        for name in ("data_dir", "manual_dir", "out"):  # a Path is as good, but JSON has none
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, str(getattr(self, name)))
+        for name in ("data_dir", "split"):  # so that a run can be resumed from anywhere
+            value = getattr(self, name)
+            if value is not None and (name == "data_dir" or value.endswith(".json")):
+                object.__setattr__(self, name, str(Path(value).expanduser().absolute()))
         if self.data_dir and Path(self.data_dir).resolve() in self.folder.resolve().parents:
             raise ValueError(f"out must not lie in data_dir, {self.data_dir}; got {self.folder}")
 
@@ -215,7 +284,15 @@ class TrainConfig:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(self.out or f"runs/{self.dataset}-{as_file_name(self.schedule)}-{self.seed}")
+        return Path(
+            self.out
+            or f"runs/{as_file_name(self.dataset)}-{as_file_name(self.schedule)}-{self.seed}"
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch."""
+        return self.identities_per_batch * self.images_per_identity + self.fillers
 
     def replace(self, **changes: Any) -> "TrainConfig":
         """A copy with some fields changed, checked again."""
@@ -238,7 +315,7 @@ class TrainConfig:
     def experiment(self) -> dict[str, Any]:
         """The fields that decide the result."""
         values = dataclasses.asdict(self)
-        for name in ("out", "overwrite", "resume", "devices"):
+        for name in ("out", "overwrite", "resume", "devices", "memory_limit", "manual_dir"):
             del values[name]
         return values
 

@@ -3,7 +3,7 @@
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -13,6 +13,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from margin_jax.augmentation import Augment
 from margin_jax.distances import DistanceFn
 from margin_jax.effective import effective_margin_histogram
 from margin_jax.losses import batch_all_triplet_loss
@@ -75,6 +76,7 @@ class EpochRecord:
         images: images trained on.
         seconds: wall time of training, without validation.
         images_per_second: images / seconds.
+        data_wait: share of `seconds` in which the host waited for `batches`, 0 to 1.
     """
 
     epoch: int
@@ -95,6 +97,7 @@ class EpochRecord:
     images: int
     seconds: float
     images_per_second: float
+    data_wait: float
 
 
 def make_train_step(
@@ -105,6 +108,7 @@ def make_train_step(
     reduction: str = "mean_active",
     mining: str = "all",
     histogram: bool = False,
+    augment: Augment | None = None,
     mesh: Mesh | None = None,
 ) -> TrainStep:
     """A jitted ``train_step(state, images, labels) -> (state, StepOutput)``.
@@ -119,6 +123,8 @@ def make_train_step(
         histogram: also sample the batch's effective margins, as
             :func:`~margin_jax.effective_margin_histogram` does, for a schedule that
             ``needs_histogram``, or for the record.
+        augment: changes the images of a batch before they are embedded, with a key that is a
+            function of the state's key and step; from :func:`~margin_jax.make_augment`.
         mesh: devices that share the work, by a sharded batch; triplets and batch statistics are
             those of the global batch all the same. Default: wherever the arguments are.
     """
@@ -129,6 +135,8 @@ def make_train_step(
         state: TrainState, images: Array, labels: Array
     ) -> tuple[TrainState, StepOutput]:
         key = jax.random.fold_in(state.key, state.step)
+        if augment is not None:
+            images = augment(images, jax.random.fold_in(key, 2))
 
         def loss_fn(params: Any) -> tuple[Array, tuple[Any, TripletStats, Array]]:
             embeddings, batch_stats = apply_fn(
@@ -205,8 +213,9 @@ def train_epoch(
         if on_step is not None:
             on_step(len(losses), losses[-1], totals.counts()["easy"] / max(totals.valid, 1))
 
+    waits: list[float] = []
     started = time.perf_counter()
-    for images, labels in batches:
+    for images, labels in _timed(batches, waits):
         state, output = train_step(state, images, labels)
         if schedule.needs_histogram and output.histogram is None:
             raise ValueError(
@@ -245,8 +254,23 @@ def train_epoch(
         images=images_seen,
         seconds=seconds,
         images_per_second=images_seen / seconds,
+        data_wait=sum(waits) / seconds,
     )
     return state, record
+
+
+def _timed(batches: Iterable[T], waits: list[float]) -> Iterator[T]:
+    """The same batches; notes the seconds that each of them was waited for."""
+    source = iter(batches)
+    while True:
+        asked = time.perf_counter()
+        try:
+            batch = next(source)
+        except StopIteration:
+            return
+        finally:
+            waits.append(time.perf_counter() - asked)
+        yield batch
 
 
 def _may_deadlock(array: Array) -> bool:

@@ -6,13 +6,14 @@ from typing import NamedTuple
 import numpy as np
 
 from margin_jax.data import folder as image_folder
+from margin_jax.data.images import Images
 from margin_jax.data.pair_files import read_pairs
 from margin_jax.data.pairs import Pairs, sample_pairs
 from margin_jax.evaluation.folds import FoldReport, fold_report
 from margin_jax.evaluation.retrieval import RetrievalReport, retrieval_report
 from margin_jax.evaluation.verification import VerificationReport
+from margin_jax.protocol import prepare_data
 from margin_jax.run import PAIRS, Run
-from margin_jax.training import prepare_data
 
 
 class ListedReport(NamedTuple):
@@ -95,7 +96,8 @@ def evaluate_retrieval(run: Run, data_dir: str | Path | None = None) -> Retrieva
     if data_dir is None:
         data = prepare_data(run.config)
         rows = np.flatnonzero(np.isin(data.dataset.labels, data.split.test))
-        images, labels = data.dataset.images[rows], data.dataset.labels[rows]
+        images: Images = data.dataset.images[rows]
+        labels = data.dataset.labels[rows]
     else:
         size, _, channels = run.data["image_shape"]
         dataset = image_folder.load(Path(data_dir), size, channels=channels)
@@ -130,7 +132,7 @@ def verify_images(run: Run, first: str | Path, second: str | Path) -> float:
     return float(run.distances(images, np.array([[0, 1]]))[0])
 
 
-def _read(run: Run, paths: list[Path]) -> np.ndarray:
+def _read(run: Run, paths: list[Path]) -> Images:
     size, _, channels = run.data["image_shape"]
     images, _, skipped = image_folder.read_images(paths, size, channels)
     if skipped:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from margin_jax.data.dataset import ImageDataset
     from margin_jax.schedules.response import Response
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
@@ -181,6 +182,49 @@ def plot_responses(responses: "dict[str, Response]", title: str) -> "Figure":
     figure.suptitle(title, fontsize="medium")
     figure.legend(loc="outside right center", frameon=False)
     below.set_ylabel("easy triplets (%)")
+    return figure
+
+
+def plot_contact_sheet(dataset: "ImageDataset", identities: int = 10, images: int = 10) -> "Figure":
+    """A row of images for each of some identities, from the largest to the smallest.
+
+    Args:
+        dataset: the images.
+        identities: rows at most, evenly spread over the images by the size of their identities.
+        images: columns at most, evenly spread over the images of an identity.
+    """
+    from matplotlib.figure import Figure
+
+    sizes = np.bincount(dataset.labels, minlength=len(dataset.identities))
+    by_size = np.argsort(-sizes, kind="stable")
+    spread = (np.arange(identities) + 0.5) / identities * len(dataset.labels)
+    shown = by_size[np.unique(np.searchsorted(np.cumsum(sizes[by_size]), spread))]
+    height, width, channels = dataset.images.shape[1:]
+    gap = 1 + max(height, width) // 24
+    step_down, step_right = height + gap, width + gap
+    sheet = np.full((len(shown) * step_down, images * step_right, channels), 255, np.uint8)
+    for row, identity in enumerate(shown):
+        own = np.flatnonzero(dataset.labels == identity)
+        own = own[np.linspace(0, len(own) - 1, min(images, len(own))).astype(int)]
+        for column, image in enumerate(dataset.images[own]):
+            top, left = row * step_down, column * step_right
+            sheet[top : top + height, left : left + width] = image
+    figure = Figure(
+        figsize=(2.0 + 0.7 * images, 0.6 + 0.7 * len(shown) * height / width),
+        dpi=150,
+        layout="constrained",
+    )
+    axes = figure.subplots()
+    axes.imshow(sheet if channels == 3 else sheet[..., 0], cmap="gray", vmin=0, vmax=255)
+    axes.set_xticks([])
+    axes.set_yticks(
+        np.arange(len(shown)) * step_down + height / 2,
+        [f"{dataset.identities[i]:.24} ({sizes[i]:,})" for i in shown],
+        parse_math=False,
+    )
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title("Identities, and how many images each has", fontsize="medium")
     return figure
 
 

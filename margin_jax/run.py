@@ -24,10 +24,13 @@ import numpy as np
 from margin_jax.checkpoint import Checkpoint
 from margin_jax.config import TrainConfig
 from margin_jax.data import OWN
+from margin_jax.data.images import Images, StreamedImages
 from margin_jax.data.pairs import Pairs
 from margin_jax.evaluation.embedding import embed_images, pair_distances
 from margin_jax.evaluation.verification import VerificationReport, verification_report
 from margin_jax.models import Encoder, make_encoder
+from margin_jax.protocol import RunData
+from margin_jax.schedules import spec
 
 CONFIG, DATA, PAIRS = "config.json", "data.json", "pairs.npz"
 HISTORY, REPORT, FIGURES = "history.jsonl", "report.json", "figures"
@@ -62,7 +65,7 @@ class Run:
         """The distance up to which two images count as the same, chosen on validation."""
         return float(self.report["test"]["threshold"])
 
-    def embed(self, images: np.ndarray) -> np.ndarray:
+    def embed(self, images: Images) -> np.ndarray:
         """float32[n, embedding_size]: L2-normalised embeddings.
 
         Args:
@@ -72,15 +75,16 @@ class Run:
             TypeError: images that are not uint8.
             ValueError: images of another shape.
         """
-        images = np.asarray(images)
+        if not isinstance(images, StreamedImages):
+            images = np.asarray(images)
         expected = tuple(self.data["image_shape"])
         if images.dtype != np.uint8:
             raise TypeError(f"images must be uint8, 0 to 255; got {images.dtype}")
-        if images.ndim != 4 or images.shape[1:] != expected or len(images) == 0:
+        if len(images.shape) != 4 or images.shape[1:] != expected or len(images) == 0:
             raise ValueError(f"images must have shape (n, *{expected}); got {images.shape}")
         return embed_images(self.encoder.apply, self.params, self.batch_stats, images)
 
-    def distances(self, images: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    def distances(self, images: Images, pairs: np.ndarray) -> np.ndarray:
         """float32[pairs]: distances between the embeddings of pairs of images.
 
         Args:
@@ -89,7 +93,7 @@ class Run:
         """
         return pair_distances(self.embed(images), pairs, self.config.distance)
 
-    def evaluate(self, images: np.ndarray, pairs: Pairs) -> VerificationReport:
+    def evaluate(self, images: Images, pairs: Pairs) -> VerificationReport:
         """Verification of other pairs, at the run's own threshold.
 
         Args:
@@ -171,6 +175,69 @@ def read_config(folder: Path) -> TrainConfig:
         return TrainConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
+
+
+def check_folder(config: TrainConfig) -> None:
+    """Refuses a run folder that holds something, unless it is a run and what to do is said.
+
+    Raises:
+        ValueError: rather than touch anything that is not this run's.
+    """
+    folder = config.folder
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not is_run(folder):
+        raise ValueError(f"{folder} is not empty and not a run folder; choose another out")
+    if not (config.resume or config.overwrite):
+        raise ValueError(
+            f"{folder} holds a run: ask to --resume or to --overwrite it, or choose another --out"
+        )
+
+
+def prepare_folder(config: TrainConfig, data: RunData) -> None:
+    """Makes an empty run folder with the run's description, or checks the one to resume.
+
+    Raises:
+        ValueError: if the run to resume is another one, or the folder can not be written.
+    """
+    folder = config.folder
+    described = to_json(data.described, indent=2) + "\n"
+    described.encode()  # names that are no text fail here, before anything is removed
+    if is_run(folder):
+        if config.resume and (folder / CONFIG).is_file():
+            _check_same(config, described, folder)
+            return
+        remove(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / DATA, described)
+        arrays: dict[str, Any] = {"files": np.array(data.dataset.files)}
+        for name, pairs in data.pairs.items():
+            arrays |= {f"{name}_rows": pairs.rows, f"{name}_same": pairs.same}
+        np.savez_compressed(folder / PAIRS, **arrays)
+        # Last: a folder with a configuration has all that a run needs to be resumed.
+        write_text(folder / CONFIG, config.to_json())
+    except OSError as error:
+        raise ValueError(f"cannot write the run folder {folder}: {error.strerror}") from error
+
+
+def _check_same(config: TrainConfig, described: str, folder: Path) -> None:
+    """Refuses to resume what is not the same run; more epochs of it are, if its rule allows."""
+    saved = read_config(folder).experiment()
+    asked = config.experiment()
+    # A schedule laid out over the whole run can not be made longer.
+    laid_out = spec.has_parameter(config.schedule, "epochs")
+    if not laid_out and asked["epochs"] > saved["epochs"]:
+        saved["epochs"] = asked["epochs"]
+    changed = [
+        f"{name} is {saved[name]}, asked for {asked[name]}"
+        for name in asked
+        if asked[name] != saved[name]
+    ]
+    if changed:
+        raise ValueError(f"cannot resume {folder} as another run: {'; '.join(changed)}")
+    if described != (folder / DATA).read_text(encoding="utf-8"):
+        raise ValueError(f"cannot resume {folder}: the images are not those it was started with")
 
 
 def is_run(folder: Path) -> bool:

@@ -51,10 +51,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def place_rows(rows: np.ndarray, mesh: Mesh) -> Array:
-    """Rows of a global batch, an equal part on each device. Every host passes the whole batch."""
+def own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """int[n]: those rows of a global batch that lie on devices of this process, in order."""
+    parts = NamedSharding(mesh, PartitionSpec(AXIS)).addressable_devices_indices_map((batch_size,))
+    rows = np.arange(batch_size)
+    return np.sort(np.concatenate([rows[index] for index in parts.values()]))
+
+
+def place_rows(rows: np.ndarray, mesh: Mesh, batch_size: int | None = None) -> Array:
+    """A global batch of which each device holds an equal part.
+
+    Args:
+        rows: the whole batch, whatever the process; with `batch_size`, :func:`own_rows` of it.
+        mesh: of :func:`make_mesh`.
+        batch_size: rows of the global batch.
+    """
+    size = len(rows) if batch_size is None else batch_size
+    own = np.arange(size) if batch_size is None else own_rows(mesh, size)
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        wanted = np.arange(size)[index[0] if index else slice(None)]
+        found: np.ndarray = rows[np.searchsorted(own, wanted)]
+        return found
+
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-    return jax.make_array_from_callback(rows.shape, sharding, lambda index: rows[index])
+    return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, part)
 
 
 def place_copies(tree: T, mesh: Mesh) -> T:

@@ -4,8 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,14 +14,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from margin_jax import plots, run
+from margin_jax.augmentation import Augment, make_augment
 from margin_jax.checkpoint import Checkpoint
 from margin_jax.config import TrainConfig
-from margin_jax.data import load_dataset
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.data.loader import load_batches
-from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
-from margin_jax.data.sampler import Coverage, pk_batches
-from margin_jax.data.splits import Split, split_identities
+from margin_jax.data.sampler import pk_batches
 from margin_jax.epoch import TrainStep, make_train_step, train_epoch
 from margin_jax.evaluation.embedding import embed_images, pair_distances
 from margin_jax.evaluation.verification import (
@@ -34,36 +31,15 @@ from margin_jax.losses import batch_all_triplet_loss
 from margin_jax.mining import mining_schedule
 from margin_jax.models import Encoder
 from margin_jax.progress import ProgressBar
+from margin_jax.protocol import RunData, image_moments, plan_epoch, prepare_data
 from margin_jax.run import Run
-from margin_jax.schedules import spec
 from margin_jax.sharding import make_mesh, place_copies
 from margin_jax.state import TrainState, create_state
 
-PUBLISHED_PAIRS = 1_000
-PAIRS = 100_000
 # The margin of the released code's model choice, fixed whatever the schedule does.
 SELECTION_MARGIN = 1.0
 
 OnEpoch = Callable[[dict[str, Any]], None]
-
-
-class RunData(NamedTuple):
-    """What a run trains and tests on, all of it decided by the configuration and the files.
-
-    Attributes:
-        dataset: all images.
-        split: identities of each part.
-        train, validation: rows of `dataset`.
-        pairs: "validation", "test", "published", and "hard" if there are any; rows of `dataset`.
-        described: what goes into ``data.json``.
-    """
-
-    dataset: ImageDataset
-    split: Split
-    train: np.ndarray
-    validation: np.ndarray
-    pairs: dict[str, Pairs]
-    described: dict[str, Any]
 
 
 def fit(
@@ -91,9 +67,9 @@ def fit(
         ValueError: for data or a run folder that cannot be used; nothing is written then.
     """
     config = config.shrunk()
-    mesh = make_mesh(config.devices, config.identities_per_batch * config.images_per_identity)
+    mesh = make_mesh(config.devices, config.batch_size)
     if _is_first_process():
-        _check_folder(config)  # before the data, which can take minutes to load
+        run.check_folder(config)  # before the data, which can take minutes to load
     data = prepare_data(config, dataset)
     encoder = run.get_encoder(config, encoder)
     folder = config.folder
@@ -106,19 +82,20 @@ def fit(
         config.distance,
         config.reduction,
         config.histogram or schedule.needs_histogram,
+        make_augment(config.augment),
         mesh,
     )
     optimizer, _ = compiled(mining(1))
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     params, batch_stats = encoder.init(init_key, data.dataset.images.shape[1:])
-    batch_stats = encoder.with_normalisation(batch_stats, *_image_moments(data))
+    batch_stats = encoder.with_normalisation(batch_stats, *image_moments(data))
     state = create_state(params, batch_stats, optimizer, schedule, train_key)
     state = place_copies(state, mesh)
     validate = _validator(config, data, encoder)
 
     # Last, so that nothing is removed or written for what turns out to be impossible.
     if _is_first_process():
-        _prepare_folder(config, data)
+        run.prepare_folder(config, data)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("run folder")
     with Checkpoint(folder / run.LAST) as last, Checkpoint(folder / run.BEST) as best:
@@ -141,7 +118,7 @@ def fit(
         show = progress and _is_first_process()
         with ProgressBar(str(folder), config.epochs, len(history), show) as bar:
             for epoch in range(len(history), config.epochs):
-                plan, _ = _plan(config, data, epoch)
+                plan, _ = plan_epoch(config, data.dataset, data.train, epoch)
                 batches = load_batches(data.dataset.images, data.dataset.labels, plan, mesh)
                 bar.start(float(state.margin), len(plan))
                 _, train_step = compiled(mining(epoch + 1))
@@ -178,6 +155,7 @@ def _optimizer_and_step(
     distance: str,
     reduction: str,
     histogram: bool,
+    augment: Augment | None,
     mesh: Mesh,
     mining: str,
 ) -> tuple[optax.GradientTransformation, TrainStep]:
@@ -190,6 +168,7 @@ def _optimizer_and_step(
         reduction=reduction,
         mining=mining,
         histogram=histogram,
+        augment=augment,
         mesh=mesh,
     )
     return optimizer, train_step
@@ -198,51 +177,6 @@ def _optimizer_and_step(
 def _is_first_process() -> bool:
     """Of a multi-host job, the one that writes reports."""
     return jax.process_index() == 0
-
-
-def prepare_data(config: TrainConfig, dataset: ImageDataset | None = None) -> RunData:
-    """Loads, splits and draws pairs: all that can go wrong with the data goes wrong here.
-
-    Args:
-        config: what to load and how to split it.
-        dataset: the images, if they are loaded already.
-
-    Raises:
-        ValueError: saying what was expected and what came.
-    """
-    if dataset is None:
-        dataset = load_dataset(config.dataset, config.data_dir, config.image_size, config.strict)
-    if config.max_identities is not None:
-        dataset = dataset.first(config.max_identities)
-    labels = dataset.labels
-    split = split_identities(labels, dataset.groups, seed=config.seed)
-    rows = {part: np.flatnonzero(np.isin(labels, getattr(split, part))) for part in split._fields}
-
-    def draw(part: str, count: int, seed: int) -> Pairs:
-        pairs = sample_pairs(labels[rows[part]], count, seed=seed)
-        return Pairs(rows[part][pairs.rows], pairs.same)
-
-    pairs = {
-        "validation": draw("validation", PAIRS, config.seed),
-        "test": draw("test", PAIRS, config.seed),
-        "published": draw("test", PUBLISHED_PAIRS, config.seed),
-    }
-    groups = dataset.groups[labels[rows["test"]]]
-    hard = hard_pairs(labels[rows["test"]], groups, PAIRS, seed=config.seed)
-    if hard is not None:
-        pairs["hard"] = Pairs(rows["test"][hard.rows], hard.same)
-
-    described = {
-        "images": len(labels),
-        "image_shape": list(dataset.images.shape[1:]),
-        "skipped": list(dataset.skipped),
-        "identities": {
-            part: [dataset.identities[i] for i in getattr(split, part)] for part in split._fields
-        },
-    }
-    data = RunData(dataset, split, rows["train"], rows["validation"], pairs, described)
-    described["coverage"] = dataclasses.asdict(_plan(config, data, 0)[1])
-    return data
 
 
 def best_epoch(history: list[dict[str, Any]], select: str) -> int:
@@ -255,29 +189,6 @@ def best_epoch(history: list[dict[str, Any]], select: str) -> int:
         return -math.inf if loss is None or math.isnan(loss) else -loss
 
     return int(max(history, key=worth)["epoch"])
-
-
-def _plan(config: TrainConfig, data: RunData, epoch: int) -> tuple[np.ndarray, Coverage]:
-    plan, coverage = pk_batches(
-        data.dataset.labels[data.train],
-        config.identities_per_batch,
-        config.images_per_identity,
-        seed=config.seed,
-        epoch=epoch,
-        small_identities=config.small_identities,
-    )
-    return data.train[plan], coverage
-
-
-def _image_moments(data: RunData) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the training images, float64[channels], for values 0 to 1."""
-    channels = data.dataset.images.shape[-1]
-    pixels = data.dataset.images[data.train].reshape(-1, channels)
-    counts = np.stack([np.bincount(pixels[:, c], minlength=256) for c in range(channels)])
-    value, total = np.arange(256) / 255, len(pixels)  # exact from counts, with no float copy
-    mean = counts @ value / total
-    variance = np.maximum(counts @ value**2 / total - mean**2, 0)
-    return mean, np.maximum(np.sqrt(variance), 1e-3)  # a channel that never changes is only shifted
 
 
 @functools.partial(jax.jit, static_argnames="distance")
@@ -293,7 +204,6 @@ def _validator(
 ) -> Callable[[TrainState], dict[str, float]]:
     """``validate(state)``: AUC on the validation pairs, and the released code's validation loss."""
     labels = data.dataset.labels[data.validation]
-    images = data.dataset.images[data.validation]
     pairs = data.pairs["validation"]
     rows = np.searchsorted(data.validation, pairs.rows)
     enough = int(np.count_nonzero(np.bincount(labels) >= config.images_per_identity))
@@ -309,7 +219,9 @@ def _validator(
 
     def validate(state: TrainState) -> dict[str, float]:
         params, batch_stats = jax.device_get((state.params, state.batch_stats))
-        vectors = embed_images(encoder.apply, params, batch_stats, images)
+        vectors = embed_images(
+            encoder.apply, params, batch_stats, data.dataset.images, data.validation
+        )
         distances = pair_distances(vectors, rows, config.distance)
         threshold = choose_threshold(distances, pairs.same)
         report = verification_report(distances, pairs.same, threshold=threshold)
@@ -336,7 +248,7 @@ def _report(
     """Figures of the best weights at the threshold of the validation pairs, and pictures."""
     images = data.dataset.images
     used = np.unique(np.concatenate([pairs.rows.ravel() for pairs in data.pairs.values()]))
-    embedded = embed_images(encoder.apply, params, batch_stats, images[used])
+    embedded = embed_images(encoder.apply, params, batch_stats, images, used)
     vectors = np.zeros((len(images), embedded.shape[1]), np.float32)
     vectors[used] = embedded
     distances = {
@@ -344,9 +256,11 @@ def _report(
         for name, pairs in data.pairs.items()
     }
     ours = _verify(data, distances)
-    raw = _verify(
-        data, {name: pair_distances(images, pairs.rows) for name, pairs in data.pairs.items()}
-    )
+    raw = None
+    if isinstance(images, np.ndarray):  # else each of them would be decoded for each of its pairs
+        raw = _verify(
+            data, {name: pair_distances(images, pairs.rows) for name, pairs in data.pairs.items()}
+        )
 
     def figures(reports: dict[str, VerificationReport]) -> dict[str, Any]:
         rest = {name: r.to_json() for name, r in reports.items() if name in ("published", "hard")}
@@ -358,7 +272,7 @@ def _report(
         "epochs": len(history),
         "margin": history[epoch - 1]["margin"],
         "validation": ours["validation"].to_json(),
-        "test": {**figures(ours), "raw_pixels": figures(raw)},
+        "test": {**figures(ours), "raw_pixels": raw and figures(raw)},
     }
     pictures = {
         "margin": plots.plot_margin(history, _easy_share_watched(config)),
@@ -367,7 +281,9 @@ def _report(
         "distances": plots.plot_distances(
             distances["test"], data.pairs["test"].same, ours["test"].threshold
         ),
-        "roc": plots.plot_roc({"embedding": ours["test"], "raw pixels": raw["test"]}),
+        "roc": plots.plot_roc(
+            {"embedding": ours["test"], **({"raw pixels": raw["test"]} if raw else {})}
+        ),
     }
     return report, pictures
 
@@ -386,66 +302,3 @@ def _verify(data: RunData, distances: dict[str, np.ndarray]) -> dict[str, Verifi
         name: verification_report(distances[name], pairs.same, threshold=threshold)
         for name, pairs in data.pairs.items()
     }
-
-
-def _check_folder(config: TrainConfig) -> None:
-    """Refuses a run folder that holds something, unless it is a run and what to do is said.
-
-    Raises:
-        ValueError: rather than touch anything that is not this run's.
-    """
-    folder = config.folder
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not run.is_run(folder):
-        raise ValueError(f"{folder} is not empty and not a run folder; choose another out")
-    if not (config.resume or config.overwrite):
-        raise ValueError(
-            f"{folder} holds a run: ask to --resume or to --overwrite it, or choose another --out"
-        )
-
-
-def _prepare_folder(config: TrainConfig, data: RunData) -> None:
-    """Makes an empty run folder with the run's description, or checks the one to resume.
-
-    Raises:
-        ValueError: if the run to resume is another one, or the folder can not be written.
-    """
-    folder = config.folder
-    described = run.to_json(data.described, indent=2) + "\n"
-    described.encode()  # names that are no text fail here, before anything is removed
-    if run.is_run(folder):
-        if config.resume and (folder / run.CONFIG).is_file():
-            _check_same(config, described, folder)
-            return
-        run.remove(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        run.write_text(folder / run.DATA, described)
-        arrays: dict[str, Any] = {"files": np.array(data.dataset.files)}
-        for name, pairs in data.pairs.items():
-            arrays |= {f"{name}_rows": pairs.rows, f"{name}_same": pairs.same}
-        np.savez_compressed(folder / run.PAIRS, **arrays)
-        # Last: a folder with a configuration has all that a run needs to be resumed.
-        run.write_text(folder / run.CONFIG, config.to_json())
-    except OSError as error:
-        raise ValueError(f"cannot write the run folder {folder}: {error.strerror}") from error
-
-
-def _check_same(config: TrainConfig, described: str, folder: Path) -> None:
-    """Refuses to resume what is not the same run; more epochs of it are, if its rule allows."""
-    saved = run.read_config(folder).experiment()
-    asked = config.experiment()
-    # A schedule laid out over the whole run can not be made longer.
-    laid_out = spec.has_parameter(config.schedule, "epochs")
-    if not laid_out and asked["epochs"] > saved["epochs"]:
-        saved["epochs"] = asked["epochs"]
-    changed = [
-        f"{name} is {saved[name]}, asked for {asked[name]}"
-        for name in asked
-        if asked[name] != saved[name]
-    ]
-    if changed:
-        raise ValueError(f"cannot resume {folder} as another run: {'; '.join(changed)}")
-    if described != (folder / run.DATA).read_text(encoding="utf-8"):
-        raise ValueError(f"cannot resume {folder}: the images are not those it was started with")

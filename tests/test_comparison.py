@@ -10,6 +10,7 @@ from scipy import stats
 
 import margin_jax as mj
 from margin_jax import comparison, training
+from margin_jax.augmentation import make_augment
 from margin_jax.comparison import Comparison
 
 SMALL = mj.TrainConfig(max_identities=60, epochs=2, identities_per_batch=8, learning_rate=2e-3)
@@ -48,13 +49,14 @@ def test_cells_are_paired_and_share_one_compilation(compared):
 
 def _step_arguments(run):
     config = run.config
-    mesh = training.make_mesh(None, config.identities_per_batch * config.images_per_identity)
+    mesh = training.make_mesh(None, config.batch_size)
     return (
         run.encoder,
         config.learning_rate,
         config.distance,
         config.reduction,
         config.histogram,
+        make_augment(config.augment),
         mesh,
         config.mining,
     )

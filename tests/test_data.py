@@ -1,4 +1,4 @@
-"""Datasets, splits, the sampler, the loader and pairs."""
+"""Datasets, the loader and pairs."""
 
 import itertools
 
@@ -10,8 +10,6 @@ from PIL import Image
 from margin_jax.data import glyphs, load_dataset
 from margin_jax.data.loader import load_batches
 from margin_jax.data.pairs import hard_pairs, sample_pairs
-from margin_jax.data.sampler import pk_batches
-from margin_jax.data.splits import split_identities
 from margin_jax.sharding import make_mesh
 
 # --- glyphs ---
@@ -118,121 +116,6 @@ def test_folder_errors_say_what_was_expected(tmp_path):
         load_dataset("folder", tmp_path, 8, False)
 
 
-# --- splits ---
-
-
-def long_tail(n=200, seed=0):
-    """Labels of `n` identities with 1 to 50 images."""
-    sizes = np.random.default_rng(seed).geometric(0.15, n).clip(1, 50)
-    return np.repeat(np.arange(n), sizes)
-
-
-def test_split_is_a_stratified_partition():
-    labels = long_tail()
-    split = split_identities(labels, np.arange(200), seed=3)
-    assert sorted(np.concatenate(split)) == list(range(200))
-    assert [len(part) for part in split] == [80, 20, 100]
-    # Stratified: the parts' shares of images are near their shares of identities.
-    images = np.bincount(labels)
-    shares = [images[part].sum() / len(labels) for part in split]
-    np.testing.assert_allclose(shares, [0.4, 0.1, 0.5], atol=0.03)
-
-
-def test_split_depends_on_the_seed_alone():
-    labels = long_tail()
-    first, again, other = (split_identities(labels, np.arange(200), seed=s) for s in (1, 1, 2))
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not np.array_equal(first.train, other.train)
-
-
-def test_the_largest_identity_is_not_always_in_the_same_part():
-    labels = np.concatenate([long_tail(), np.full(500, 200)])
-    parts = {
-        next(i for i, part in enumerate(split) if 200 in part)
-        for split in (split_identities(labels, np.arange(201), seed=s) for s in range(20))
-    }
-    assert len(parts) > 1
-
-
-def test_groups_stay_together(letters):
-    for seed in range(3):
-        split = split_identities(letters.labels, letters.groups, seed=seed)
-        sides = [set(letters.groups[part]) for part in split]
-        assert not any(a & b for a, b in itertools.combinations(sides, 2))
-        total = len(letters.identities)
-        np.testing.assert_allclose([len(p) / total for p in split], [0.4, 0.1, 0.5], atol=0.05)
-
-
-def test_too_few_identities_is_an_error():
-    with pytest.raises(ValueError, match=r"at least two identities.*from 8 identities"):
-        split_identities(np.arange(8), np.arange(8), seed=0)
-    with pytest.raises(ValueError, match="sum to 1"):
-        split_identities(np.arange(80), np.arange(80), seed=0, fractions=(0.5, 0.1, 0.5))
-
-
-# --- the sampler ---
-
-
-@pytest.mark.parametrize("policy", ["drop", "repeat"])
-def test_batches_hold_p_identities_of_k_images(policy):
-    labels = long_tail()
-    plan, coverage = pk_batches(labels, 8, 4, seed=0, epoch=0, small_identities=policy)
-    assert plan.shape[1] == 32
-    assert len(plan) > 10
-    for batch in plan:
-        by_identity = labels[batch].reshape(8, 4)
-        assert (by_identity == by_identity[:, :1]).all()
-        assert len(set(by_identity[:, 0])) == 8
-    sizes = np.bincount(labels)
-    used, times = np.unique(plan, return_counts=True)
-    # Without replacement: only an identity with too few images may show one twice.
-    assert sizes[labels[used[times > 1]]].max(initial=0) < 4
-    assert (policy == "drop") == (times.max() == 1)
-    small = int(sizes[sizes < 4].sum())
-    assert coverage.images == len(labels)
-    assert coverage.used == len(used)
-    assert coverage.small == (small if policy == "drop" else 0)
-    assert coverage.used + coverage.small + coverage.left == len(labels)
-    assert coverage.left >= 0
-
-
-def test_the_epoch_ends_when_fewer_than_p_identities_remain():
-    labels = long_tail()
-    plan, _ = pk_batches(labels, 8, 4, seed=0, epoch=0)
-    left = np.bincount(np.delete(labels, plan.ravel()), minlength=200)
-    assert np.count_nonzero(left >= 4) < 8
-
-
-def test_batches_are_a_function_of_seed_and_epoch():
-    labels = long_tail()
-
-    def plan(seed, epoch):
-        return pk_batches(labels, 8, 4, seed=seed, epoch=epoch)[0]
-
-    assert np.array_equal(plan(1, 2), plan(1, 2))
-    assert not np.array_equal(plan(1, 2)[0], plan(1, 3)[0])
-    assert not np.array_equal(plan(1, 2)[0], plan(2, 2)[0])
-
-
-def test_every_eligible_image_turns_up_in_some_epoch():
-    labels = long_tail()
-    seen = np.concatenate([pk_batches(labels, 8, 4, seed=0, epoch=e)[0].ravel() for e in range(40)])
-    eligible = np.flatnonzero(np.bincount(labels)[labels] >= 4)
-    assert set(seen) == set(eligible)
-
-
-def test_sampler_errors():
-    labels = np.repeat(np.arange(5), [1, 2, 4, 4, 4])
-    with pytest.raises(ValueError, match=r"2 of 5 identities have fewer than 4.*smallest has 1"):
-        pk_batches(labels, 2, 4, seed=0, epoch=0, small_identities="error")
-    with pytest.raises(ValueError, match="needs 4 identities with at least 4 images; got 3 of 5"):
-        pk_batches(labels, 4, 4, seed=0, epoch=0)
-    with pytest.raises(ValueError, match="identities_per_batch 1"):
-        pk_batches(labels, 1, 4, seed=0, epoch=0)
-    with pytest.raises(ValueError, match="Did you mean 'drop'"):
-        pk_batches(labels, 2, 4, seed=0, epoch=0, small_identities="dorp")
-
-
 # --- the loader ---
 
 
@@ -249,6 +132,12 @@ def test_loader_yields_the_plan_in_its_order():
 
 
 # --- pairs ---
+
+
+def long_tail(n=200, seed=0):
+    """Labels of `n` identities with 1 to 50 images."""
+    sizes = np.random.default_rng(seed).geometric(0.15, n).clip(1, 50)
+    return np.repeat(np.arange(n), sizes)
 
 
 @pytest.mark.parametrize("count", [100, 1_000, 1_000_000])

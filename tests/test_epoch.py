@@ -129,7 +129,7 @@ def test_the_input_is_not_changed():
     # So the same epoch can be run again, to the last bit.
     second, again = mj.train_epoch(start, TRAIN_STEP, data, schedule)
     assert_same(first, second)
-    timeless = {"seconds": 0.0, "images_per_second": 0.0}
+    timeless = {"seconds": 0.0, "images_per_second": 0.0, "data_wait": 0.0}
     assert dataclasses.replace(record, **timeless) == dataclasses.replace(again, **timeless)
 
 

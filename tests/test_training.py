@@ -12,7 +12,7 @@ import margin_jax as mj
 from margin_jax import training
 from margin_jax.run import read_config, read_history, to_json
 
-TIMING = ("seconds", "images_per_second")
+TIMING = ("seconds", "images_per_second", "data_wait")
 SMALL = mj.TrainConfig(
     max_identities=60, epochs=3, identities_per_batch=8, images_per_identity=4, threshold=0.5
 )

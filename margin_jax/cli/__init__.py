@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from margin_jax.cli import schedules, train, use
+from margin_jax.cli import datasets, schedules, train, use
 
 app = typer.Typer(
     name="margin-jax",
@@ -22,6 +22,7 @@ def margin_jax() -> None:
 app.command()(train.train)
 app.command()(train.compare)
 app.add_typer(schedules.app, name="schedules")
+app.add_typer(datasets.app, name="datasets")
 app.command()(use.evaluate)
 app.command()(use.embed)
 app.command()(use.verify)

@@ -9,7 +9,7 @@ import typer
 
 from margin_jax.cli.options import config_options
 from margin_jax.cli.report_lines import HEADER, figures
-from margin_jax.config import TrainConfig
+from margin_jax.config import TrainConfig, as_file_name
 from margin_jax.schedules import SCHEDULES
 from margin_jax.schedules.spec import split_specs
 
@@ -71,7 +71,7 @@ def compare(
     from margin_jax import comparison
 
     given = {"epochs": COMPARE_EPOCHS, **given}
-    given.setdefault("out", f"runs/compare-{given.get('dataset', 'glyphs')}")
+    given.setdefault("out", f"runs/compare-{as_file_name(given.get('dataset', 'glyphs'))}")
     config, names = (
         TrainConfig(**given),
         list(SCHEDULES) if schedules == "all" else split_specs(schedules),

@@ -1,29 +1,71 @@
-"""Datasets, identity splits, the PK sampler, the loader, and verification pairs."""
+"""Datasets, identity splits, PK samplers, the loader, and verification pairs."""
 
 from pathlib import Path
 
 from margin_jax.choices import check_choice
-from margin_jax.data import folder, glyphs
+from margin_jax.data import folder, glyphs, tfds
 from margin_jax.data.dataset import ImageDataset
 
-DATASETS = ("glyphs", "folder")
+DATASETS = ("glyphs", "folder", "tfds:NAME")
 # The name of a dataset that is given as an object.
 OWN = "own"
 
 
+def check_dataset(name: str) -> None:
+    """Whether a name is one of a dataset's; nothing is opened.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not name.startswith(tfds.PREFIX) or name == tfds.PREFIX:
+        check_choice("dataset", name, ("glyphs", "folder", OWN, "tfds:NAME"))
+
+
 def load_dataset(
-    name: str, data_dir: str | Path | None, image_size: int | None, strict: bool
+    name: str,
+    data_dir: str | Path | None = None,
+    image_size: int | None = None,
+    strict: bool = False,
+    *,
+    manual_dir: str | Path | None = None,
+    label_key: str | None = None,
+    memory_limit: float = float("inf"),
 ) -> ImageDataset:
-    """The dataset of that name, decoded and in memory.
+    """The dataset of that name: glyphs, folder, or tfds:NAME[:CONFIG].
+
+    Args:
+        name: of the dataset.
+        data_dir: for a folder, its path; for TensorFlow Datasets, where they are prepared.
+        image_size: height and width in pixels. Default: the dataset's own.
+        strict: an unreadable image is an error instead of being skipped and listed.
+        manual_dir, label_key: of TensorFlow Datasets, see :func:`margin_jax.data.tfds.load`.
+        memory_limit: in bytes; images of larger sets are decoded anew whenever they are asked for.
 
     Raises:
         ValueError: an unknown name, or what the dataset itself refuses.
     """
-    check_choice("dataset", name, (*DATASETS, OWN))
+    check_dataset(name)
     if name == "glyphs":
         return glyphs.load(image_size or glyphs.DEFAULT_SIZE)
     if name == OWN:
         raise ValueError("dataset own has to be given as an object: mj.fit(config, dataset=...)")
-    if data_dir is None:
+    where = None if data_dir is None else Path(data_dir)
+    if name.startswith(tfds.PREFIX):
+        return tfds.load(
+            name.removeprefix(tfds.PREFIX),
+            where,
+            image_size,
+            strict,
+            manual_dir=None if manual_dir is None else Path(manual_dir),
+            label_key=label_key,
+            memory_limit=memory_limit,
+        )
+    if where is None:
         raise ValueError("dataset folder needs data_dir, the folder of images")
-    return folder.load(Path(data_dir), image_size or folder.DEFAULT_SIZE, strict)
+    return folder.load(where, image_size or folder.DEFAULT_SIZE, strict, memory_limit=memory_limit)
+
+
+def default_split(name: str) -> str:
+    """The split of a dataset's identities where none is asked for."""
+    preset = tfds.get_preset(name.removeprefix(tfds.PREFIX)) if ":" in name else None
+    return (preset and preset.split) or "40/10/50"

@@ -1,8 +1,10 @@
-"""What a dataset is here: images of identities, in memory."""
+"""What a dataset is here: images of identities."""
 
 from dataclasses import dataclass
 
 import numpy as np
+
+from margin_jax.data.images import Images
 
 
 @dataclass(frozen=True)
@@ -10,7 +12,8 @@ class ImageDataset:
     """Images with the identity of each.
 
     Attributes:
-        images: uint8[images, height, width, channels], channels 1 (grey) or 3 (RGB).
+        images: uint8[images, height, width, channels], channels 1 (grey) or 3 (RGB): an array, or,
+            for sets that are not held in memory, what decodes them when rows are asked for.
         labels: int32[images], an index into `identities`.
         identities: their names, in order.
         files: where each image comes from, for a person.
@@ -19,7 +22,7 @@ class ImageDataset:
         skipped: "file: reason" of each file that could not be read.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     identities: tuple[str, ...]
     files: tuple[str, ...]
@@ -60,7 +63,7 @@ class ImageDataset:
         """The first so many identities only."""
         rows = np.flatnonzero(self.labels < identities)
         return ImageDataset(
-            self.images[rows],
+            self.images[rows] if isinstance(self.images, np.ndarray) else self.images.only(rows),
             self.labels[rows],
             self.identities[:identities],
             tuple(self.files[row] for row in rows),

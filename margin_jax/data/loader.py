@@ -1,25 +1,47 @@
-"""From a plan of batches to arrays on the device, a few batches ahead of the training."""
+"""From a plan of batches to arrays on the devices, read a few batches ahead in threads.
 
-from collections.abc import Iterator
+The plan is the random-access source, so the order is the plan's whatever the threads do, and any
+step of it can be the first: (seed, epoch, step) is the whole position of a training in its data.
+The training queues steps without waiting for them, so a batch goes to the devices while they still
+work on earlier ones.
+"""
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from margin_jax.sharding import place_copies, place_rows
+from margin_jax.data.images import Images
+from margin_jax.sharding import own_rows, place_copies, place_rows
+
+_THREADS, _AHEAD = 2, 4
 
 
 def load_batches(
-    images: np.ndarray, labels: np.ndarray, plan: np.ndarray, mesh: Mesh
+    images: Images, labels: np.ndarray, plan: np.ndarray, mesh: Mesh, *, first_step: int = 0
 ) -> Iterator[tuple[Array, Array]]:
-    """Yields ``(images uint8[P·K, H, W, C], labels int32[P·K])`` for every row of the plan.
+    """Yields ``(images uint8[batch, H, W, C], labels int32[batch])`` for the rows of the plan.
 
-    The images are shared out over the mesh, the labels are on all of it.
+    The images are shared out over the mesh, and a process reads only those of its own devices; the
+    labels are on all of it.
+
+    Args:
+        images, labels: of a dataset.
+        plan: int[steps, batch], rows of the dataset.
+        mesh: the devices.
+        first_step: earlier ones are left out.
     """
+    steps = plan[first_step:]
+    own = steps[:, own_rows(mesh, plan.shape[1])]
+    for rows, read in zip(steps, read_ahead(images, own), strict=True):
+        yield place_rows(read, mesh, len(rows)), place_copies(labels[rows], mesh)
+
+
+def read_ahead(images: Images, plan: Sequence[np.ndarray] | np.ndarray) -> Iterator[np.ndarray]:
+    """``images[rows]`` for the rows of a plan, in its order."""
     import grain
 
-    # The plan is the random-access source, so the order is the plan's whatever the threads do.
-    source = grain.MapDataset.source(plan).map(lambda rows: (images[rows], labels[rows]))
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    for batch_images, batch_labels in source.to_iter_dataset(options):
-        yield place_rows(batch_images, mesh), place_copies(batch_labels, mesh)
+    source = grain.MapDataset.source(plan).map(lambda rows: images[rows])
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
+    return iter(source.to_iter_dataset(options))

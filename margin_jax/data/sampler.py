@@ -1,4 +1,8 @@
-"""The PK sampler: batches of P identities with K images each, a pure function of seed and epoch."""
+"""PK samplers: batches of P identities with K images each.
+
+The batches of an epoch are a pure function of seed and epoch. So (seed, epoch, step) is all there
+is of a sampler's position: nothing has to be saved to go on from any step.
+"""
 
 from dataclasses import dataclass
 
@@ -6,24 +10,27 @@ import numpy as np
 
 from margin_jax.choices import check_choice
 
+SAMPLERS = ("pk", "balanced")
 SMALL_IDENTITIES = ("drop", "repeat", "error")
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a split one epoch sees.
+    """How much of a split one epoch sees: images = used + small + left.
 
     Attributes:
         images: images of the split.
         used: different images in the epoch's batches.
         small: images left out because their identity has fewer than K of them.
         left: images left over when fewer than P identities had K images left.
+        repeated: rows of the batches beyond the first of each image.
     """
 
     images: int
     used: int
     small: int
     left: int
+    repeated: int
 
 
 def pk_batches(
@@ -34,13 +41,25 @@ def pk_batches(
     seed: int,
     epoch: int,
     small_identities: str = "drop",
+    sampler: str = "pk",
+    fillers: int = 0,
 ) -> tuple[np.ndarray, Coverage]:
-    """The batches of one epoch, drawn without replacement: an image is used at most once.
+    """The batches of one epoch.
 
-    Each batch takes P identities at random among those with at least K unused images, and K random
-    images of each. The epoch ends when fewer than P such identities remain, as in the code
-    released with arXiv 2603.26389. On long-tailed sets that leaves many images out of an epoch
-    (other ones in the next); the :class:`Coverage` says how many.
+    "pk" draws without replacement: an image is used at most once. Each batch takes P identities at
+    random among those with at least K unused images, and K random images of each. The epoch ends
+    when fewer than P such identities remain, as in the code released with arXiv 2603.26389. On
+    long-tailed sets that leaves many images out of an epoch (other ones in the next); the
+    :class:`Coverage` says how many.
+
+    "balanced" uses every image of an identity with at least K of them. The images of each identity
+    are cut at random into groups of K, the last one completed with images of the one before, and
+    the groups of all identities are dealt evenly to ``ceil(groups / P)`` batches: an identity with
+    g groups is in each batch ``g / steps`` times, rounded up or down. So one with many images can
+    be in a batch more than once, with 2K images or more; the labels say so (and if it has nearly
+    all groups there are, some batches hold nobody else). Where groups are missing in the end, some
+    are repeated, in batches without their identity. No image is in a batch twice, unless its
+    identity has fewer than K and small_identities is "repeat".
 
     Args:
         labels: int[images].
@@ -49,52 +68,118 @@ def pk_batches(
         seed, epoch: the same pair gives the same batches.
         small_identities: what to do with identities of fewer than K images: "drop" them, "repeat"
             their images (they then appear once an epoch), or raise an "error".
+        sampler: one of SAMPLERS.
+        fillers: how many images of dropped identities end every batch, as more negatives (two of
+            one identity are a positive pair as well): different ones in a batch, and each equally
+            often, give or take one, in an epoch. The rest of the batches is the same without them.
 
     Returns:
-        ``(batches, coverage)``: int[steps, P·K], rows of `labels`, K of one identity in a row.
+        ``(batches, coverage)``: int[steps, P·K + fillers], rows of `labels`, K of one identity in a
+        row, the fillers last.
 
     Raises:
-        ValueError: if not even one batch can be made, or by the policy "error".
+        ValueError: if not even one batch can be made, for more fillers than there are images of
+            dropped identities, or by the policy "error".
     """
     p, k = identities_per_batch, images_per_identity
     check_choice("small_identities", small_identities, SMALL_IDENTITIES)
+    check_choice("sampler", sampler, SAMPLERS)
     if p < 2 or k < 2:
         raise ValueError(
             f"triplets need at least 2 identities of 2 images in a batch; "
             f"got identities_per_batch {p}, images_per_identity {k}"
         )
     rng = np.random.default_rng([seed, epoch])
+    queues, small = _sorted_out(_shuffled(labels, rng), k, small_identities)
+    if len(queues) < p:
+        raise ValueError(
+            f"a batch needs {p} identities with at least {k} images; "
+            f"got {len(queues)} of {len(np.unique(labels))} identities: "
+            + (
+                f"set identities_per_batch to at most {len(queues)}"
+                if len(queues) >= 2
+                else "lower images_per_identity or set small_identities to repeat"
+            )
+        )
+    if not 0 <= fillers <= len(small):
+        raise ValueError(
+            f"fillers must be between 0 and {len(small)}, as small_identities {small_identities!r} "
+            f"leaves out {len(small)} images of identities with fewer than {k}; got {fillers}"
+        )
+    plan = (_balanced if sampler == "balanced" else _drawn)(queues, p, k, rng)
+    if fillers:
+        plan = np.hstack([plan, _filled(small, len(plan), fillers, rng)])
+    used = len(np.unique(plan))
+    unused = len(small) - len(np.unique(plan[:, p * k :]))
+    return plan, Coverage(len(labels), used, unused, len(labels) - used - unused, plan.size - used)
+
+
+def _shuffled(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """The images of each identity, int[images of it], in random order."""
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     _, starts = np.unique(labels[order], return_index=True)
-    queues = np.split(order, starts[1:])
+    return np.split(order, starts[1:])
 
-    is_small = [len(queue) < k for queue in queues]
-    small = 0
-    if any(is_small):
-        if small_identities == "error":
-            raise ValueError(
-                f"{sum(is_small)} of {len(queues)} identities have fewer than {k} images "
-                f"(the smallest has {min(map(len, queues))})"
-            )
-        if small_identities == "repeat":
-            queues = [np.resize(queue, max(k, len(queue))) for queue in queues]
-        else:
-            small = sum(len(queue) for queue in queues if len(queue) < k)
-    # Cut into groups of K beforehand: what is drawn from an identity is then its next group.
-    groups = [queue[: len(queue) // k * k].reshape(-1, k) for queue in queues if len(queue) >= k]
-    if len(groups) < p:
+
+def _sorted_out(
+    queues: list[np.ndarray], k: int, policy: str
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Queues of at least K images, and the images of the others, int[small], as the policy is."""
+    small = [queue for queue in queues if len(queue) < k]
+    if small and policy == "error":
         raise ValueError(
-            f"a batch needs {p} identities with at least {k} images; "
-            f"got {len(groups)} of {len(queues)} identities"
+            f"{len(small)} of {len(queues)} identities have fewer than {k} images (the smallest "
+            f"has {min(map(len, small))}): set small_identities to drop or repeat"
         )
+    if policy == "repeat":
+        return [np.resize(queue, max(k, len(queue))) for queue in queues], np.empty(0, int)
+    large = [queue for queue in queues if len(queue) >= k]
+    return large, np.concatenate([np.empty(0, int), *small])
 
+
+def _drawn(queues: list[np.ndarray], p: int, k: int, rng: np.random.Generator) -> np.ndarray:
+    """The "pk" batches, int[steps, P·K]."""
+    # Cut into groups of K beforehand: what is drawn from an identity is then its next group.
+    groups = [queue[: len(queue) // k * k].reshape(-1, k) for queue in queues]
     remaining = np.array([len(group) for group in groups])
     batches = []
     while np.count_nonzero(remaining) >= p:
         chosen = rng.choice(np.flatnonzero(remaining), p, replace=False)
         remaining[chosen] -= 1
         batches.append(np.concatenate([groups[i][remaining[i]] for i in chosen]))
-    plan = np.stack(batches)
-    used = len(np.unique(plan))
-    return plan, Coverage(len(labels), used, small, len(labels) - used - small)
+    return np.stack(batches)
+
+
+def _balanced(queues: list[np.ndarray], p: int, k: int, rng: np.random.Generator) -> np.ndarray:
+    """The "balanced" batches, int[steps, P·K]."""
+    # A last group that is not whole begins earlier, in the one before.
+    starts = [np.minimum(np.arange(0, len(queue), k), len(queue) - k) for queue in queues]
+    count = np.array([len(start) for start in starts])
+    steps = -(-count.sum() // p)
+    missing = steps * p - count.sum()
+    # An identity with fewer groups than batches can fill in for what is missing, one in each of
+    # the other batches; P identities always have room enough.
+    count += rng.multivariate_hypergeometric(np.clip(steps - count, 0, missing), missing)
+    row = np.concatenate(
+        [
+            queues[i][np.resize(starts[i], count[i])[:, None] + np.arange(k)]
+            for i in rng.permutation(len(queues))
+        ]
+    )
+    # The groups of an identity are neighbours in the row, so the j-th goes to batch j % steps.
+    return rng.permutation(row.reshape(p, steps, k).swapaxes(0, 1).reshape(steps, p * k))
+
+
+def _filled(small: np.ndarray, steps: int, fillers: int, rng: np.random.Generator) -> np.ndarray:
+    """int[steps, fillers]: all of `small` in random order, again and again, no batch with two."""
+    deck = small[:0]
+    rows = []
+    for _ in range(steps):
+        if len(deck) < fillers:  # the rest of a batch that has begun must not repeat its images
+            fresh = rng.permutation(small)
+            rest = fresh[~np.isin(fresh, deck)][: fillers - len(deck)]
+            deck = np.concatenate([deck, rest, fresh[~np.isin(fresh, rest)]])
+        rows.append(deck[:fillers])
+        deck = deck[fillers:]
+    return np.stack(rows)

@@ -1,19 +1,85 @@
 """Identity-disjoint splits: nobody who is tested was seen in training."""
 
+import difflib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 FRACTIONS = (0.4, 0.1, 0.5)
+HALVES = "halves"
+_TRAIN_AND_VALIDATION = (0.8, 0.2)  # of the first half
 _BLOCK = 10
 
 
 class Split(NamedTuple):
-    """Sorted indices of identities, int[...] each, disjoint and complete."""
+    """Sorted indices of identities, int[...] each, disjoint, complete but for explicit lists."""
 
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+
+
+def make_split(
+    text: str, labels: np.ndarray, groups: np.ndarray, identities: Sequence[str], *, seed: int
+) -> Split:
+    """The split that a text describes.
+
+    - "40/10/50", percentages of training, validation and test: :func:`split_identities`.
+    - "halves": the first half of the identities trains, the second is the test, as is usual for
+      CUB-200-2011 (100 / 100) and Cars196 (98 / 98) since Oh Song et al. 2016, arXiv 1511.06452.
+      To choose a model without the test, a seeded and stratified fifth of the first half is the
+      validation: 80 / 20 / 100. Of an odd number the first half is the smaller one. Groups
+      (identities that must stay together) go in the order of their first identities, as many as
+      the first half holds whole.
+    - The path of a ".json" file: ``{"train": [...], "validation": [...], "test": [...]}``, names of
+      identities, or a run's ``data.json``, which holds these under "identities". Who is in no list
+      is left out. Lists may part a group.
+
+    Args:
+        text: one of these.
+        labels: int[images], in ``[0, identities)``.
+        groups: int[identities].
+        identities: their names, in order.
+        seed: another seed, another split; lists need none.
+
+    Raises:
+        ValueError: for another text, for a part of fewer than two identities, and for a file that
+            does not hold three disjoint lists of names of `identities`.
+    """
+    check_split(text)
+    if text == HALVES:
+        return _halves(labels, groups, seed)
+    if text.endswith(".json"):
+        return _listed(Path(text), identities)
+    return split_identities(labels, groups, seed=seed, fractions=_fractions(text))
+
+
+def check_split(text: str) -> None:
+    """What can be checked of a split's text without the data; no file is opened.
+
+    Raises:
+        ValueError: if it has none of the forms that :func:`make_split` knows.
+    """
+    if text != HALVES and not text.endswith(".json"):
+        _fractions(text)
+
+
+def _fractions(text: str) -> tuple[float, float, float]:
+    """Fractions from percentages of up to three decimals."""
+    if re.fullmatch(r"\d{1,2}(\.\d{1,3})?(/\d{1,2}(\.\d{1,3})?){2}", text, re.ASCII):
+        train, validation, test = map(float, text.split("/"))
+        if min(train, validation, test) > 0 and abs(train + validation + test - 100) < 1e-6:
+            return train / 100, validation / 100, test / 100
+    raise ValueError(
+        "split must be percentages of training, validation and test that sum to 100, such as "
+        f"40/10/50; or {HALVES}; or the path of a .json file with lists of identities; got {text!r}"
+    )
 
 
 def split_identities(
@@ -41,37 +107,166 @@ def split_identities(
     """
     if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ValueError(f"fractions must be positive and sum to 1; got {fractions}")
-    rng = np.random.default_rng(seed)
     images = np.bincount(labels, minlength=len(groups))
-    names, group_of = np.unique(groups, return_inverse=True)
-    identities = np.bincount(group_of)
-    mean_images = np.bincount(group_of, weights=images) / identities
-
-    order = rng.permutation(len(names))
-    order = order[np.lexsort((-identities[order], -mean_images[order]))]
-    part_of = np.empty(len(names), int)
-    part_of[order] = _deal(len(names), fractions, rng)
-
-    split = Split(*(np.flatnonzero(part_of[group_of] == part) for part in range(3)))
-    if min(len(part) for part in split) < 2:
+    part_of = _stratify(images, groups, fractions, np.random.default_rng(seed))
+    split = Split(*(np.flatnonzero(part_of == part) for part in range(3)))
+    if min(map(len, split)) < 2:
+        dealt = [len(np.unique(groups[part])) for part in split]
+        units = "identities" if sum(dealt) == len(groups) else "groups of identities"
         raise ValueError(
-            f"a {'/'.join(f'{f:.0%}' for f in fractions)} split needs at least two identities in "
-            f"each part; got {len(split.train)}, {len(split.validation)} and {len(split.test)} "
-            f"from {len(groups)} identities"
-            + (f" in {len(names)} groups" if len(names) < len(groups) else "")
+            f"a {_percentages(fractions)} split needs at least {_least(fractions)} {units} for two "
+            f"in each part; got {_counts(dealt)}{_advice(fractions, sum(dealt))}"
         )
     return split
 
 
+def _halves(labels: np.ndarray, groups: np.ndarray, seed: int) -> Split:
+    images = np.bincount(labels, minlength=len(groups))
+    _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
+    place = np.argsort(np.argsort(first))[group_of]  # of each identity's group, by appearance
+    in_first = (np.cumsum(np.bincount(place)) <= len(groups) // 2)[place]
+    own = np.flatnonzero(in_first)
+    part_of = _stratify(
+        images[own], groups[own], _TRAIN_AND_VALIDATION, np.random.default_rng(seed)
+    )
+    split = Split(own[part_of == 0], own[part_of == 1], np.flatnonzero(~in_first))
+    if min(map(len, split)) < 2:
+        raise ValueError(
+            f"{HALVES} needs at least two identities in each part, which "
+            f"{2 * _least(_TRAIN_AND_VALIDATION)} without groups have; "
+            f"got {_counts([len(part) for part in split])}"
+        )
+    return split
+
+
+def _listed(path: Path, identities: Sequence[str]) -> Split:
+    lists = _read_lists(path)
+    index = {name: i for i, name in enumerate(identities)}
+    if len(index) < len(identities):
+        twice = [name for name, times in Counter(identities).items() if times > 1]
+        raise ValueError(
+            f"{path} lists identities by name, but several have the same: {_some(twice)}"
+        )
+    listed = Counter(itertools.chain(*lists))
+    unknown = [name for name in listed if name not in index]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], identities, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{path}: {len(unknown)} of {len(listed)} names are not among the dataset's "
+            f"{len(index)} identities: {_some(unknown)}.{hint}"
+        )
+    twice = [name for name, times in listed.items() if times > 1]
+    if twice:
+        parts = [part for part in Split._fields for name in getattr(lists, part) if name in twice]
+        raise ValueError(
+            f"{path} must list an identity once; got more of {_some(twice)}, "
+            f"in {' and '.join(dict.fromkeys(parts))}"
+        )
+    if min(map(len, lists)) < 2:
+        raise ValueError(
+            f"{path}: each part needs at least two identities; got {_counts([*map(len, lists)])}"
+        )
+    return Split(*(np.array(sorted(index[name] for name in names)) for names in lists))
+
+
+class _Lists(NamedTuple):
+    train: list[str]
+    validation: list[str]
+    test: list[str]
+
+
+def _read_lists(path: Path) -> _Lists:
+    """Names of each part, from lists alone or from a run's ``data.json``."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"cannot read the split {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if isinstance(found, dict):
+        found = found.get("identities", found)
+    for part in Split._fields:
+        if not isinstance(found, dict) or part not in found:
+            raise ValueError(
+                f"{path} must hold lists {', '.join(Split._fields)}; {part} is missing"
+            )
+        if not isinstance(found[part], list):
+            raise ValueError(f"{path}: {part} must be a list of names; got {found[part]!r:.50}")
+        for name in found[part]:
+            if not isinstance(name, str):
+                raise ValueError(f"{path}: {part} must be a list of names; got {name!r:.50} in it")
+    return _Lists(*(found[part] for part in Split._fields))
+
+
+def _stratify(
+    images: np.ndarray, groups: np.ndarray, fractions: tuple[float, ...], rng: np.random.Generator
+) -> np.ndarray:
+    """int[identities]: the part of each, dealt as :func:`split_identities` says."""
+    names, group_of = np.unique(groups, return_inverse=True)
+    identities = np.bincount(group_of)
+    mean_images = np.bincount(group_of, weights=images) / identities
+    order = rng.permutation(len(names))
+    order = order[np.lexsort((-identities[order], -mean_images[order]))]
+    part_of = np.empty(len(names), int)
+    part_of[order] = _deal(len(names), fractions, rng)
+    return part_of[group_of]
+
+
 def _deal(n: int, fractions: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
     """int[n]: parts in proportion, over all and in each run of ten, in random order in a run."""
-    share = np.array(fractions)
-    dealt = np.zeros(len(share))
-    parts = np.empty(n, int)
-    for i in range(n):
-        parts[i] = np.argmax(share * (i + 1) - dealt)
-        dealt[parts[i]] += 1
+    parts = np.fromiter(_proportional(fractions), int, n)
     for start in range(0, n, _BLOCK):
         run = slice(start, start + _BLOCK)
         parts[run] = rng.permutation(parts[run])
     return parts
+
+
+def _proportional(fractions: tuple[float, ...]) -> Iterator[int]:
+    """Parts without end, always the one that is furthest behind its share."""
+    share = np.array(fractions)
+    dealt = np.zeros(len(share))
+    for n in itertools.count(1):
+        part = int(np.argmax(share * n - dealt))
+        dealt[part] += 1
+        yield part
+
+
+def _least(fractions: tuple[float, ...]) -> int:
+    """How many have to be dealt until every part has two."""
+    parts = _proportional(fractions)
+    dealt = [0] * len(fractions)
+    while min(dealt) < 2:
+        dealt[next(parts)] += 1
+    return sum(dealt)
+
+
+def _advice(fractions: tuple[float, ...], n: int) -> str:
+    """The nearest percentages in tens that can split `n`, as the end of a message."""
+    able = [
+        shares
+        for a, b in itertools.product(range(1, 9), repeat=2)
+        if a + b < 10 and _least(shares := (a / 10, b / 10, (10 - a - b) / 10)) <= n
+    ]
+    if not able:
+        return ""
+
+    def distance(shares: tuple[float, ...]) -> tuple[float, float]:
+        apart = sum(abs(a - b) for a, b in zip(shares, fractions, strict=True))
+        return round(apart, 6), -shares[0]
+
+    return f"; {_percentages(min(able, key=distance))} would do with {n}"
+
+
+def _percentages(fractions: tuple[float, ...]) -> str:
+    return "/".join(f"{100 * fraction:g}" for fraction in fractions)
+
+
+def _counts(parts: list[int]) -> str:
+    return f"{sum(parts)} ({parts[0]}, {parts[1]} and {parts[2]})"
+
+
+def _some(names: list[str]) -> str:
+    """The first three of some names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax import Array
 
+from margin_jax.data.images import Images
+from margin_jax.data.loader import read_ahead
 from margin_jax.distances import DistanceFn, get_distance, paired
 from margin_jax.epoch import ApplyFn
 
@@ -16,16 +18,28 @@ _PAIR_VALUES = 2**22
 
 
 def embed_images(
-    apply_fn: ApplyFn, params: Any, batch_stats: Any, images: np.ndarray
+    apply_fn: ApplyFn,
+    params: Any,
+    batch_stats: Any,
+    images: Images,
+    rows: np.ndarray | None = None,
 ) -> np.ndarray:
-    """float32[images, dim]: embeddings in evaluation mode, in batches of one shape."""
-    rows = []
-    for start in range(0, len(images), _BATCH):
-        batch = images[start : start + _BATCH]
-        missing = min(_BATCH, _round_up(len(images))) - len(batch)
-        padded = np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)])
-        rows.append(np.asarray(_embed(apply_fn, params, batch_stats, padded))[: len(batch)])
-    return np.concatenate(rows)
+    """float32[rows, dim]: embeddings in evaluation mode, in batches of one shape.
+
+    Args:
+        apply_fn: the encoder.
+        params, batch_stats: its weights.
+        images: uint8[n, height, width, channels].
+        rows: int[rows], which images. Default: all of them.
+    """
+    rows = np.arange(len(images)) if rows is None else rows
+    size = min(_BATCH, _round_up(len(rows)))
+    plan = [rows[start : start + size] for start in range(0, len(rows), size)]
+    vectors = []
+    for batch in read_ahead(images, plan):
+        padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
+        vectors.append(np.asarray(_embed(apply_fn, params, batch_stats, padded))[: len(batch)])
+    return np.concatenate(vectors)
 
 
 def _round_up(n: int) -> int:

@@ -81,13 +81,7 @@ def retrieval_report(
         MAP@R: Musgrave et al. 2020, "A Metric Learning Reality Check",
         `arXiv 2003.08505 <https://arxiv.org/abs/2003.08505>`_.
     """
-    x, y = np.asarray(embeddings, np.float32), np.asarray(labels)
-    if x.ndim != 2 or y.shape != x.shape[:1]:
-        raise ValueError(
-            f"expected embeddings [n, dim] and labels [n]; got shapes {x.shape} and {y.shape}"
-        )
-    if not np.all(np.isfinite(x)):
-        raise ValueError("embeddings must be finite")
+    x, y = check_embeddings(embeddings, labels)
     if not ks or min(ks) < 1:
         raise ValueError(f"ks must be at least 1; got {ks}")
     _, dense, sizes = np.unique(y, return_inverse=True, return_counts=True)
@@ -120,6 +114,18 @@ def retrieval_report(
         queries=n,
         images=len(y),
     )
+
+
+def check_embeddings(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``(float32[n, dim], labels[n])``; ValueError for other shapes, or if not all is finite."""
+    x, y = np.asarray(embeddings, np.float32), np.asarray(labels)
+    if x.ndim != 2 or y.shape != x.shape[:1]:
+        raise ValueError(
+            f"expected embeddings [n, dim] and labels [n]; got shapes {x.shape} and {y.shape}"
+        )
+    if not np.all(np.isfinite(x)):
+        raise ValueError("embeddings must be finite")
+    return x, y
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

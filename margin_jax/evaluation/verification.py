@@ -113,31 +113,64 @@ def verification_report(
         >>> report.auc, report.accuracy
         (0.75, 0.75)
     """
-    if not threshold == threshold:
-        raise ValueError("threshold must be a distance; got NaN")
-    fpr, tpr, thresholds = _roc(distances, same)
+    check_threshold(threshold)
+    roc = _roc(distances, same)
     distances, same = np.asarray(distances), np.asarray(same)
     n_same = int(np.count_nonzero(same))
-    n_different = len(same) - n_same
+    right = int(np.count_nonzero((distances <= threshold) == same))
+    return report_from_roc(
+        *roc, threshold=threshold, right=right, same=n_same, different=len(same) - n_same
+    )
+
+
+def report_from_roc(
+    fpr: np.ndarray,
+    tpr: np.ndarray,
+    thresholds: np.ndarray,
+    *,
+    threshold: float,
+    right: int,
+    same: int,
+    different: int,
+) -> VerificationReport:
+    """The figures of a ROC, where `right` of all pairs are decided rightly at `threshold`."""
     warnings = tuple(
         f"TPR at FPR {rate:g} needs {_ENOUGH / rate:,.0f} different pairs to say much; "
-        f"got {n_different:,}"
+        f"got {different:,}"
         for rate in FPRS
-        if n_different * rate < _ENOUGH
+        if different * rate < _ENOUGH
     )
     return VerificationReport(
         auc=float(np.trapezoid(tpr, fpr)),
         eer=_equal_error_rate(fpr, tpr),
         threshold=float(threshold),
-        accuracy=float(np.mean((distances <= threshold) == same)),
+        accuracy=right / (same + different),
         tpr_at_fpr={rate: float(np.max(tpr[fpr <= rate])) for rate in FPRS},
-        same=n_same,
-        different=n_different,
+        same=same,
+        different=different,
         warnings=warnings,
         fpr=fpr,
         tpr=tpr,
         thresholds=thresholds,
     )
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises ValueError for NaN."""
+    if not threshold == threshold:
+        raise ValueError("threshold must be a distance; got NaN")
+
+
+def check_finite(bad: int, pairs: int) -> None:
+    """Raises ValueError if the distances of some, `bad`, pairs are not finite."""
+    if bad:
+        raise ValueError(f"distances must be finite; {bad} of {pairs} are not")
+
+
+def check_kinds(same: int, pairs: int) -> None:
+    """Raises ValueError if all pairs are of one kind."""
+    if same in (0, pairs):
+        raise ValueError(f"verification needs same and different pairs; got {same} same of {pairs}")
 
 
 def _roc(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -149,14 +182,8 @@ def _roc(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarra
         )
     if same.dtype != np.bool_:
         raise TypeError(f"same must be boolean; got {same.dtype}")
-    if not np.all(np.isfinite(distances)):
-        bad = np.count_nonzero(~np.isfinite(distances))
-        raise ValueError(f"distances must be finite; {bad} of {len(distances)} are not")
-    if same.all() or not same.any():
-        raise ValueError(
-            f"verification needs same and different pairs; got {np.count_nonzero(same)} same of "
-            f"{len(same)}"
-        )
+    check_finite(int(np.count_nonzero(~np.isfinite(distances))), len(distances))
+    check_kinds(int(np.count_nonzero(same)), len(same))
     from sklearn.metrics import roc_curve  # seconds to import
 
     fpr, tpr, scores = roc_curve(same, -distances, drop_intermediate=False)

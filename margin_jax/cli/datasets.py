@@ -1,0 +1,81 @@
+"""`margin-jax datasets`: what there is, and what it is like."""
+
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from margin_jax.cli.options import config_options
+from margin_jax.config import TrainConfig, as_file_name
+from margin_jax.data import tfds
+
+app = typer.Typer()
+
+_USED = (
+    *("data_dir", "manual_dir", "label_key", "image_size", "split", "strict", "max_identities"),
+    *("memory_limit", "seed", "identities_per_batch", "images_per_identity", "small_identities"),
+    "fillers",
+)
+
+
+@app.callback(invoke_without_command=True)
+def list_datasets(
+    context: typer.Context,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where TensorFlow Datasets are prepared. Default: ~/tensorflow_datasets."
+        ),
+    ] = None,
+) -> None:
+    """List the datasets that are known and those that are prepared, or describe one."""
+    if context.invoked_subcommand is not None:
+        return
+    prepared = tfds.prepared(data_dir)
+    configured = {name.partition(":")[0] for name in prepared}
+    lines = [
+        ("glyphs", "letters in twelve typefaces", "comes with the package"),
+        ("folder", "your own images, a folder for each identity", "give --data-dir"),
+    ]
+    for name, preset in tfds.PRESETS.items():
+        where = "prepared" if name in configured else "not prepared"
+        lines.append((f"{tfds.PREFIX}{name}", preset.about, where))
+    lines += [
+        (f"{tfds.PREFIX}{name}", "", "prepared") for name in prepared if name not in tfds.PRESETS
+    ]
+    for name, about, where in lines:
+        typer.echo(f"{name:<24} {about:<50} {where}")
+    typer.echo(
+        "\nAlso tfds:NAME[:CONFIG], any of TensorFlow Datasets with an image and a label. They "
+        f"are prepared when first used, in {data_dir or tfds.default_folder()}.\n"
+        "What one is like: margin-jax datasets describe NAME"
+    )
+
+
+@app.command("describe")
+@config_options(without=[field.name for field in fields(TrainConfig) if field.name not in _USED])
+def describe_dataset(
+    name: Annotated[str, typer.Argument(help="glyphs, folder or tfds:NAME[:CONFIG].")],
+    out: Annotated[
+        Path | None, typer.Option(help="The contact sheet. Default: dataset-NAME.png.")
+    ] = None,
+    **given: Any,
+) -> None:
+    """Identities, images, sizes, split and coverage of a dataset, and a contact sheet."""
+    from margin_jax import plots
+    from margin_jax.description import describe
+    from margin_jax.protocol import load
+
+    config = TrainConfig(dataset=name, **given)
+    dataset = load(config)
+    if config.max_identities is not None:
+        dataset = dataset.first(config.max_identities)
+    sheet = out or Path(f"dataset-{as_file_name(name)}.png")
+    with warnings.catch_warnings():  # a name in a script that the typeface does not have
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        plots.plot_contact_sheet(dataset).savefig(sheet)
+    for line in describe(config, dataset):
+        typer.echo(line)
+    typer.echo(f"contact sheet: {sheet}")

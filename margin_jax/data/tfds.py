@@ -1,0 +1,255 @@
+"""TensorFlow Datasets: read without TensorFlow, which only their preparation needs, once.
+
+They are kept as array_record files below ``data_dir/NAME/CONFIG/VERSION``. TFDS writes them in a
+folder of another name, which gets this one when all is written, so half a data set is never read.
+"""
+
+import difflib
+import importlib.util
+import io
+import os
+import re
+import threading
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from margin_jax.choices import check_choice
+from margin_jax.data.dataset import ImageDataset
+from margin_jax.data.images import load_images
+
+PREFIX = "tfds:"
+DEFAULT_SIZE = 64
+_FORMAT = "array_record"
+_WHOLE = "dataset_info.json"  # TFDS writes it last
+_NO_TENSORFLOW = (
+    "preparing tfds:{} needs TensorFlow, once; reading it does not: pip install "
+    "'margin-jax[prepare]'"
+)
+_BLOCK = 1024  # records that are read at a time
+
+
+class Preset(NamedTuple):
+    """What suits a data set.
+
+    Attributes:
+        about: identities and images, for a person.
+        image_size: height and width in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        parts: the splits of TFDS that are merged before the identities are split.
+        split: of the identities, where the usual one needs more of them.
+    """
+
+    about: str
+    image_size: int
+    channels: int
+    parts: str = "all"
+    split: str | None = None
+
+
+# Numbers as in the catalogue of TFDS.
+PRESETS = {
+    "lfw": Preset("5,749 people, 13,233 photographs", 96, 3),
+    "caltech_birds2011": Preset("200 species, 11,788 photographs (CUB-200-2011)", 96, 3),
+    "cars196": Preset("196 models of cars, 16,185 photographs", 96, 3),
+    # Its other parts are subsets of train.
+    "omniglot": Preset("1,623 characters, 32,460 drawings", 64, 1, parts="train+test"),
+    "mnist": Preset("10 digits, 70,000 images", 28, 1, split="40/20/40"),
+    "emnist": Preset("up to 62 letters and digits, 814,255 images", 28, 1),
+    "fashion_mnist": Preset("10 kinds of clothes, 70,000 images", 28, 1, split="40/20/40"),
+}
+
+
+def get_preset(name: str) -> Preset | None:
+    """The preset of a data set, whatever its configuration."""
+    return PRESETS.get(re.split("[:/]", name)[0])
+
+
+def load(
+    name: str,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+    strict: bool = False,
+    *,
+    manual_dir: Path | None = None,
+    label_key: str | None = None,
+    memory_limit: float = float("inf"),
+) -> ImageDataset:
+    """A data set by its name in TFDS, prepared first if it is not.
+
+    Args:
+        name: NAME or NAME:CONFIG; it may be one of your own that lies prepared in `data_dir`.
+        data_dir: where data sets are prepared. Default: that of TFDS, ``~/tensorflow_datasets``.
+        image_size: height and width in pixels. Default: the preset's, or 64.
+        strict: an unreadable image is an error instead of being skipped and listed.
+        manual_dir: a folder of files that TFDS would download, or that only you can.
+        label_key: the feature that names the identity, ``outer/inner`` for a nested one. Default:
+            "label", or the only ClassLabel.
+        memory_limit: in bytes; larger sets are decoded anew whenever images are asked for.
+
+    Raises:
+        ValueError: for a name, a configuration or a feature that does not exist, fewer than two
+            identities, or whatever ends the preparation, a missing TensorFlow or file, say.
+    """
+    import tensorflow_datasets as tfds
+
+    preset = get_preset(name)
+    builder = _builder(name, data_dir)
+    image_key, label_key = _keys(name, builder.info.features, label_key)
+    if not (Path(builder.data_path) / _WHOLE).is_file():
+        _prepare(name, builder, manual_dir)
+    features = builder.info.features
+    encoded_only = {
+        key: tfds.decode.SkipDecoding()
+        for key, feature in features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    try:
+        source = builder.as_data_source(preset.parts if preset else "all", decoders=encoded_only)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{builder.data_path} was prepared in a format that only TensorFlow reads; "
+            "prepare it again in another data_dir"
+        ) from error
+    named = np.array(_names(source, features, label_key))
+    lock = threading.Lock()  # the source opens its files when first read, without one
+
+    def encoded(rows: np.ndarray) -> list[BinaryIO]:
+        with lock:
+            records = source.__getitems__(rows.tolist())
+        return [io.BytesIO(record[image_key]) for record in records]
+
+    images, kept, unread = load_images(
+        encoded,
+        len(source),
+        image_size or (preset.image_size if preset else DEFAULT_SIZE),
+        preset.channels if preset else {1: 1, 3: 3}.get(features[image_key].shape[-1]),
+        memory_limit,
+    )
+    skipped = tuple(f"image {row}: {reason}" for row, reason in unread.items())
+    if skipped and strict:
+        raise ValueError(f"{len(skipped)} unreadable image(s) in {name}, first {skipped[0]}")
+    present, labels = np.unique(named[kept], return_inverse=True)
+    if len(present) < 2:
+        raise ValueError(f"expected at least two identities in {name}; got {len(present)}")
+    label = _feature(features, label_key)
+    text = label.int2str if isinstance(label, tfds.features.ClassLabel) else str
+    return ImageDataset(
+        images=images,
+        labels=labels.astype(np.int32),
+        identities=tuple(text(value) for value in present.tolist()),
+        files=tuple(f"image {row}" for row in kept),
+        groups=np.arange(len(present), dtype=np.int32),
+        skipped=skipped,
+    )
+
+
+def prepared(data_dir: Path | None = None) -> list[str]:
+    """Names, as NAME or NAME:CONFIG, of what lies prepared in `data_dir`."""
+    root = default_folder() if data_dir is None else data_dir
+    found = [*root.glob(f"*/*/{_WHOLE}"), *root.glob(f"*/*/*/{_WHOLE}")]
+    folders = [path.parent for path in found if not path.parent.name.startswith("incomplete.")]
+    names = {folder.parent.relative_to(root).as_posix() for folder in folders}
+    return sorted(name.replace("/", ":") for name in names)
+
+
+def default_folder() -> Path:
+    """Where TFDS prepares data sets if no other folder is said."""
+    return Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+
+
+def _builder(name: str, data_dir: Path | None) -> Any:
+    import tensorflow_datasets as tfds
+
+    base, _, configuration = name.replace(":", "/", 1).partition("/")
+    where = os.fspath(data_dir or default_folder())
+    known = tfds.list_builders(with_community_datasets=False)
+    if base in known and configuration:
+        configurations = list(tfds.builder_cls(base).builder_configs)
+        if not configurations:
+            raise ValueError(f"{PREFIX}{base} has no configurations; got {configuration!r}")
+        check_choice(f"the configuration of {base}", configuration, configurations)
+    try:
+        full = f"{base}/{configuration}".rstrip("/")
+        return tfds.builder(full, file_format=_FORMAT, data_dir=where)
+    except Exception as error:
+        if "No module named 'tensorflow'" in str(error):
+            raise ValueError(_NO_TENSORFLOW.format(name)) from error
+        near = [] if base in known else difflib.get_close_matches(base, known)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(
+            f"no {PREFIX}{name}, neither among the {len(known)} of TensorFlow Datasets nor "
+            f"prepared in {where}: {_first_line(error)}{hint}"
+        ) from error
+
+
+def _keys(name: str, features: Any, label_key: str | None) -> tuple[str, str]:
+    """The features with the image and with the identity."""
+    import tensorflow_datasets as tfds
+
+    def of(kind: type) -> list[str]:
+        return [key for key, feature in features.items() if isinstance(feature, kind)]
+
+    images, classes = of(tfds.features.Image), of(tfds.features.ClassLabel)
+    image = "image" if "image" in images else images[0] if len(images) == 1 else None
+    if image is None:
+        raise ValueError(f"{PREFIX}{name} must have one image; got features {sorted(features)}")
+    label = label_key or (
+        "label" if "label" in features else classes[0] if len(classes) == 1 else None
+    )
+    if label is None or (kind := _feature(features, label)) is None or kind.shape != ():
+        raise ValueError(
+            f"label_key must be the feature of {PREFIX}{name} that names the identity; "
+            f"got {label}, its features are {sorted(features)}"
+        )
+    return image, label
+
+
+def _feature(features: Any, key: str) -> Any:
+    """A feature by its key, which may lead through nested ones; None if there is none."""
+    if key in features:
+        return features[key]
+    outer, slash, inner = key.partition("/")
+    nested = outer in features and slash and hasattr(features[outer], "items")
+    return _feature(features[outer], inner) if nested else None
+
+
+def _names(source: Any, features: Any, label_key: str) -> list[Any]:
+    """What names the identity of each record: the number of a class, another number, or a text."""
+    names = []
+    for start in range(0, len(source), _BLOCK):
+        rows = range(start, min(start + _BLOCK, len(source)))
+        for record in source.__getitems__(list(rows)):
+            value = record
+            for key in [label_key] if label_key in features else label_key.split("/"):
+                value = value[key]
+            names.append(value.decode() if isinstance(value, bytes) else np.asarray(value).item())
+    return names
+
+
+def _prepare(name: str, builder: Any, manual_dir: Path | None) -> None:
+    """Downloads what `manual_dir` does not have, and writes array_record files."""
+    import tensorflow_datasets as tfds
+
+    if importlib.util.find_spec("tensorflow") is None:
+        raise ValueError(f"{_NO_TENSORFLOW.format(name)} (not in {builder.data_path} yet)")
+    if manual_dir is not None and not Path(manual_dir).is_dir():
+        raise ValueError(f"manual_dir must be a folder; there is no folder {manual_dir}")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")  # or it would take all of the memory
+    where = tfds.download.DownloadConfig(manual_dir=manual_dir and os.fspath(manual_dir))
+    try:
+        builder.download_and_prepare(download_config=where, file_format=_FORMAT)
+    except Exception as error:  # each builder has its own kinds
+        files = [url.filename for url in (builder.url_infos or {}).values()]
+        raise ValueError(
+            f"could not prepare {PREFIX}{name}: {type(error).__name__}: {error}. "
+            f"Files that you have can lie in a folder, given as manual_dir: {', '.join(files)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,58 @@
+"""What a dataset is like, in lines of text: sizes of identities, split, coverage of an epoch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from margin_jax.config import TrainConfig
+from margin_jax.data import default_split
+from margin_jax.data.dataset import ImageDataset
+from margin_jax.data.sampler import SAMPLERS
+from margin_jax.protocol import plan_epoch, split_dataset
+
+
+def describe(config: TrainConfig, dataset: ImageDataset) -> Iterator[str]:
+    """Lines on a dataset as a run of this configuration would use it."""
+    sizes = np.bincount(dataset.labels, minlength=len(dataset.identities))
+    height, width, channels = dataset.images.shape[1:]
+    memory = np.prod(dataset.images.shape) / 2**30
+    yield (
+        f"{config.dataset}: {len(dataset.labels):,} images of {len(sizes):,} identities, "
+        f"{height} x {width} in {'grey' if channels == 1 else 'colour'}: {memory:.2f} GiB, "
+        + ("in memory" if isinstance(dataset.images, np.ndarray) else "decoded when asked for")
+    )
+    if dataset.skipped:
+        yield f"{len(dataset.skipped)} unreadable, skipped; first {dataset.skipped[0]}"
+    yield f"images of an identity: {sizes.min():,} to {sizes.max():,}, median {np.median(sizes):g}"
+    yield "       images  identities    images in all"
+    power = np.log2(sizes).astype(int)
+    for p in np.unique(power):
+        least, most = 2**p, 2 ** (p + 1) - 1
+        within = sizes[power == p]
+        name = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        yield f"{name:>13}{len(within):12,}{within.sum():17,}"
+
+    split, rows = split_dataset(config, dataset)
+    images = " / ".join(f"{len(rows[part]):,}" for part in split._fields)
+    identities = " / ".join(f"{len(part):,}" for part in split)
+    yield (
+        f"split {config.split or default_split(config.dataset)}, seed {config.seed}: {identities} "
+        f"identities with {images} images in training / validation / test"
+    )
+    for sampler in SAMPLERS:
+        yield f"an epoch, sampler {sampler}: {_coverage(config.replace(sampler=sampler), dataset)}"
+
+
+def _coverage(config: TrainConfig, dataset: ImageDataset) -> str:
+    _, rows = split_dataset(config, dataset)
+    try:
+        plan, coverage = plan_epoch(config, dataset, rows["train"], 0)
+    except ValueError as error:
+        return str(error)
+    more = f" and {config.fillers} fillers" if config.fillers else ""
+    return (
+        f"{len(plan):,} batches of {config.identities_per_batch} x {config.images_per_identity}"
+        f"{more}, {coverage.used / coverage.images:.1%} of the training images; {coverage.small:,} "
+        f"belong to identities with too few, {coverage.left:,} are left over, "
+        f"{coverage.repeated:,} rows repeat one"
+    )

@@ -1,0 +1,172 @@
+"""Verification of all pairs: every image of a set with every other, n(n − 1)/2 of them.
+
+Few pairs are held in memory and ranked. More, the 1.8 billion of 60,000 images, are counted in
+bins: two distances share a bin if their float32 have one sign, one exponent and the same first 13
+bits of the mantissa. A bin is no wider than 1/8192 of its distances, whatever their range.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from margin_jax.distances import DistanceFn, get_distance
+from margin_jax.evaluation.retrieval import check_embeddings
+from margin_jax.evaluation.verification import (
+    VerificationReport,
+    check_finite,
+    check_kinds,
+    check_threshold,
+    report_from_roc,
+    verification_report,
+)
+
+EXACT_UP_TO = 2**22
+# Images along one side of a tile of distances.
+_SIDE = 2**10
+# The last bits of a float32, which bins do not look at; the bin that begins at 0, half of them all.
+_REST = 10
+_ZERO = 2 ** (31 - _REST)
+
+
+def all_pairs_report(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    *,
+    threshold: float,
+    distance: str | DistanceFn = "euclidean",
+    exact_up_to: int = EXACT_UP_TO,
+) -> VerificationReport:
+    """Verification of every pair of images, in bounded memory.
+
+    Up to `exact_up_to` pairs this is :func:`verification_report` of them all. Beyond, the accuracy
+    is still exact, and so are the points of the ROC, but there is one only at the upper edge of
+    each bin that holds a pair, and the pairs of a bin count as ties:
+
+    * AUC is off by at most ``Σ_b same_b · different_b / (2 · S · D)``, with ``same_b`` of the S
+      same and ``different_b`` of the D different pairs in bin b.
+    * TPR at a FPR is never too high, and too low by less than the share of S in one bin.
+
+    Args:
+        embeddings: float[n, dim].
+        labels: int[n].
+        threshold: chosen on other pairs, by :func:`choose_threshold`.
+        distance: as in :func:`~margin_jax.batch_all_triplet_loss`; the first of its two arguments
+            is the image with the lower index.
+        exact_up_to: a number of pairs; each takes about 60 bytes, and a point of the ROC if no
+            other pair is as far apart.
+
+    Raises:
+        ValueError: shapes that do not fit, embeddings or distances that are not finite, a threshold
+            that is NaN, or pairs of one kind only.
+
+    Example:
+        >>> import numpy as np
+        >>> from margin_jax.evaluation.all_pairs import all_pairs_report
+        >>> x = np.array([[0.0], [1.0], [5.0], [7.0]])
+        >>> report = all_pairs_report(x, np.array([0, 0, 1, 1]), threshold=1.5)
+        >>> report.same, report.different, report.accuracy
+        (2, 4, 0.8333333333333334)
+    """
+    check_threshold(threshold)
+    x, y = check_embeddings(embeddings, labels)
+    metric = get_distance(distance)
+    _, dense, sizes = np.unique(y, return_inverse=True, return_counts=True)
+    pairs = len(y) * (len(y) - 1) // 2
+    same = int(np.sum(sizes * (sizes - 1) // 2))
+    check_kinds(same, pairs)
+    tiles = _tiles(metric, x, dense)
+    if pairs <= exact_up_to:
+        chunks = [(d[pair], s[pair]) for d, s, pair in (map(np.asarray, tile) for tile in tiles)]
+        distances, matches = (np.concatenate(part) for part in zip(*chunks, strict=True))
+        # A Python float would be rounded to the float32 of the distances.
+        return verification_report(distances, matches, threshold=np.float64(threshold))
+
+    counts, right, bad = _count(tiles, _at_most(threshold))
+    check_finite(bad, pairs)
+    bins = np.flatnonzero(counts.any(axis=1))
+    rates = np.cumsum(counts[bins], axis=0) / (pairs - same, same)
+    fpr, tpr = np.concatenate([np.zeros((1, 2)), rates]).T
+    thresholds = np.concatenate([[-np.inf], _upper_edges(bins)])
+    return report_from_roc(
+        fpr,
+        tpr,
+        thresholds,
+        threshold=threshold,
+        right=right,
+        same=same,
+        different=pairs - same,
+    )
+
+
+def _count(
+    tiles: Iterable[tuple[Array, Array, Array]], threshold: np.float32
+) -> tuple[np.ndarray, int, int]:
+    """int64[bins, 2] different and same pairs; those decided rightly; those not finite."""
+    counts = np.zeros(2 * 2 * _ZERO, np.int64)
+    right = bad = 0
+    for tile in tiles:
+        codes, tile_right, tile_bad = _binned(*tile, threshold)
+        found = np.asarray(codes).ravel()
+        found = found[found >= 0]
+        lowest = found.min()  # a tile fills few of the bins: only those between its ends are made
+        counted = np.bincount(found - lowest)
+        counts[lowest : lowest + len(counted)] += counted
+        right += int(tile_right)
+        bad += int(tile_bad)
+    return counts.reshape(-1, 2), right, bad
+
+
+def _tiles(
+    metric: DistanceFn, x: np.ndarray, labels: np.ndarray
+) -> Iterator[tuple[Array, Array, Array]]:
+    """Squares of one shape, and so one compilation, that cover the pairs of i < j."""
+    vectors, names = jnp.asarray(x), jnp.asarray(labels)
+    side = min(len(x), _SIDE)
+    for top in range(0, len(x) - 1, side):  # the last image alone makes no pair
+        for left in range(top, len(x), side):
+            yield _tile(metric, vectors, names, top, left, side)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _tile(
+    metric: DistanceFn, x: Array, labels: Array, top: int, left: int, side: int
+) -> tuple[Array, Array, Array]:
+    """[side, side]: float32 distances, whether labels are the same, whether it is a pair i < j."""
+    i, j = top + jnp.arange(side), left + jnp.arange(side)
+    rows, columns = jnp.minimum(i, len(x) - 1), jnp.minimum(j, len(x) - 1)
+    distances = metric(x[rows], x[columns]).astype(jnp.float32)
+    return distances, labels[rows][:, None] == labels[columns], (i[:, None] < j) & (j < len(x))
+
+
+@jax.jit
+def _binned(
+    distances: Array, same: Array, pair: Array, threshold: np.float32
+) -> tuple[Array, Array, Array]:
+    """``2 · bin + same``, or −1 for no pair; how many are decided rightly; how many not finite."""
+    bits = jax.lax.bitcast_convert_type(distances, jnp.int32)
+    size = bits & 0x7FFFFFFF  # without its sign; rises with the absolute value
+    ordered = jnp.where(distances < 0, ~size, size)  # −0 is 0
+    codes = 2 * ((ordered >> _REST) + _ZERO) + same
+    right = pair & ((distances <= threshold) == same)
+    bad = pair & ~jnp.isfinite(distances)
+    return jnp.where(pair, codes, -1), jnp.count_nonzero(right), jnp.count_nonzero(bad)
+
+
+def _upper_edges(bins: np.ndarray) -> np.ndarray:
+    """float64[bins]: the largest float32 of each."""
+    ordered = ((bins - _ZERO + 1) << _REST) - 1
+    size = np.where(ordered < 0, ~ordered, ordered).astype(np.int32)
+    edges: np.ndarray = np.copysign(size.view(np.float32).astype(np.float64), ordered)
+    return edges
+
+
+def _at_most(threshold: float) -> np.float32:
+    """The largest float32 that is at most `threshold`; no distance lies between the two."""
+    with np.errstate(over="ignore"):
+        nearest = np.float32(threshold)
+    below = np.float32(np.nextafter(nearest, np.float32(-np.inf)))
+    return nearest if float(nearest) <= threshold else below

@@ -1,0 +1,153 @@
+"""What a run trains and tests on: dataset, split, verification pairs and batches."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from margin_jax.config import TrainConfig
+from margin_jax.data import default_split, load_dataset
+from margin_jax.data.dataset import ImageDataset
+from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
+from margin_jax.data.sampler import Coverage, pk_batches
+from margin_jax.data.splits import Split, make_split
+
+PUBLISHED_PAIRS = 1_000
+PAIRS = 100_000
+# Images that the normalisation is measured on, at most.
+_MOMENTS = 10_000
+
+
+class RunData(NamedTuple):
+    """What a run trains and tests on, all of it decided by the configuration and the files.
+
+    Attributes:
+        dataset: all images.
+        split: identities of each part.
+        train, validation: rows of `dataset`.
+        pairs: "validation", "test", "published", and "hard" if there are any; rows of `dataset`.
+        described: what goes into ``data.json``.
+    """
+
+    dataset: ImageDataset
+    split: Split
+    train: np.ndarray
+    validation: np.ndarray
+    pairs: dict[str, Pairs]
+    described: dict[str, Any]
+
+
+def load(config: TrainConfig) -> ImageDataset:
+    """The dataset that a configuration names.
+
+    Raises:
+        ValueError: saying what was expected and what came.
+    """
+    return load_dataset(
+        config.dataset,
+        config.data_dir,
+        config.image_size,
+        config.strict,
+        manual_dir=config.manual_dir,
+        label_key=config.label_key,
+        memory_limit=config.memory_limit * 2**30,
+    )
+
+
+def split_dataset(
+    config: TrainConfig, dataset: ImageDataset
+) -> tuple[Split, dict[str, np.ndarray]]:
+    """The identities of "train", "validation" and "test", and the rows of their images.
+
+    Raises:
+        ValueError: for too few identities, or lists that do not fit.
+    """
+    split = make_split(
+        config.split or default_split(config.dataset),
+        dataset.labels,
+        dataset.groups,
+        dataset.identities,
+        seed=config.seed,
+    )
+    parts = split._asdict().items()
+    return split, {part: np.flatnonzero(np.isin(dataset.labels, own)) for part, own in parts}
+
+
+def plan_epoch(
+    config: TrainConfig, dataset: ImageDataset, train: np.ndarray, epoch: int
+) -> tuple[np.ndarray, Coverage]:
+    """The batches of an epoch, counted from 0: int[steps, batch], rows of the dataset.
+
+    Raises:
+        ValueError: if not even one batch can be made.
+    """
+    plan, coverage = pk_batches(
+        dataset.labels[train],
+        config.identities_per_batch,
+        config.images_per_identity,
+        seed=config.seed,
+        epoch=epoch,
+        small_identities=config.small_identities,
+        sampler=config.sampler,
+        fillers=config.fillers,
+    )
+    return train[plan], coverage
+
+
+def prepare_data(config: TrainConfig, dataset: ImageDataset | None = None) -> RunData:
+    """Loads, splits and draws pairs: all that can go wrong with the data goes wrong here.
+
+    Args:
+        config: what to load and how to split it.
+        dataset: the images, if they are loaded already.
+
+    Raises:
+        ValueError: saying what was expected and what came.
+    """
+    dataset = load(config) if dataset is None else dataset
+    if config.max_identities is not None:
+        dataset = dataset.first(config.max_identities)
+    labels = dataset.labels
+    split, rows = split_dataset(config, dataset)
+
+    def draw(part: str, count: int, seed: int) -> Pairs:
+        pairs = sample_pairs(labels[rows[part]], count, seed=seed)
+        return Pairs(rows[part][pairs.rows], pairs.same)
+
+    pairs = {
+        "validation": draw("validation", PAIRS, config.seed),
+        "test": draw("test", PAIRS, config.seed),
+        "published": draw("test", PUBLISHED_PAIRS, config.seed),
+    }
+    groups = dataset.groups[labels[rows["test"]]]
+    hard = hard_pairs(labels[rows["test"]], groups, PAIRS, seed=config.seed)
+    if hard is not None:
+        pairs["hard"] = Pairs(rows["test"][hard.rows], hard.same)
+
+    _, coverage = plan_epoch(config, dataset, rows["train"], 0)
+    described = {
+        "images": len(labels),
+        "image_shape": list(dataset.images.shape[1:]),
+        "skipped": list(dataset.skipped),
+        "identities": {
+            part: [dataset.identities[i] for i in getattr(split, part)] for part in split._fields
+        },
+        "coverage": dataclasses.asdict(coverage),
+    }
+    return RunData(dataset, split, rows["train"], rows["validation"], pairs, described)
+
+
+def image_moments(data: RunData) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the training images, float64[channels], for values 0 to 1.
+
+    Of more than ten thousand images, so many are measured, evenly spread.
+    """
+    some = np.linspace(0, len(data.train) - 1, min(len(data.train), _MOMENTS)).astype(int)
+    counts = np.zeros((data.dataset.images.shape[-1], 256), int)
+    for rows in np.array_split(data.train[some], -(-len(some) // 256)):
+        pixels = data.dataset.images[rows].reshape(-1, len(counts))
+        counts += np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
+    value, total = np.arange(256) / 255, counts[0].sum()  # exact, with no float copy
+    mean = counts @ value / total
+    variance = np.maximum(counts @ value**2 / total - mean**2, 0)
+    return mean, np.maximum(np.sqrt(variance), 1e-3)  # a channel that never changes is only shifted
