@@ -9,11 +9,29 @@ from margin_jax.data import folder as image_folder
 from margin_jax.data.images import Images
 from margin_jax.data.pair_files import read_pairs
 from margin_jax.data.pairs import Pairs, sample_pairs
+from margin_jax.evaluation.all_pairs import all_pairs_report
+from margin_jax.evaluation.embedding import pair_distances
 from margin_jax.evaluation.folds import FoldReport, fold_report
 from margin_jax.evaluation.retrieval import RetrievalReport, retrieval_report
 from margin_jax.evaluation.verification import VerificationReport
 from margin_jax.protocol import prepare_data
 from margin_jax.run import PAIRS, Run
+
+
+class Embedded(NamedTuple):
+    """Images as embeddings.
+
+    Attributes:
+        vectors: float32[n, dim].
+        labels: int32[n], the identity of each.
+        pairs: those that the run saved, if these are its own test images.
+        skipped: "file: reason" of each file that could not be read.
+    """
+
+    vectors: np.ndarray
+    labels: np.ndarray
+    pairs: Pairs | None = None
+    skipped: tuple[str, ...] = ()
 
 
 class ListedReport(NamedTuple):
@@ -30,35 +48,72 @@ class ListedReport(NamedTuple):
     trained_on: tuple[str, ...]
 
 
+def embed_identities(run: Run, data_dir: str | Path | None = None) -> Embedded:
+    """The embeddings of images by identity.
+
+    Args:
+        run: from :func:`~margin_jax.load_run`.
+        data_dir: a folder of images for each identity. Default: the run's own test identities.
+
+    Raises:
+        ValueError: files that are missing or unreadable, or not those the run was tested on.
+    """
+    if data_dir is not None:
+        size, _, channels = run.data["image_shape"]
+        limit = run.config.memory_limit * 2**30
+        dataset = image_folder.load(Path(data_dir), size, channels=channels, memory_limit=limit)
+        return Embedded(run.embed(dataset.images), dataset.labels, skipped=dataset.skipped)
+    data = prepare_data(run.config)
+    with np.load(run.path / PAIRS) as saved:
+        if tuple(saved["files"]) != data.dataset.files:
+            raise ValueError(f"the images are not those that {run.path} was tested on")
+        saved_rows, same = saved["test_rows"], saved["test_same"]
+    rows = np.flatnonzero(np.isin(data.dataset.labels, data.split.test))
+    pairs = Pairs(np.searchsorted(rows, saved_rows), same)
+    return Embedded(run.embed(data.dataset.images, rows), data.dataset.labels[rows], pairs)
+
+
 def evaluate_run(
-    run: Run,
-    *,
-    data_dir: str | Path | None = None,
-    count: int = 100_000,
-    seed: int = 0,
+    run: Run, embedded: Embedded, *, count: int = 100_000, seed: int = 0
 ) -> VerificationReport:
     """Verification with a run's best weights, at its threshold.
 
     Args:
         run: from :func:`~margin_jax.load_run`.
-        data_dir: a folder of images for each identity; pairs are drawn evenly over all of them.
-            Default: the run's own saved test pairs.
+        embedded: from :func:`embed_identities`; of other images than the run's own, pairs are drawn
+            evenly over all identities.
         count, seed: of the pairs that are drawn.
 
     Raises:
-        ValueError: files that are missing or unreadable, or pairs of one kind only.
+        ValueError: pairs of one kind only.
     """
     if count < 2:
         raise ValueError(f"count must be at least 2 pairs; got {count}")
-    if data_dir is None:
-        dataset = prepare_data(run.config).dataset
-        with np.load(run.path / PAIRS) as saved:
-            if tuple(saved["files"]) != dataset.files:
-                raise ValueError(f"the images are not those that {run.path} was tested on")
-            return run.evaluate(dataset.images, Pairs(saved["test_rows"], saved["test_same"]))
-    size, _, channels = run.data["image_shape"]
-    dataset = image_folder.load(Path(data_dir), size, channels=channels)
-    return run.evaluate(dataset.images, sample_pairs(dataset.labels, count, seed=seed))
+    pairs = embedded.pairs or sample_pairs(embedded.labels, count, seed=seed)
+    distances = pair_distances(embedded.vectors, pairs.rows, run.config.distance)
+    return run.verify(distances, pairs.same)
+
+
+def evaluate_all_pairs(run: Run, embedded: Embedded) -> VerificationReport:
+    """As :func:`evaluate_run`, of every image with every other.
+
+    An identity weighs by its pairs, so one with many images can be most of the same pairs.
+    """
+    return all_pairs_report(
+        embedded.vectors,
+        embedded.labels,
+        threshold=run.threshold,
+        distance=run.config.distance,
+    )
+
+
+def evaluate_retrieval(run: Run, embedded: Embedded) -> RetrievalReport:
+    """Recall@k and MAP@R of every image against all others.
+
+    Raises:
+        ValueError: no two images of one identity.
+    """
+    return retrieval_report(embedded.vectors, embedded.labels, distance=run.config.distance)
 
 
 def evaluate_listed(run: Run, data_dir: str | Path, pairs: str | Path) -> ListedReport:
@@ -83,28 +138,6 @@ def evaluate_listed(run: Run, data_dir: str | Path, pairs: str | Path) -> Listed
     return ListedReport(report, folds, tuple(sorted(identities & trained)))
 
 
-def evaluate_retrieval(run: Run, data_dir: str | Path | None = None) -> RetrievalReport:
-    """Recall@k and MAP@R of every image against all others.
-
-    Args:
-        run: from :func:`~margin_jax.load_run`.
-        data_dir: a folder of images for each identity. Default: the run's own test identities.
-
-    Raises:
-        ValueError: files that are missing or unreadable, or no two images of one identity.
-    """
-    if data_dir is None:
-        data = prepare_data(run.config)
-        rows = np.flatnonzero(np.isin(data.dataset.labels, data.split.test))
-        images: Images = data.dataset.images[rows]
-        labels = data.dataset.labels[rows]
-    else:
-        size, _, channels = run.data["image_shape"]
-        dataset = image_folder.load(Path(data_dir), size, channels=channels)
-        images, labels = dataset.images, dataset.labels
-    return retrieval_report(run.embed(images), labels, distance=run.config.distance)
-
-
 def embed_folder(run: Run, root: str | Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
     """``(files, float32[files, dim], "path: reason" of unreadable ones)`` of all images below.
 
@@ -115,7 +148,8 @@ def embed_folder(run: Run, root: str | Path) -> tuple[list[str], np.ndarray, tup
         raise ValueError(f"expected a folder of images; there is no folder {root}")
     paths = image_folder.find_images(Path(root))
     size, _, channels = run.data["image_shape"]
-    images, kept, skipped = image_folder.read_images(paths, size, channels)
+    limit = run.config.memory_limit * 2**30
+    images, kept, skipped = image_folder.read_images(paths, size, channels, limit)
     if not kept:
         reason = f" (first: {skipped[0]})" if skipped else ""
         raise ValueError(f"no readable images below {root}{reason}")

@@ -65,11 +65,12 @@ class Run:
         """The distance up to which two images count as the same, chosen on validation."""
         return float(self.report["test"]["threshold"])
 
-    def embed(self, images: Images) -> np.ndarray:
+    def embed(self, images: Images, rows: np.ndarray | None = None) -> np.ndarray:
         """float32[n, embedding_size]: L2-normalised embeddings.
 
         Args:
             images: uint8[n, height, width, channels], of the size and channels of the run.
+            rows: int[rows], which of them. Default: all.
 
         Raises:
             TypeError: images that are not uint8.
@@ -82,7 +83,7 @@ class Run:
             raise TypeError(f"images must be uint8, 0 to 255; got {images.dtype}")
         if len(images.shape) != 4 or images.shape[1:] != expected or len(images) == 0:
             raise ValueError(f"images must have shape (n, *{expected}); got {images.shape}")
-        return embed_images(self.encoder.apply, self.params, self.batch_stats, images)
+        return embed_images(self.encoder.apply, self.params, self.batch_stats, images, rows)
 
     def distances(self, images: Images, pairs: np.ndarray) -> np.ndarray:
         """float32[pairs]: distances between the embeddings of pairs of images.

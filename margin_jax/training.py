@@ -72,6 +72,10 @@ def fit(
         run.check_folder(config)  # before the data, which can take minutes to load
     data = prepare_data(config, dataset)
     encoder = run.get_encoder(config, encoder)
+    augment = make_augment(config.augment)
+    if augment is not None:  # images that are too small for it are refused here
+        one = jax.ShapeDtypeStruct((1, *data.dataset.images.shape[1:]), np.uint8)
+        jax.eval_shape(augment, one, jax.random.key(0))
     folder = config.folder
     schedule = config.make_schedule()
     mining = mining_schedule(config.mining)
@@ -82,7 +86,7 @@ def fit(
         config.distance,
         config.reduction,
         config.histogram or schedule.needs_histogram,
-        make_augment(config.augment),
+        augment,
         mesh,
     )
     optimizer, _ = compiled(mining(1))

@@ -11,10 +11,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def tiny_fit():
-    """`fit` for tests of what goes on around the network: a second a run instead of ten."""
+def tiny_encoder():
+    """A network of one layer."""
     import jax.numpy as jnp
-    import numpy as np
     from flax import linen as nn
 
     import margin_jax as mj
@@ -25,11 +24,21 @@ def tiny_fit():
             x = nn.Dense(8)(images.reshape(len(images), -1))
             return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
+    return mj.Encoder(Linear())
+
+
+@pytest.fixture(scope="session")
+def tiny_fit(tiny_encoder):
+    """`fit` for tests of what goes on around the network: a second a run instead of ten."""
+    import numpy as np
+
+    import margin_jax as mj
+
     rng = np.random.default_rng(0)
     faces = rng.integers(0, 256, (60, 1, 6, 6, 1))
     images = np.clip(faces + rng.normal(0, 60, (60, 6, 6, 6, 1)), 0, 255).astype(np.uint8)
     dataset = mj.ImageDataset.from_arrays(images.reshape(-1, 6, 6, 1), np.arange(360) // 6)
-    fit = functools.partial(mj.fit, dataset=dataset, encoder=mj.Encoder(Linear()))
+    fit = functools.partial(mj.fit, dataset=dataset, encoder=tiny_encoder)
 
     def run(out, on_epoch=None, **options):
         options = {"identities_per_batch": 8, "epochs": 3, **options}

@@ -92,9 +92,23 @@ BAD = {
     "tiny images": (["train", "--image-size", "4"], "image_size must be at least 8"),
     "P too large": (["train", "--identities-per-batch", "999"], "needs 999 identities"),
     "K too large": (["train", "--images-per-identity", "13"], "at least 13 images"),
-    "too few identities": (["train", "--max-identities", "7"], "at least two identities in each"),
+    "too few identities": (["train", "--max-identities", "7"], "needs at least 15"),
     "folder without a folder": (["train", "--dataset", "folder"], "needs data_dir"),
     "folder not needed": (["train", "--data-dir", "x"], "data_dir is for dataset folder"),
+    "no dataset named": (["train", "--dataset", "tfds:"], "tfds:NAME; got 'tfds:'"),
+    "no such TensorFlow dataset": (["train", "--dataset", "tfds:mnits"], "Did you mean mnist"),
+    "manual_dir not needed": (["train", "--manual-dir", "x"], "manual_dir is for datasets tfds:"),
+    "label_key not needed": (["train", "--label-key", "x"], "label_key is for datasets tfds:"),
+    "split that is none": (["train", "--split", "40/10/60"], "sum to 100"),
+    "split without a file": (["train", "--split", "no.json"], "cannot read the split"),
+    "unknown sampler": (["train", "--sampler", "balance"], "Did you mean 'balanced'?"),
+    "fillers that are not there": (["train", "--fillers", "3"], "between 0 and 0"),
+    "negative fillers": (["train", "--fillers", "-1"], "fillers must be at least 0"),
+    "unknown augmentation": (["train", "--augment", "flop"], "Did you mean 'flip'?"),
+    "shift beyond the image": (["train", "--augment", "shift:28"], "larger than 28 pixels"),
+    "negative memory": (["train", "--memory-limit", "-1"], "memory_limit must be at least 0"),
+    "describe what is not": (["datasets", "describe", "glyfs"], "Did you mean 'glyphs'?"),
+    "describe a folder": (["datasets", "describe", "folder"], "needs data_dir"),
     "both": (["train", "--overwrite", "--resume"], "exclude each other"),
 }
 
@@ -119,7 +133,7 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, capsys
         (lambda folder: (folder / "empty").mkdir() or folder / "empty", "no images below"),
         (lambda folder: folder / "a" / "1.png", "there is no folder"),
         (lambda folder: folder / "a", "no images below"),  # images, but of no identity
-        (lambda folder: folder, "from 8 identities"),
+        (lambda folder: folder, "at least 15 identities"),
     ],
 )
 def test_bad_folders(make, message, people, capsys):

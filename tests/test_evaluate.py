@@ -13,6 +13,8 @@ import margin_jax as mj
 from margin_jax import cli, plots
 from margin_jax.evaluate import (
     embed_folder,
+    embed_identities,
+    evaluate_all_pairs,
     evaluate_listed,
     evaluate_retrieval,
     evaluate_run,
@@ -49,7 +51,7 @@ def stopped(capsys, *arguments):
 
 
 def test_evaluating_the_saved_pairs_gives_the_report(run):
-    report = evaluate_run(mj.load_run(run.path))
+    report = evaluate_run(run, embed_identities(mj.load_run(run.path)))
     test = run.report["test"]
     assert report.auc == test["auc"]
     assert report.accuracy == test["accuracy"]
@@ -57,7 +59,7 @@ def test_evaluating_the_saved_pairs_gives_the_report(run):
 
 
 def test_other_pictures_and_other_pairs(run, letters, tmp_path, capsys):
-    drawn = evaluate_run(run, data_dir=letters)
+    drawn = evaluate_run(run, embed_identities(run, letters))
     assert (drawn.same, drawn.different) == (18, 18)
     listed = tmp_path / "pairs.csv"
     listed.write_text("Q/0.png,Q/1.png,1\nQ/0.png,Ω/1.png,0\nж/2.png, ж/3.png, 1\n")
@@ -70,6 +72,23 @@ def test_other_pictures_and_other_pairs(run, letters, tmp_path, capsys):
     assert status == 0
     assert json.loads(out.read_text()) == report.to_json()
     assert f"{report.auc:.4f}" in shown
+
+
+def test_every_image_with_every_other(run, letters, tmp_path, capsys):
+    embedded = embed_identities(run, letters)
+    report = evaluate_all_pairs(run, embedded)
+    assert (report.same, report.different) == (18, 48)
+    assert embedded.skipped == ("Q/broken.png: not an image",)
+    out = tmp_path / "figures.json"
+    command = ["evaluate", run.path, "--data-dir", letters, "--pairs", "all", "--out", out]
+    status, shown, error = stopped(capsys, *command)
+    assert status == 0
+    assert json.loads(out.read_text()) == report.to_json()
+    assert f"{report.auc:.4f}" in shown
+    assert error == "skipped Q/broken.png: not an image\n"
+    images = 12 * len(run.data["identities"]["test"])
+    own = evaluate_all_pairs(run, embed_identities(run))
+    assert own.same + own.different == images * (images - 1) // 2
 
 
 def test_lfw_pairs_are_reported_by_folds(run, tmp_path, capsys):
@@ -128,14 +147,14 @@ def test_identities_that_were_trained_on_are_said(run, tmp_path, capsys):
 
 
 def test_retrieval_of_a_run_and_of_other_pictures(run, letters, capsys, tmp_path):
-    report = evaluate_retrieval(run)
+    report = evaluate_retrieval(run, embed_identities(run))
     assert report.queries == report.images == 12 * len(run.data["identities"]["test"])
     assert 0.3 < report.recall_at[1] <= report.recall_at[8] <= 1
     out = tmp_path / "figures.json"
     command = ["evaluate", run.path, "--data-dir", letters, "--retrieval", "--out", out]
     status, shown, _ = stopped(capsys, *command)
     assert status == 0
-    other = evaluate_retrieval(run, letters)
+    other = evaluate_retrieval(run, embed_identities(run, letters))
     assert other.images == 12
     assert f"MAP@R {other.map_at_r:.2%}" in shown
     assert json.loads(out.read_text())["retrieval"] == other.to_json()

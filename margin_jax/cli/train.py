@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Fewer than a run of its own: nine cells on glyphs then take some minutes.
 COMPARE_EPOCHS = 10
+# A share of the training time that is worth saying.
+_WAIT = 0.05
 
 
 @config_options()
@@ -111,8 +113,8 @@ def summary(run: "Run") -> str:
         figures("embedding", test),
         figures("  published number", test["published"]),
         *([figures("  hard pairs", test["hard"])] if "hard" in test else []),
-        figures("raw pixels", raw),
-        *([figures("  hard pairs", raw["hard"])] if "hard" in raw else []),
+        *([figures("raw pixels", raw)] if raw else []),
+        *([figures("  hard pairs", raw["hard"])] if raw and "hard" in raw else []),
         "",
         *(f"  note: {warning}" for warning in test["warnings"]),
         f"threshold {test['threshold']:.4f}, chosen on validation; "
@@ -125,6 +127,10 @@ def summary(run: "Run") -> str:
         f"images: {coverage['small']:,} belong to identities with too few, {coverage['left']:,} "
         "were left over",
     )
+    waited = [record["data_wait"] * record["seconds"] for record in run.history]
+    share = sum(waited) / sum(record["seconds"] for record in run.history)
+    if share >= _WAIT:
+        lines.append(f"training waited for images {share:.0%} of the time")
     if skipped:
         lines.append(f"{skipped} unreadable file(s) skipped: {run.path / 'data.json'}")
     return "\n".join(lines)

@@ -17,10 +17,11 @@ def evaluate(
         typer.Option(help="Another folder of images for each identity. Default: the run's test."),
     ] = None,
     pairs: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Lines FIRST,SECOND,1 (same) or 0, the files relative to --data-dir; or LFW's "
-            "pairs.txt, reported by its ten folds. Default: drawn from all identities."
+            help="A file with lines FIRST,SECOND,1 (same) or 0, the files relative to --data-dir; "
+            "or LFW's pairs.txt, reported by its ten folds; or all: every image with every other. "
+            "Default: the run's saved pairs, or drawn evenly from all identities of --data-dir."
         ),
     ] = None,
     retrieval: Annotated[
@@ -32,17 +33,30 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Verify with a run's best weights and threshold: its saved pairs, or other images."""
-    from margin_jax.evaluate import evaluate_listed, evaluate_retrieval, evaluate_run
+    from margin_jax.evaluate import (
+        embed_identities,
+        evaluate_all_pairs,
+        evaluate_listed,
+        evaluate_retrieval,
+        evaluate_run,
+    )
     from margin_jax.run import load_run, to_json, write_text
 
     loaded = load_run(run)
     folds, trained_on = None, tuple[str, ...]()
-    if pairs is None:
-        report = evaluate_run(loaded, data_dir=data_dir, count=count, seed=seed)
-    elif data_dir is None:
-        raise ValueError("pairs need data_dir, the folder that their files are relative to")
+    listed = None if pairs in (None, "all") else pairs
+    if listed is None or retrieval:
+        embedded = embed_identities(loaded, data_dir)
+        for reason in embedded.skipped:
+            typer.echo(f"skipped {reason}", err=True)
+    if listed is not None:
+        if data_dir is None:
+            raise ValueError("pairs need data_dir, the folder that their files are relative to")
+        report, folds, trained_on = evaluate_listed(loaded, data_dir, listed)
+    elif pairs == "all":
+        report = evaluate_all_pairs(loaded, embedded)
     else:
-        report, folds, trained_on = evaluate_listed(loaded, data_dir, pairs)
+        report = evaluate_run(loaded, embedded, count=count, seed=seed)
     said = report.to_json()
     typer.echo("\n".join([HEADER, figures("embedding", said)]))
     if folds is not None:
@@ -52,7 +66,7 @@ def evaluate(
             f"{folds.standard_error:.2%} (standard error), each at the others' best threshold"
         )
     if retrieval:
-        found = evaluate_retrieval(loaded, data_dir)
+        found = evaluate_retrieval(loaded, embedded)
         said["retrieval"] = found.to_json()
         recall = ", ".join(f"{share:.2%} @{k}" for k, share in found.recall_at.items())
         typer.echo(f"  retrieval, {found.queries:,} queries in {found.images:,} images: recall")

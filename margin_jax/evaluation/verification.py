@@ -115,7 +115,8 @@ def verification_report(
     """
     check_threshold(threshold)
     roc = _roc(distances, same)
-    distances, same = np.asarray(distances), np.asarray(same)
+    # Not float32: numpy would round the threshold to compare it.
+    distances, same = np.asarray(distances, np.float64), np.asarray(same)
     n_same = int(np.count_nonzero(same))
     right = int(np.count_nonzero((distances <= threshold) == same))
     return report_from_roc(

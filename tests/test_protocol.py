@@ -1,0 +1,193 @@
+"""What a run trains and tests on: the options of data, split and sampler, from end to end."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import margin_jax as mj
+from margin_jax import cli, plots
+from margin_jax.description import describe
+from margin_jax.evaluate import embed_identities
+from margin_jax.protocol import plan_epoch, prepare_data
+
+TIMING = ("seconds", "images_per_second", "data_wait")
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """30 identities of 2 to 6 pictures, three with one, and a file that is none."""
+    root = tmp_path_factory.mktemp("people")
+    rng = np.random.default_rng(0)
+    for person in range(33):
+        face = rng.integers(0, 200, (10, 12, 3))
+        for shot in range(2 + person % 5 if person < 30 else 1):
+            path = root / f"p{person:02}" / f"{shot}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray((face + rng.integers(0, 55, face.shape)).astype(np.uint8)).save(path)
+    (root / "p00" / "broken.jpg").write_bytes(b"")
+    return root
+
+
+def config(people, out, **options):
+    return mj.TrainConfig(
+        dataset="folder",
+        data_dir=people,
+        image_size=12,
+        encoder="own",
+        identities_per_batch=4,
+        epochs=2,
+        out=out,
+        **options,
+    )
+
+
+def timeless(history):
+    return [{k: v for k, v in record.items() if k not in TIMING} for record in history]
+
+
+@pytest.fixture(scope="module")
+def fit(tiny_encoder):
+    return functools.partial(mj.fit, encoder=tiny_encoder)
+
+
+@pytest.fixture(scope="module")
+def held(people, fit, tmp_path_factory):
+    return fit(config(people, tmp_path_factory.mktemp("runs") / "held"))
+
+
+def test_streamed_images_give_the_same_run(people, held, fit, tmp_path):
+    streamed = fit(config(people, tmp_path / "run", memory_limit=0))
+    assert timeless(streamed.history) == timeless(held.history)
+    assert streamed.data == held.data
+    assert streamed.report["test"].pop("raw_pixels") is None
+    raw = held.report["test"]["raw_pixels"]
+    assert streamed.report == {
+        **held.report,
+        "test": {k: v for k, v in held.report["test"].items() if k != "raw_pixels"},
+    }
+    assert raw["auc"] > 0.5
+    assert not isinstance(prepare_data(streamed.config).dataset.images, np.ndarray)
+    # It can be resumed with its images held, for that decides nothing.
+    longer = streamed.config.replace(epochs=3, resume=True, memory_limit=4.0, out=tmp_path / "run")
+    assert timeless(fit(longer).history)[:2] == timeless(held.history)
+    embedded = embed_identities(streamed, people)
+    assert np.array_equal(embedded.vectors, embed_identities(held, people).vectors)
+
+
+def test_waiting_for_data_is_recorded(held):
+    assert all(0 < record["data_wait"] < 1 for record in held.history)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": "balanced"},
+        {"fillers": 2, "images_per_identity": 3},
+        {"augment": "flip,shift:2,crop:0.8"},
+        {"split": "halves"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_change_the_training_and_can_be_repeated(people, held, fit, tmp_path, options):
+    run, again = (
+        fit(config(people, tmp_path / name, **options, **held_options))
+        for name, held_options in (("one", {}), ("two", {"memory_limit": 0}))
+    )
+    assert timeless(run.history) == timeless(again.history)
+    assert run.history[0]["loss"] != held.history[0]["loss"]
+    plan, coverage = plan_epoch(
+        run.config, (data := prepare_data(run.config)).dataset, data.train, 0
+    )
+    assert run.history[0]["images"] == plan.size
+    assert run.history[0]["steps"] == len(plan)
+    assert plan.shape[1] == run.config.batch_size
+    assert run.data["coverage"]["used"] == coverage.used == len(np.unique(plan))
+    if "split" in options:
+        assert run.data["identities"]["test"] == [f"p{i:02}" for i in range(16, 33)]
+
+
+def test_a_split_can_be_used_again_by_name(people, held, tmp_path, monkeypatch):
+    monkeypatch.chdir(held.path.parent)
+    again = config(people, tmp_path / "run", split="held/data.json", seed=7)
+    assert again.split == str(held.path / "data.json")
+    assert prepare_data(again).described["identities"] == held.data["identities"]
+    fewer = json.loads((held.path / "data.json").read_text())["identities"]
+    fewer["test"] = fewer["test"][:5]
+    (tmp_path / "fewer.json").write_text(json.dumps(fewer))
+    data = prepare_data(config(people, tmp_path / "run", split=str(tmp_path / "fewer.json")))
+    assert data.described["identities"] == fewer
+    listed = {name for part in fewer.values() for name in part}
+    rows = np.unique(np.concatenate([p.rows.ravel() for p in data.pairs.values()]))
+    names = np.array(data.dataset.identities)[data.dataset.labels]
+    assert set(names[rows]) | set(names[data.train]) <= listed
+
+
+def test_description(people, tmp_path):
+    described = config(people, tmp_path / "run", images_per_identity=3, fillers=2)
+    dataset = prepare_data(described.replace(fillers=0)).dataset
+    text = "\n".join(describe(described, dataset))
+    sizes = [2 + person % 5 for person in range(30)] + [1] * 3
+    assert f"{sum(sizes)} images of 33 identities, 12 x 12 in colour" in text
+    assert "1 unreadable, skipped; first p00/broken.jpg" in text
+    assert "images of an identity: 1 to 6, median 4" in text
+    assert text.splitlines()[4].split() == ["1", "3", "3"]
+    assert text.splitlines()[5].split() == ["2", "to", "3", "12", "30"]
+    assert text.splitlines()[6].split() == ["4", "to", "7", "18", "90"]
+    for sampler in ("pk", "balanced"):
+        data = prepare_data(described.replace(sampler=sampler))
+        share = data.described["coverage"]["used"] / data.described["coverage"]["images"]
+        plan, _ = plan_epoch(described.replace(sampler=sampler), dataset, data.train, 0)
+        line = f"sampler {sampler}: {len(plan)} batches of 4 x 3 and 2 fillers, {share:.1%} of"
+        assert line in text
+    too_many = "\n".join(describe(described.replace(identities_per_batch=30), dataset))
+    assert "a batch needs 30 identities" in too_many
+
+
+def test_describe_on_the_command_line(people, tmp_path, capsys):
+    command = ["datasets", "describe", "folder", "--data-dir", str(people)]
+    small = ["--identities-per-batch", "4", "--max-identities", "20"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*command, *small, "--out", str(tmp_path / "sheet.png")])
+    assert not stopped.value.code
+    shown = capsys.readouterr().out
+    assert "images of 20 identities, 64 x 64 in colour" in shown
+    assert f"contact sheet: {tmp_path / 'sheet.png'}" in shown
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size[0] > 1000
+
+
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from")
+def test_contact_sheet_shows_large_and_small_identities_of_any_name():
+    labels = np.repeat(["$x^2$", "中文", "b", "c"], [40, 3, 2, 1])
+    images = np.arange(46, dtype=np.uint8).reshape(46, 1, 1, 1).repeat(8, 1).repeat(8, 2) * 5
+    figure = plots.plot_contact_sheet(mj.ImageDataset.from_arrays(images, labels), 20, 5)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "$x^2$ (40)",
+        "中文 (3)",
+        "b (2)",
+    ]
+    sheet = axes.images[0].get_array()
+    for row, name in enumerate(["$x^2$", "中文", "b"]):
+        own = np.flatnonzero(labels == name)
+        assert sheet[row * 9 + 4, 4] == own[0] * 5
+    figure.canvas.draw()
+
+
+def test_the_list_of_datasets(tmp_path, capsys):
+    (tmp_path / "emnist" / "balanced" / "3.1.0").mkdir(parents=True)
+    (tmp_path / "emnist" / "balanced" / "3.1.0" / "dataset_info.json").write_text("{}")
+    (tmp_path / "mine" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "mine" / "1.0.0" / "dataset_info.json").write_text("{}")
+    (tmp_path / "mnist" / "incomplete.X_3.0.1").mkdir(parents=True)
+    (tmp_path / "mnist" / "incomplete.X_3.0.1" / "dataset_info.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        cli.main(["datasets", "--data-dir", str(tmp_path)])
+    said = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if ":" in line}
+    assert said["tfds:emnist:balanced"].endswith(" prepared")
+    assert said["tfds:mine"].endswith(" prepared")
+    for name in ("lfw", "caltech_birds2011", "cars196", "omniglot", "mnist", "fashion_mnist"):
+        assert said[f"tfds:{name}"].endswith("not prepared")
