@@ -1,16 +1,12 @@
-"""Datasets, the loader and pairs."""
+"""Glyphs and pairs."""
 
 import itertools
 
-import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from margin_jax.data import glyphs, load_dataset
-from margin_jax.data.loader import load_batches
 from margin_jax.data.pairs import hard_pairs, sample_pairs
-from margin_jax.sharding import make_mesh
 
 # --- glyphs ---
 
@@ -43,92 +39,6 @@ def test_letters_of_one_base_share_a_group(letters):
     assert glyphs.base_letter("É") == "E"
     for a, b in itertools.combinations(letters.identities, 2):
         assert (group[a] == group[b]) == (bases[a] == bases[b])
-
-
-# --- folders ---
-
-
-def save(path, mode="L", size=(20, 10), value=100):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, value).save(path)
-
-
-def test_folder_reads_nested_identities_in_sorted_order(tmp_path):
-    save(tmp_path / "b" / "2.png", value=2)
-    save(tmp_path / "b" / "1.png", value=1)
-    save(tmp_path / "a" / "deep" / "x.png", value=3)
-    save(tmp_path / "stray.png")  # belongs to no identity
-    (tmp_path / "b" / "notes.txt").write_text("not an image")
-    data = load_dataset("folder", tmp_path, 8, False)
-    assert data.identities == ("a/deep", "b")
-    assert data.files == ("a/deep/x.png", "b/1.png", "b/2.png")
-    assert data.labels.tolist() == [0, 1, 1]
-    assert data.images.shape == (3, 8, 8, 1)
-    assert data.images[:, 0, 0, 0].tolist() == [3, 1, 2]
-    assert data.skipped == ()
-
-
-@pytest.mark.parametrize(
-    ("mode", "value", "expected"),
-    [
-        ("1", 1, [255]),
-        ("L", 77, [77]),
-        ("LA", (77, 255), [77]),
-        ("I;16", 0x8080, [128]),
-        ("RGB", (10, 20, 30), [10, 20, 30]),
-        ("RGBA", (10, 20, 30, 255), [10, 20, 30]),
-        ("P", 0, [0, 0, 0]),
-    ],
-)
-def test_folder_reads_any_mode(tmp_path, mode, value, expected):
-    for name in "ab":
-        save(tmp_path / name / "1.png", mode, value=value)
-    data = load_dataset("folder", tmp_path, 8, False)
-    assert data.images[0, 4, 4].tolist() == expected
-
-
-def test_one_colour_image_makes_all_of_them_rgb(tmp_path):
-    save(tmp_path / "a" / "1.png", "L", value=9)
-    save(tmp_path / "b" / "1.png", "RGB", value=(1, 2, 3))
-    data = load_dataset("folder", tmp_path, 8, False)
-    assert data.images[:, 0, 0].tolist() == [[9, 9, 9], [1, 2, 3]]
-
-
-def test_unreadable_files_are_named_and_skipped_or_refused(tmp_path):
-    for name in "ab":
-        save(tmp_path / name / "1.png")
-    (tmp_path / "a" / "bad.png").write_bytes(b"not a png")
-    (tmp_path / "b" / "cut.png").write_bytes((tmp_path / "b" / "1.png").read_bytes()[:-30])
-    data = load_dataset("folder", tmp_path, 8, False)
-    assert [text.split(":")[0] for text in data.skipped] == ["a/bad.png", "b/cut.png"]
-    assert data.files == ("a/1.png", "b/1.png")
-    with pytest.raises(ValueError, match=r"2 unreadable.*a/bad.png"):
-        load_dataset("folder", tmp_path, 8, True)
-
-
-def test_folder_errors_say_what_was_expected(tmp_path):
-    with pytest.raises(ValueError, match=r"no folder .*missing"):
-        load_dataset("folder", tmp_path / "missing", 8, False)
-    with pytest.raises(ValueError, match="expected a folder for each identity"):
-        load_dataset("folder", tmp_path, 8, False)
-    save(tmp_path / "a" / "1.png")
-    with pytest.raises(ValueError, match=r"at least two identities.*got 1"):
-        load_dataset("folder", tmp_path, 8, False)
-
-
-# --- the loader ---
-
-
-def test_loader_yields_the_plan_in_its_order():
-    images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
-    labels = np.arange(40, dtype=np.int32) // 4
-    plan = np.random.default_rng(0).permutation(40).reshape(10, 4)
-    mesh = make_mesh(4, 4)
-    batches = list(load_batches(images, labels, plan, mesh))
-    assert all(isinstance(array, jax.Array) for array in batches[0])
-    assert [shard.data.shape for shard in batches[0][0].addressable_shards] == [(1, 1, 1, 1)] * 4
-    np.testing.assert_array_equal([b[0].ravel() for b in batches], plan)
-    np.testing.assert_array_equal([b[1] for b in batches], plan // 4)
 
 
 # --- pairs ---

@@ -94,9 +94,11 @@ def test_commands_and_options_in_the_readme_exist():
         "embed",
         "verify",
         "schedules",
+        "datasets",
     }
     for command, *arguments in used:
-        subcommand = [a for a in arguments[:1] if (command, a) == ("schedules", "plot")]
+        nested = {("schedules", "plot"), ("datasets", "describe")}
+        subcommand = [a for a in arguments[:1] if (command, a) in nested]
         shown = subprocess.run(
             [sys.executable, "-m", "margin_jax", command, *subcommand, "--help"],
             capture_output=True,

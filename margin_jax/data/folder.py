@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from margin_jax.data.dataset import ImageDataset
-from margin_jax.data.images import Images, load_images
+from margin_jax.data.images import Images, load_images, one_line
 
 DEFAULT_SIZE = 64
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -46,7 +46,7 @@ def load(
             f"ending in {', '.join(EXTENSIONS)}"
         )
     images, kept, unread = read_images(paths, image_size, channels, memory_limit)
-    skipped = tuple(text.removeprefix(f"{root}/") for text in unread)
+    skipped = tuple(text.removeprefix(f"{one_line(root)}/") for text in unread)
     if skipped and strict:
         raise ValueError(f"{len(skipped)} unreadable file(s) below {root}, first {skipped[0]}")
     identity_of = [str(path.parent.relative_to(root)) for path in kept]
@@ -69,9 +69,13 @@ def load(
 
 
 def find_images(root: Path) -> list[Path]:
-    """Every file below a folder that is named like an image, sorted by path."""
+    """Every file below a folder that is named like an image, sorted by path.
+
+    A folder that links reach more than once counts once, by the first of its paths.
+    """
     found, seen = [], set[str]()
     for folder, folders, names in os.walk(root, followlinks=True):
+        folders.sort()  # the order they are walked in
         real = os.path.realpath(folder)
         if real in seen:  # a link that leads back
             folders.clear()
@@ -95,5 +99,5 @@ def read_images(
     images, kept, unread = load_images(
         lambda rows: [paths[row] for row in rows], len(paths), image_size, channels, memory_limit
     )
-    skipped = tuple(f"{paths[row]}: {reason}" for row, reason in unread.items())
+    skipped = tuple(f"{one_line(paths[row])}: {reason}" for row, reason in unread.items())
     return images, [paths[row] for row in kept], skipped

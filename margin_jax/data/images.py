@@ -3,7 +3,9 @@
 import functools
 import itertools
 import os
-from collections.abc import Callable, Sequence
+import stat
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -40,12 +42,13 @@ class StreamedImages:
 
     def __getitem__(self, index: "np.ndarray | slice") -> np.ndarray:
         rows = self.rows[index]
+        files = self.encoded(rows)
         images = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        for row, image, read in zip(
-            rows, images, _decode_all(self.encoded, rows, *self.shape[2:]), strict=True
-        ):
+        decoded = _decode_all(files, *self.shape[2:])
+        for row, file, image, read in zip(rows, files, images, decoded, strict=True):
             if isinstance(read, str):
-                raise ValueError(f"image {row} could be read before, and now can not: {read}")
+                name = one_line(file) if isinstance(file, Path) else f"image {row}"
+                raise ValueError(f"{name} could be read before, and now can not: {read}")
             image[:] = read  # a grey image fills all channels alike
         return images
 
@@ -68,8 +71,8 @@ def load_images(
 
     Images become squares, without keeping their aspect ratio. They are turned as their EXIF says;
     of an animation the first picture counts, of 16 bits the upper 8; transparency is dropped.
-    Skipped are damaged files, and pictures of more pixels than Pillow deems safe (89 million, its
-    ``Image.MAX_IMAGE_PIXELS``).
+    Skipped are damaged files, numbers of 32 bits or floating point, and pictures of more pixels
+    than Pillow deems safe (89 million, its ``Image.MAX_IMAGE_PIXELS``).
 
     Args:
         encoded: where to read the images of some rows.
@@ -85,32 +88,39 @@ def load_images(
     images = np.empty((count if hold else 1, image_size, image_size, channels or 1), np.uint8)
     kept: list[int] = []
     unread: dict[int, str] = {}
-    for start in range(0, count, _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, count))
-        for row, read in zip(rows, _decode_all(encoded, rows, image_size, channels), strict=True):
-            if isinstance(read, str):
-                unread[int(row)] = read
-                continue
-            if read.shape[-1] > images.shape[-1]:  # the first in colour
-                images = np.repeat(images, 3, axis=-1)
-            images[len(kept) if hold else 0] = read
-            kept.append(int(row))
+    with warnings.catch_warnings(action="ignore"):  # what Pillow doubts is read or skipped
+        for start in range(0, count, _BLOCK):
+            rows = np.arange(start, min(start + _BLOCK, count))
+            decoded = _decode_all(encoded(rows), image_size, channels)
+            for row, read in zip(rows.tolist(), decoded, strict=True):
+                if isinstance(read, str):
+                    unread[row] = read
+                    continue
+                if read.shape[-1] > images.shape[-1]:  # the first in colour
+                    grey, images = images, np.empty((*images.shape[:-1], 3), np.uint8)
+                    images[: len(kept)] = grey[: len(kept)]
+                images[len(kept) if hold else 0] = read
+                kept.append(row)
     found = np.array(kept, int)
     if hold:
         return images[: len(kept)], found, unread
     return StreamedImages(encoded, found, image_size, images.shape[-1]), found, unread
 
 
+def one_line(path: Path) -> str:
+    """A path that can be printed: its line ends, and bytes that are no text, are escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
+
+
 def _decode_all(
-    encoded: Encoded, rows: np.ndarray, image_size: int, channels: int | None
-) -> "list[np.ndarray | str]":
+    files: "Sequence[Path | BinaryIO]", image_size: int, channels: int | None
+) -> "Iterator[np.ndarray | str]":
     def decode(files: "Sequence[Path | BinaryIO]") -> "list[np.ndarray | str]":
         return [_decode(file, image_size, channels) for file in files]
 
     # Several a task: handing one over costs as much as decoding a small image.
-    files = encoded(rows)
     tasks = [files[start : start + _TASK] for start in range(0, len(files), _TASK)]
-    return list(itertools.chain.from_iterable(_threads().map(decode, tasks)))
+    return itertools.chain.from_iterable(_threads().map(decode, tasks))
 
 
 @functools.cache
@@ -122,29 +132,33 @@ def _decode(file: "Path | BinaryIO", size: int, channels: int | None) -> "np.nda
     """uint8[size, size, 1 or 3], or why it cannot be had."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
     try:
+        if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
+            return "not a file"  # a named pipe would be waited for
         with Image.open(file) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
                 return f"{image.width} x {image.height} pixels are more than Pillow deems safe"
-            if image.mode == "F":
-                return "floating point numbers, whose range nothing tells"
+            # Pillow has 16 bits of a PGM as I, and scales them.
+            if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+                return "numbers of 32 bits, whose range nothing tells"
             # A JPEG is decoded at a half to an eighth of its size, where that is enough.
             image.draft(None, (2 * size, 2 * size))
-            if image.getexif().get(_ORIENTATION, 1) != 1:
+            image.load()
+            turned = image.getexif().get(_ORIENTATION, 1) != 1
+            image.info.clear()  # or what follows trips over odd metadata when it passes them on
+            if turned:
                 ImageOps.exif_transpose(image, in_place=True)
+            upright: Image.Image = image
             if image.mode.startswith("I"):
-                values = np.asarray(image)
-                if values.max() > 0xFFFF:
-                    return "more than 16 bits a pixel"
-                upright = Image.fromarray((values // 257).astype(np.uint8))
-            else:
-                upright = image
+                upright = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             grey = channels == 1 or (channels is None and upright.mode in ("1", "L", "LA", "La"))
-            upright = upright.convert("L" if grey else "RGB")
-            array = np.asarray(upright.resize((size, size), Image.Resampling.BILINEAR))
+            mode = "L" if grey else "RGB"
+            if upright.mode != mode:
+                upright = upright.convert(mode)
+            if upright.size != (size, size):
+                upright = upright.resize((size, size), Image.Resampling.BILINEAR)
+            return np.asarray(upright).reshape(size, size, -1)
     except UnidentifiedImageError:
         return "not an image"
-    except (OSError, ValueError, SyntaxError, EOFError, *bombs) as error:
-        return str(error) or type(error).__name__
-    return array.reshape(size, size, -1)
+    except Exception as error:  # each decoder has its own kinds
+        return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -4,14 +4,16 @@ They are kept as array_record files below ``data_dir/NAME/CONFIG/VERSION``. TFDS
 folder of another name, which gets this one when all is written, so half a data set is never read.
 """
 
+import contextlib
 import difflib
 import importlib.util
 import io
 import os
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -27,7 +29,12 @@ _NO_TENSORFLOW = (
     "preparing tfds:{} needs TensorFlow, once; reading it does not: pip install "
     "'margin-jax[prepare]'"
 )
+_DAMAGED = "{} is damaged: {}; delete it to prepare it anew"
+_NO_LABEL = -1  # what TFDS puts for an unknown class
 _BLOCK = 1024  # records that are read at a time
+_FEW = 8  # files that are named in an error
+
+_Read: TypeAlias = Callable[[np.ndarray], list[Any]]
 
 
 class Preset(NamedTuple):
@@ -78,6 +85,8 @@ def load(
 ) -> ImageDataset:
     """A data set by its name in TFDS, prepared first if it is not.
 
+    Images without a label, as in the test parts of contests, are left out.
+
     Args:
         name: NAME or NAME:CONFIG; it may be one of your own that lies prepared in `data_dir`.
         data_dir: where data sets are prepared. Default: that of TFDS, ``~/tensorflow_datasets``.
@@ -96,45 +105,37 @@ def load(
 
     preset = get_preset(name)
     builder = _builder(name, data_dir)
-    image_key, label_key = _keys(name, builder.info.features, label_key)
+    features = builder.info.features
+    image_key, label_key = _keys(name, features, label_key)
     if not (Path(builder.data_path) / _WHOLE).is_file():
         _prepare(name, builder, manual_dir)
-    features = builder.info.features
-    encoded_only = {
-        key: tfds.decode.SkipDecoding()
-        for key, feature in features.items()
-        if isinstance(feature, tfds.features.Image)
-    }
-    try:
-        source = builder.as_data_source(preset.parts if preset else "all", decoders=encoded_only)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"{builder.data_path} was prepared in a format that only TensorFlow reads; "
-            "prepare it again in another data_dir"
-        ) from error
-    named = np.array(_names(source, features, label_key))
-    lock = threading.Lock()  # the source opens its files when first read, without one
+    read, count = _reader(builder, preset.parts if preset else "all", image_key)
+    named = np.array(_names(read, count, label_key))
+    label = _flat(features)[label_key]
+    is_class = isinstance(label, tfds.features.ClassLabel)
+    rows = np.flatnonzero(named != _NO_LABEL) if is_class else np.arange(count)
 
-    def encoded(rows: np.ndarray) -> list[BinaryIO]:
-        with lock:
-            records = source.__getitems__(rows.tolist())
-        return [io.BytesIO(record[image_key]) for record in records]
+    def encoded(chosen: np.ndarray) -> list[BinaryIO]:
+        return [io.BytesIO(record[image_key]) for record in read(rows[chosen])]
 
     images, kept, unread = load_images(
         encoded,
-        len(source),
+        len(rows),
         image_size or (preset.image_size if preset else DEFAULT_SIZE),
         preset.channels if preset else {1: 1, 3: 3}.get(features[image_key].shape[-1]),
         memory_limit,
     )
-    skipped = tuple(f"image {row}: {reason}" for row, reason in unread.items())
+    kept = rows[kept]
+    skipped = tuple(f"image {rows[row]}: {reason}" for row, reason in unread.items())
     if skipped and strict:
         raise ValueError(f"{len(skipped)} unreadable image(s) in {name}, first {skipped[0]}")
     present, labels = np.unique(named[kept], return_inverse=True)
     if len(present) < 2:
-        raise ValueError(f"expected at least two identities in {name}; got {len(present)}")
-    label = _feature(features, label_key)
-    text = label.int2str if isinstance(label, tfds.features.ClassLabel) else str
+        raise ValueError(
+            f"expected at least two identities in {name}; got {len(present)}"
+            + (f" (first unreadable: {skipped[0]})" if skipped else "")
+        )
+    text = label.int2str if is_class else str
     return ImageDataset(
         images=images,
         labels=labels.astype(np.int32),
@@ -174,57 +175,97 @@ def _builder(name: str, data_dir: Path | None) -> Any:
         full = f"{base}/{configuration}".rstrip("/")
         return tfds.builder(full, file_format=_FORMAT, data_dir=where)
     except Exception as error:
-        if "No module named 'tensorflow'" in str(error):
+        reason = _first_line(error)
+        if "No module named 'tensorflow'" in reason:
             raise ValueError(_NO_TENSORFLOW.format(name)) from error
-        near = [] if base in known else difflib.get_close_matches(base, known)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        if "file format" in reason.lower():
+            raise ValueError(
+                f"{PREFIX}{name} must be prepared as {_FORMAT}; in {where} it has a format that "
+                "only TensorFlow reads: prepare it in another data_dir"
+            ) from error
+        if base in known:
+            raise ValueError(f"could not open {PREFIX}{name}: {reason}") from error
+        near = difflib.get_close_matches(base, known)
+        hint = f". Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(
             f"no {PREFIX}{name}, neither among the {len(known)} of TensorFlow Datasets nor "
-            f"prepared in {where}: {_first_line(error)}{hint}"
+            f"prepared in {where}: {reason}{hint}"
         ) from error
 
 
 def _keys(name: str, features: Any, label_key: str | None) -> tuple[str, str]:
-    """The features with the image and with the identity."""
+    """The features with the image and with what names its identity."""
     import tensorflow_datasets as tfds
 
-    def of(kind: type) -> list[str]:
-        return [key for key, feature in features.items() if isinstance(feature, kind)]
+    def of(kind: type, among: Any) -> list[str]:
+        return [key for key, feature in among.items() if isinstance(feature, kind)]
 
-    images, classes = of(tfds.features.Image), of(tfds.features.ClassLabel)
-    image = "image" if "image" in images else images[0] if len(images) == 1 else None
-    if image is None:
-        raise ValueError(f"{PREFIX}{name} must have one image; got features {sorted(features)}")
-    label = label_key or (
-        "label" if "label" in features else classes[0] if len(classes) == 1 else None
-    )
-    if label is None or (kind := _feature(features, label)) is None or kind.shape != ():
+    images = of(tfds.features.Image, features)
+    if len(images) != 1 and "image" not in images:
         raise ValueError(
-            f"label_key must be the feature of {PREFIX}{name} that names the identity; "
-            f"got {label}, its features are {sorted(features)}"
+            f"{PREFIX}{name} must have one feature that is an image, or one that is called image; "
+            f"got {', '.join(sorted(images)) or 'none'}"
         )
-    return image, label
+    labels = {  # each is one whole number or one text
+        key: feature
+        for key, feature in _flat(features).items()
+        if feature.shape == () and np.dtype(feature.np_dtype).kind in "iuO"
+    }
+    classes = of(tfds.features.ClassLabel, labels)
+    if label_key is None and ("label" in labels or len(classes) == 1):
+        label_key = "label" if "label" in labels else classes[0]
+    if label_key not in labels:
+        raise ValueError(
+            f"label_key must be the feature of {PREFIX}{name} that names the identity, one of "
+            f"{', '.join(sorted(labels)) or 'none'}; got {label_key}"
+        )
+    return "image" if "image" in images else images[0], label_key
 
 
-def _feature(features: Any, key: str) -> Any:
-    """A feature by its key, which may lead through nested ones; None if there is none."""
-    if key in features:
-        return features[key]
-    outer, slash, inner = key.partition("/")
-    nested = outer in features and slash and hasattr(features[outer], "items")
-    return _feature(features[outer], inner) if nested else None
+def _flat(nested: Any) -> dict[str, Any]:
+    """Features, or the values of a record, by their keys; those of nested ones as outer/inner."""
+    import tensorflow_datasets as tfds
+
+    flat: dict[str, Any] = {}
+    for key, inner in nested.items():
+        more = isinstance(inner, dict | tfds.features.FeaturesDict)
+        flat |= {f"{key}/{k}": v for k, v in _flat(inner).items()} if more else {key: inner}
+    return flat
 
 
-def _names(source: Any, features: Any, label_key: str) -> list[Any]:
+def _reader(builder: Any, parts: str, image_key: str) -> tuple[_Read, int]:
+    """What reads the records of some rows, with images as they were encoded; how many there are."""
+    import tensorflow_datasets as tfds
+
+    encoded_only = {
+        key: tfds.decode.SkipDecoding()
+        for key, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    source = builder.as_data_source(parts, decoders=encoded_only)
+    lock = threading.Lock()  # old versions of array_record open files without one
+
+    def read(rows: np.ndarray) -> list[Any]:
+        try:
+            with lock:
+                records: list[Any] = source.__getitems__(rows.tolist())
+        except RuntimeError as error:  # array_record has no other kind
+            raise ValueError(_DAMAGED.format(builder.data_path, _first_line(error))) from error
+        if not all(record[image_key] for record in records):  # so it reads a file cut short
+            raise ValueError(_DAMAGED.format(builder.data_path, "there are empty records"))
+        return records
+
+    return read, len(source)
+
+
+def _names(read: _Read, count: int, label_key: str) -> list[str | int]:
     """What names the identity of each record: the number of a class, another number, or a text."""
     names = []
-    for start in range(0, len(source), _BLOCK):
-        rows = range(start, min(start + _BLOCK, len(source)))
-        for record in source.__getitems__(list(rows)):
-            value = record
-            for key in [label_key] if label_key in features else label_key.split("/"):
-                value = value[key]
-            names.append(value.decode() if isinstance(value, bytes) else np.asarray(value).item())
+    for start in range(0, count, _BLOCK):
+        for record in read(np.arange(start, min(start + _BLOCK, count))):
+            value = _flat(record)[label_key]
+            text = isinstance(value, bytes)
+            names.append(value.decode(errors="backslashreplace") if text else int(value))
     return names
 
 
@@ -232,24 +273,29 @@ def _prepare(name: str, builder: Any, manual_dir: Path | None) -> None:
     """Downloads what `manual_dir` does not have, and writes array_record files."""
     import tensorflow_datasets as tfds
 
+    if Path(builder.data_path).exists():
+        raise ValueError(_DAMAGED.format(builder.data_path, f"there is no {_WHOLE}"))
     if importlib.util.find_spec("tensorflow") is None:
         raise ValueError(f"{_NO_TENSORFLOW.format(name)} (not in {builder.data_path} yet)")
     if manual_dir is not None and not Path(manual_dir).is_dir():
         raise ValueError(f"manual_dir must be a folder; there is no folder {manual_dir}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")  # or it would take all of the memory
     where = tfds.download.DownloadConfig(manual_dir=manual_dir and os.fspath(manual_dir))
     try:
+        import tensorflow as tf
+
+        with contextlib.suppress(RuntimeError):  # it is in use already
+            tf.config.set_visible_devices([], "GPU")  # or it would take all of the memory
         builder.download_and_prepare(download_config=where, file_format=_FORMAT)
     except Exception as error:  # each builder has its own kinds
-        files = [url.filename for url in (builder.url_infos or {}).values()]
-        raise ValueError(
-            f"could not prepare {PREFIX}{name}: {type(error).__name__}: {error}. "
-            f"Files that you have can lie in a folder, given as manual_dir: {', '.join(files)}"
-        ) from error
+        hint = builder.MANUAL_DOWNLOAD_INSTRUCTIONS or ""
+        files = [url.filename for url in (builder.url_infos or {}).values() if url.filename]
+        if files and not hint:
+            names = ", ".join(files[:_FEW] + ["…"] * (len(files) > _FEW))
+            hint = f"Missing or wrong files can be put by hand into a folder, manual_dir: {names}"
+        reason = f"{type(error).__name__}: {_first_line(error)}. {' '.join(hint.split())}".strip()
+        raise ValueError(f"could not prepare {PREFIX}{name}: {reason}") from error
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    return str(error).strip().partition("\n")[0].rstrip(":.")

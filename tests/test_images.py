@@ -1,0 +1,385 @@
+"""Image folders: which files are read, what becomes of each kind, held in memory and streamed."""
+
+import io
+import itertools
+import os
+import struct
+import sys
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from margin_jax.data import folder, load_dataset
+from margin_jax.data.images import StreamedImages, load_images
+
+SIZE = (20, 10)
+
+
+def encoded(image, form, **options):
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def plain(mode, value, form="PNG", **options):
+    return encoded(Image.new(mode, SIZE, value), form, **options)
+
+
+def save(path, value=100, mode="L"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(plain(mode, value))
+
+
+def noise(form, **options):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    return encoded(Image.fromarray(pixels), form, **options)
+
+
+def numbers(dtype, value, form="PNG"):
+    return encoded(Image.fromarray(np.full(SIZE, value, dtype)), form)
+
+
+def palette(**options):
+    image = Image.new("P", SIZE, 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    return encoded(image, "PNG", **options)
+
+
+def pictures(form, **options):
+    first, second = (Image.new("RGB", SIZE, colour) for colour in ("#c86432", "#00ff00"))
+    return encoded(first, form, save_all=True, append_images=[second], **options)
+
+
+def png(width, height, depth, colour, rows=b""):
+    """A PNG file by hand, for what Pillow does not write."""
+
+    def chunk(kind, data):
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*c) for c in chunks)
+
+
+def without_size(data, start, length):
+    return data[:start] + bytes(length) + data[start + length :]
+
+
+RGB = [200, 100, 50]
+JPEG = noise("JPEG")
+# The bytes of a file; the channels of all its pixels, or why it is skipped.
+FILES = {
+    "1 bit.png": (plain("1", 1), [255]),
+    "grey.png": (plain("L", 77), [77]),
+    "grey and alpha.png": (plain("LA", (77, 0)), [77]),
+    "16 bits.png": (numbers(np.uint16, 0x8080), [0x80]),
+    "16 bits.tif": (numbers(np.uint16, 0x80FF, "TIFF"), [0x80]),
+    "16 bits.pgm": (b"P5 1 1 65535\n\x80\x80", [0x80]),
+    "rgb.webp": (plain("RGB", (200, 100, 50), "WEBP", lossless=True), RGB),
+    "rgba.png": (plain("RGBA", (200, 100, 50, 0)), RGB),
+    "rgb of 16 bits.png": (png(1, 1, 16, 2, b"\0\xc8\xc8\x64\x64\x32\x32"), RGB),
+    "palette.png": (palette(), [10, 20, 30]),
+    "one colour is transparent.png": (palette(transparency=1), [10, 20, 30]),
+    "each colour has its alpha.png": (palette(transparency=b"\0\x40"), [10, 20, 30]),
+    "rgb.jpg": (plain("RGB", (200, 100, 50), "JPEG"), RGB),
+    "progressive.jpg": (plain("RGB", (200, 100, 50), "JPEG", progressive=True), RGB),
+    "cmyk.jpg": (plain("CMYK", (55, 155, 205, 0), "JPEG"), RGB),
+    "animation.gif": (pictures("GIF"), RGB),
+    "animation.png": (pictures("PNG"), RGB),
+    "animation.webp": (pictures("WEBP", lossless=True), RGB),
+    "text in capitals.PNG": (b"a text, long enough for any header", "not an image"),
+    "empty.png": (b"", "not an image"),
+    "cut.jpg": (JPEG[: len(JPEG) // 2], "truncated"),
+    "cut.png": (noise("PNG")[:-400], "truncated"),
+    "cut in the header.png": (noise("PNG")[:20], "Truncated"),
+    "corrupt.png": (noise("PNG").replace(b"IDAT", b"IDAT" + bytes(9)), "broken data stream"),
+    "32 bits.tif": (numbers(np.int32, 200, "TIFF"), "range nothing tells"),
+    "float.tif": (numbers(np.float32, 0.5, "TIFF"), "range nothing tells"),
+    "no width.png": (png(0, 5, 8, 0), "not an image"),
+    "no height.jpg": (without_size(JPEG, JPEG.index(b"\xff\xc0") + 5, 4), "not an image"),
+    "no size.bmp": (without_size(noise("BMP"), 18, 8), "not an image"),
+    # Both of them would be "truncated" if more than the header was looked at.
+    "unsafe.png": (png(12_000, 9_000, 8, 0), "12000 x 9000 pixels are more than Pillow deems"),
+    "bomb.png": (png(20_000, 20_000, 8, 0), "400000000 pixels.*exceeds"),
+}
+
+
+@pytest.fixture(scope="module")
+def all_files(tmp_path_factory):
+    """A folder of every kind of file, a grey picture after each, under two identities."""
+    root = tmp_path_factory.mktemp("files")
+    for value, (identity, name) in enumerate(itertools.product("ab", FILES)):
+        save(root / identity / f"{name}.png", value)
+        (root / identity / name).write_bytes(FILES[name][0])
+    return root
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_read_or_skipped_for_a_reason(tmp_path, name):
+    data, expected = FILES[name]
+    for identity in "ab":
+        save(tmp_path / identity / "sound.png", 9)
+    (tmp_path / "a" / name).write_bytes(data)
+    with warnings.catch_warnings(record=True, action="always") as warned:
+        dataset = load_dataset("folder", tmp_path, 8, False)
+    assert warned == []
+    if isinstance(expected, str):
+        assert dataset.files == ("a/sound.png", "b/sound.png")
+        (skipped,) = dataset.skipped
+        assert skipped.startswith(f"a/{name}: ")
+        with pytest.raises(ValueError, match=rf"1 unreadable file.*a/{name}: .*{expected}"):
+            load_dataset("folder", tmp_path, 8, True)
+    else:
+        assert dataset.skipped == ()
+        read = dataset.images[dataset.files.index(f"a/{name}")]
+        assert read.shape == (8, 8, len(expected))
+        lossy = name.endswith("jpg")
+        np.testing.assert_allclose(read, np.broadcast_to(expected, read.shape), atol=lossy)
+        # One picture in colour makes all of them RGB.
+        assert (dataset.images[dataset.files.index("b/sound.png")] == 9).all()
+
+
+# --- turned pictures ---
+
+# How a camera stores an upright picture, by the EXIF orientation that says so.
+STORED = {
+    1: lambda picture: picture,
+    2: lambda picture: picture[:, ::-1],
+    3: lambda picture: picture[::-1, ::-1],
+    4: lambda picture: picture[::-1],
+    5: lambda picture: picture.swapaxes(0, 1),
+    6: lambda picture: np.rot90(picture),
+    7: lambda picture: np.rot90(picture[::-1]),
+    8: lambda picture: np.rot90(picture, -1),
+}
+
+
+def exif(orientation, *entries):
+    """Exif by hand: of each entry the tag, the type, how many, and the value."""
+    entries = ((0x0112, 3, 1, orientation), *entries)
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + packed + bytes(8)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_pictures_are_turned_upright(tmp_path, orientation, form):
+    colours = np.array([[[250, 20, 20], [20, 250, 20]], [[20, 20, 250], [240, 240, 240]]], np.uint8)
+    upright = colours.repeat(32, 0).repeat(16, 1)
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    options = {"exif": Image.Exif()}
+    options["exif"][0x0112] = orientation
+    path = tmp_path / "turned.png"
+    path.write_bytes(encoded(stored, form, **options))
+    images, _, skipped = folder.read_images([path], 8)
+    assert skipped == ()
+    np.testing.assert_allclose(images[0, 1::5, 1::5], colours, atol=12)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pytest.param((0x011A, 2, 1, 0), id="a resolution that is a text"),
+        pytest.param((0x0132, 5, 1, 0), id="a date that is a fraction"),
+        pytest.param((0x8769, 9, 2, 0x80000000), id="a part that lies before the file"),
+        pytest.param((0x9003, 2, 999, 60), id="a date that lies behind the file"),
+    ],
+)
+def test_odd_metadata_spoils_no_picture(tmp_path, odd):
+    upright = np.repeat([[200], [20]], 32, 0).repeat(64, 1).astype(np.uint8)
+    path = tmp_path / "odd.jpg"
+    path.write_bytes(encoded(Image.fromarray(np.rot90(upright)), "JPEG", exif=exif(6, odd)))
+    images, _, skipped = folder.read_images([path], 8)
+    assert skipped == ()
+    np.testing.assert_allclose(images[0, [1, 6], :, 0], np.repeat([[200], [20]], 8, 1), atol=2)
+
+
+# --- folders ---
+
+
+def test_folder_reads_nested_identities_in_sorted_order(tmp_path):
+    save(tmp_path / "b" / "2.png", value=2)
+    save(tmp_path / "b" / "1.png", value=1)
+    save(tmp_path / "a" / "deep" / "1.png", value=3)
+    save(tmp_path / "c.png" / "1.png", value=4)
+    save(tmp_path / "stray.png")  # belongs to no identity
+    (tmp_path / "b" / "notes.txt").write_text("not an image")
+    (tmp_path / "b" / "empty.png").mkdir()
+    data = load_dataset("folder", tmp_path, 8, False)
+    assert data.identities == ("a/deep", "b", "c.png")
+    assert data.files == ("a/deep/1.png", "b/1.png", "b/2.png", "c.png/1.png")
+    assert data.labels.tolist() == [0, 1, 1, 2]
+    assert data.images.shape == (4, 8, 8, 1)
+    assert data.images[:, 0, 0, 0].tolist() == [3, 1, 2, 4]
+    assert data.skipped == ()
+
+
+NAMES = [
+    "中文",
+    "עברית",
+    "\u00e9",
+    "e\u0301",
+    "🙂",
+    "two words",
+    "two\nlines",
+    "$HOME",
+    "-rf",
+    "'",
+    '"',
+]
+NO_TEXT = os.fsdecode(b"caf\xe9")
+
+
+def test_names_may_be_in_any_script(tmp_path):
+    names = NAMES + [NO_TEXT] * (sys.platform == "linux")
+    for value, name in enumerate(names):
+        save(tmp_path / name / f"{name}.png", value)
+    dataset = load_dataset("folder", tmp_path, 8, True)
+    assert dataset.identities == tuple(sorted(names))
+    assert dataset.files == tuple(f"{name}/{name}.png" for name in sorted(names))
+    values = [names.index(name) for name in dataset.identities]
+    assert dataset.images[:, 0, 0, 0].tolist() == values
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text")
+def test_a_skipped_file_is_named_in_a_line_of_text(tmp_path):
+    root = tmp_path / "two\nlines"
+    for name in ("a", "b\nc"):
+        save(root / name / "1.png")
+    for name in (NO_TEXT, "中 文\\n", "two\nlines"):
+        (root / "b\nc" / f"{name}.png").touch()
+    skipped = load_dataset("folder", root, 8, False).skipped
+    names = ("caf\\udce9", "two\\nlines", "中 文\\n")
+    assert set(skipped) == {f"b\\nc/{name}.png: not an image" for name in names}
+
+
+def test_what_is_no_file_is_skipped(tmp_path):
+    """Above all a named pipe, which would be waited for."""
+    for name in "ab":
+        save(tmp_path / name / "1.png")
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "a" / "itself.png").symlink_to("itself.png")
+    (tmp_path / "a" / "link.png").symlink_to(tmp_path / "b" / "1.png")
+    dataset = load_dataset("folder", tmp_path, 8, False)
+    assert dataset.files == ("a/1.png", "a/link.png", "b/1.png")
+    assert dataset.skipped == (
+        "a/gone.png: No such file or directory",
+        "a/itself.png: Too many levels of symbolic links",
+        "a/pipe.png: not a file",
+    )
+    _, kept, skipped = folder.read_images([tmp_path / "a"], 8)
+    assert (kept, skipped) == ([], (f"{tmp_path / 'a'}: not a file",))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_without_permission_is_skipped(tmp_path):
+    for name in "ab":
+        save(tmp_path / name / "1.png")
+    save(tmp_path / "a" / "secret.png")
+    (tmp_path / "a" / "secret.png").chmod(0)
+    assert load_dataset("folder", tmp_path, 8, False).skipped == (
+        "a/secret.png: Permission denied",
+    )
+
+
+def test_identities_may_be_links(tmp_path):
+    """A folder that is reached twice counts once, and which time does not depend on the disk."""
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    names = [f"real {i}" for i in range(8)]
+    for value, name in enumerate(names):
+        save(root / name / "1.png", value)
+        (root / f"link {value}").symlink_to(name)
+    save(elsewhere / "1.png", 8)
+    (root / "outside").symlink_to(elsewhere)
+    (root / "real 0" / "loop").symlink_to(root)
+    (root / "real 0" / "self").symlink_to(".")
+    dataset = load_dataset("folder", root, 8, True)
+    assert dataset.identities == (*(f"link {value}" for value in range(8)), "outside")
+    assert dataset.images[:, 0, 0, 0].tolist() == list(range(9))
+
+
+def test_folder_errors_say_what_was_expected(tmp_path):
+    with pytest.raises(ValueError, match=r"no folder .*missing"):
+        load_dataset("folder", tmp_path / "missing", 8, False)
+    with pytest.raises(ValueError, match="expected a folder for each identity"):
+        load_dataset("folder", tmp_path, 8, False)
+    save(tmp_path / "a" / "1.png")
+    with pytest.raises(ValueError, match=r"at least two identities.*got 1"):
+        load_dataset("folder", tmp_path, 8, False)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1.png").touch()
+    with pytest.raises(ValueError, match=r"got 1 \(first unreadable file: b/1.png: not an image"):
+        load_dataset("folder", tmp_path, 8, False)
+
+
+# --- held in memory, or not ---
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_streamed_images_are_those_held_in_memory(all_files, channels):
+    held = folder.load(all_files, 8, channels=channels)
+    streamed = folder.load(all_files, 8, channels=channels, memory_limit=0)
+    assert isinstance(held.images, np.ndarray)
+    assert isinstance(streamed.images, StreamedImages)
+    assert (streamed.files, streamed.skipped) == (held.files, held.skipped)
+    assert len(held.files) + len(held.skipped) == 4 * len(FILES)
+    assert streamed.images.shape == held.images.shape == (len(held.files), 8, 8, channels or 3)
+    assert len({image.tobytes() for image in held.images}) > 2 * len(FILES)
+    rows = np.random.default_rng(0).permutation(len(held.files))
+    np.testing.assert_array_equal(streamed.images[rows], held.images[rows])
+    np.testing.assert_array_equal(streamed.images[3:5], held.images[3:5])
+    first, first_streamed = held.first(1), streamed.first(1)
+    assert 0 < len(first.images) == len(first_streamed.images) < len(held.images)
+    rows = rows[rows < len(first.images)]
+    np.testing.assert_array_equal(first_streamed.images[rows], first.images[rows])
+
+
+def test_rows_keep_their_place_in_a_long_list(all_files):
+    files = folder.find_images(all_files)
+    rows = np.random.default_rng(0).integers(0, len(files), 700)
+    short, kept, unread = load_images(lambda some: [files[i] for i in some], len(files), 8)
+    long, all_kept, all_unread = load_images(lambda some: [files[i] for i in rows[some]], 700, 8)
+    assert all_kept.tolist() == np.flatnonzero(np.isin(rows, kept)).tolist()
+    assert all_unread == {row: unread[i] for row, i in enumerate(rows) if i in unread}
+    np.testing.assert_array_equal(long, short[np.searchsorted(kept, rows[all_kept])])
+
+
+def test_grey_images_stay_grey_when_streamed(tmp_path):
+    for value, name in enumerate("abc"):
+        save(tmp_path / name / "1.png", value)
+    streamed = folder.load(tmp_path, 8, memory_limit=0)
+    assert streamed.images.shape == (3, 8, 8, 1)
+    assert streamed.images[:][:, 0, 0, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("channels", [None, 1])
+def test_the_limit_is_the_size_of_the_array(tmp_path, channels):
+    save(tmp_path / "1.png")
+
+    def load(limit):
+        return load_images(lambda rows: [tmp_path / "1.png"] * len(rows), 5, 4, channels, limit)[0]
+
+    size = 5 * 4 * 4 * (channels or 3)  # which may turn out to be colour
+    assert isinstance(load(size), np.ndarray)
+    assert isinstance(load(size - 1), StreamedImages)
+
+
+@pytest.mark.parametrize("change", ["gone", "changed"])
+def test_a_file_that_no_longer_can_be_read_is_named(tmp_path, change):
+    for name in ("a", "b", "two\nlines"):
+        save(tmp_path / name / "1.png")
+    images = folder.load(tmp_path, 8, memory_limit=0).first(3).images
+    path = tmp_path / "two\nlines" / "1.png"
+    path.unlink() if change == "gone" else path.write_bytes(b"")
+    assert images[np.array([1, 0])].shape == (2, 8, 8, 1)
+    reason = {"gone": "No such file or directory", "changed": "not an image"}[change]
+    with pytest.raises(ValueError, match=r"could be read before") as raised:
+        images[np.array([1, 2])]
+    assert str(raised.value) == (
+        f"{tmp_path}/two\\nlines/1.png could be read before, and now can not: {reason}"
+    )
