@@ -30,6 +30,11 @@ class Option(NamedTuple):
 # Parameters of schedules that have an option of their own.
 _SCHEDULE_OPTIONS = ("margin", "margin_end", "threshold", "increase", "epochs")
 SELECTIONS = ("auc", "loss")
+# Names from modules that load Flax and optax, which --help need not wait for; a test compares them.
+_ENCODERS = ("small_cnn", "efficientnet_b0", "mobilenet_v3_small", "nn2", "mlp")
+_PRETRAINED = ("efficientnet_b0", "mobilenet_v3_small")
+_OPTIMIZERS = ("adam", "adagrad", "rmsprop")
+_LEARNING_RATES = ("constant", "exponential", "step97", "warmup_linear")
 
 
 def as_file_name(text: str) -> str:
@@ -146,7 +151,17 @@ class TrainConfig:
 
     epochs: Annotated[int, Option("Training", "Times through the training identities.")] = 30
     seed: Annotated[int, Option("Training", "Of weights, split, batches and pairs.")] = 0
-    learning_rate: Annotated[float, Option("Training", "Of Adam.")] = 1e-3
+    optimizer: Annotated[str, Option("Training", f"{_one_of(_OPTIMIZERS)}")] = "adam"
+    learning_rate: Annotated[float, Option("Training", "At its highest.")] = 1e-3
+    learning_rate_schedule: Annotated[
+        str,
+        Option(
+            "Training",
+            "constant; exponential: to 1 % over the run; step97: 3 % less every 2.4 epochs; "
+            "warmup_linear: up over a tenth of the run, then down to 1 %. "
+            f"{_one_of(_LEARNING_RATES)}",
+        ),
+    ] = "constant"
     identities_per_batch: Annotated[int, Option("Training", "P of the PK sampler.")] = 32
     images_per_identity: Annotated[int, Option("Training", "K of the PK sampler.")] = 2
     small_identities: Annotated[
@@ -177,12 +192,34 @@ class TrainConfig:
             "by commas: random changes to the training images.",
         ),
     ] = "none"
-    encoder: Annotated[str, Option("Training", "The network. One of: small_cnn.")] = "small_cnn"
+    encoder: Annotated[str, Option("Network", f"The network. {_one_of(_ENCODERS)}")] = "small_cnn"
+    pretrained: Annotated[
+        bool,
+        Option(
+            "Network",
+            "Begin with weights trained on ImageNet, from the Hugging Face hub. For "
+            "efficientnet_b0 and mobilenet_v3_small.",
+        ),
+    ] = False
+    weights: Annotated[
+        str | None,
+        Option("Network", "Begin with the weights of a safetensors file of the same tensors."),
+    ] = None
+    freeze: Annotated[
+        int, Option("Network", "Epochs in which all but the head stays as it is.")
+    ] = 0
+    small_stem: Annotated[
+        bool,
+        Option("Network", "The first layer keeps the size of the images, for 28 to 64 pixels."),
+    ] = False
+    dtype: Annotated[str, Option("Network", "Of the computation. One of: float32, bfloat16.")] = (
+        "float32"
+    )
     devices: Annotated[
         int | None,
         Option("Training", "Devices that share a batch. Default: all accelerators, or one CPU."),
     ] = None
-    embedding_size: Annotated[int, Option("Training", "Length of an embedding.")] = 128
+    embedding_size: Annotated[int, Option("Network", "Length of an embedding.")] = 128
     select: Annotated[
         str,
         Option(
@@ -208,6 +245,8 @@ class TrainConfig:
             "reduction": REDUCTIONS,
             "small_identities": SMALL_IDENTITIES,
             "sampler": SAMPLERS,
+            "optimizer": _OPTIMIZERS,
+            "learning_rate_schedule": _LEARNING_RATES,
             "select": SELECTIONS,
         }
         for name, names in choices.items():
@@ -224,6 +263,7 @@ class TrainConfig:
             "identities_per_batch": 2,
             "images_per_identity": 2,
             "fillers": 0,
+            "freeze": 0,
             "embedding_size": 1,
             "devices": 1,
             "image_size": 8,
@@ -260,12 +300,23 @@ class TrainConfig:
                 raise ValueError(f"{name} is for datasets tfds:NAME; got it with {self.dataset}")
         if self.overwrite and self.resume:
             raise ValueError("overwrite and resume exclude each other")
-        for name in ("data_dir", "manual_dir", "out"):  # a Path is as good, but JSON has none
+        for name in (
+            "data_dir",
+            "manual_dir",
+            "weights",
+            "out",
+        ):  # a Path is as good, but JSON has none
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, str(getattr(self, name)))
-        for name in ("data_dir", "split"):  # so that a run can be resumed from anywhere
+        if self.begins_with_weights:
+            check_choice("encoder with weights", self.encoder, _PRETRAINED)
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights exclude each other")
+        if self.freeze and self.encoder == "small_cnn":
+            raise ValueError("freeze is for encoders with a head of their own; got small_cnn")
+        for name in ("data_dir", "weights", "split"):  # so that a run can be resumed from anywhere
             value = getattr(self, name)
-            if value is not None and (name == "data_dir" or value.endswith(".json")):
+            if value is not None and (name != "split" or value.endswith(".json")):
                 object.__setattr__(self, name, str(Path(value).expanduser().absolute()))
         if self.data_dir and Path(self.data_dir).resolve() in self.folder.resolve().parents:
             raise ValueError(f"out must not lie in data_dir, {self.data_dir}; got {self.folder}")
@@ -288,6 +339,11 @@ class TrainConfig:
             self.out
             or f"runs/{as_file_name(self.dataset)}-{as_file_name(self.schedule)}-{self.seed}"
         )
+
+    @property
+    def begins_with_weights(self) -> bool:
+        """Whether the network is not drawn at random."""
+        return self.pretrained or self.weights is not None
 
     @property
     def batch_size(self) -> int:

@@ -163,7 +163,13 @@ def get_encoder(config: TrainConfig, own: Encoder | None) -> Encoder:
             f"an encoder is given if, and only if, the configuration says encoder {OWN!r}; "
             f"it says {config.encoder!r}"
         )
-    return own or make_encoder(config.encoder, config.embedding_size)
+    return own or make_encoder(
+        config.encoder,
+        config.embedding_size,
+        dtype=config.dtype,
+        small_stem=config.small_stem,
+        colour=config.begins_with_weights,
+    )
 
 
 def read_config(folder: Path) -> TrainConfig:
@@ -226,8 +232,10 @@ def _check_same(config: TrainConfig, described: str, folder: Path) -> None:
     """Refuses to resume what is not the same run; more epochs of it are, if its rule allows."""
     saved = read_config(folder).experiment()
     asked = config.experiment()
-    # A schedule laid out over the whole run can not be made longer.
-    laid_out = spec.has_parameter(config.schedule, "epochs")
+    # What is laid out over the whole run can not be made longer.
+    laid_out = (
+        spec.has_parameter(config.schedule, "epochs") or config.learning_rate_schedule != "constant"
+    )
     if not laid_out and asked["epochs"] > saved["epochs"]:
         saved["epochs"] = asked["epochs"]
     changed = [

@@ -29,7 +29,8 @@ from margin_jax.evaluation.verification import (
 )
 from margin_jax.losses import batch_all_triplet_loss
 from margin_jax.mining import mining_schedule
-from margin_jax.models import Encoder
+from margin_jax.models import Encoder, pretrained
+from margin_jax.optimizers import make_optimizer
 from margin_jax.progress import ProgressBar
 from margin_jax.protocol import RunData, image_moments, plan_epoch, prepare_data
 from margin_jax.run import Run
@@ -72,6 +73,7 @@ def fit(
         run.check_folder(config)  # before the data, which can take minutes to load
     data = prepare_data(config, dataset)
     encoder = run.get_encoder(config, encoder)
+    published = _published(config) if config.begins_with_weights else None
     augment = make_augment(config.augment)
     if augment is not None:  # images that are too small for it are refused here
         one = jax.ShapeDtypeStruct((1, *data.dataset.images.shape[1:]), np.uint8)
@@ -82,7 +84,7 @@ def fit(
     compiled = functools.partial(
         _optimizer_and_step,
         encoder,
-        config.learning_rate,
+        _optimizer(config, data),
         config.distance,
         config.reduction,
         config.histogram or schedule.needs_histogram,
@@ -92,7 +94,10 @@ def fit(
     optimizer, _ = compiled(mining(1))
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     params, batch_stats = encoder.init(init_key, data.dataset.images.shape[1:])
-    batch_stats = encoder.with_normalisation(batch_stats, *image_moments(data))
+    if published is not None:
+        params, batch_stats = _begin_with(published, config, encoder, params, batch_stats)
+    else:
+        batch_stats = encoder.with_normalisation(batch_stats, *image_moments(data))
     state = create_state(params, batch_stats, optimizer, schedule, train_key)
     state = place_copies(state, mesh)
     validate = _validator(config, data, encoder)
@@ -155,7 +160,7 @@ def fit(
 @functools.lru_cache(maxsize=8)
 def _optimizer_and_step(
     encoder: Encoder,
-    learning_rate: float,
+    optimizer: tuple[Any, ...],
     distance: str,
     reduction: str,
     histogram: bool,
@@ -164,10 +169,10 @@ def _optimizer_and_step(
     mining: str,
 ) -> tuple[optax.GradientTransformation, TrainStep]:
     """Cached, so that runs which differ in nothing that is compiled share one compilation."""
-    optimizer = optax.adam(learning_rate)
+    rule = make_optimizer(*optimizer)
     train_step = make_train_step(
         encoder.apply,
-        optimizer,
+        rule,
         distance=distance,
         reduction=reduction,
         mining=mining,
@@ -175,7 +180,38 @@ def _optimizer_and_step(
         augment=augment,
         mesh=mesh,
     )
-    return optimizer, train_step
+    return rule, train_step
+
+
+def _optimizer(config: TrainConfig, data: RunData) -> tuple[Any, ...]:
+    """Arguments of :func:`~margin_jax.optimizers.make_optimizer`."""
+    steps = 1
+    if config.learning_rate_schedule != "constant" or config.freeze:
+        steps = len(plan_epoch(config, data.dataset, data.train, 0)[0])
+    return (
+        config.optimizer,
+        config.learning_rate,
+        config.learning_rate_schedule,
+        steps * config.epochs if config.learning_rate_schedule != "constant" else 1,
+        steps,
+        config.freeze,
+    )
+
+
+def _published(config: TrainConfig) -> tuple[Any, Any]:
+    """``(params, batch_stats)`` of the trunk that a run begins with."""
+    path = pretrained.fetch(config.encoder) if config.weights is None else config.weights
+    return pretrained.load_weights(config.encoder, path)
+
+
+def _begin_with(
+    trunk: tuple[Any, Any], config: TrainConfig, encoder: Encoder, params: Any, batch_stats: Any
+) -> tuple[Any, Any]:
+    """Takes over a published trunk, and the normalisation of images that goes with it."""
+    params, batch_stats = encoder.with_trunk(params, batch_stats, *trunk)
+    of_images = pretrained.PRETRAINED[config.encoder]
+    mean, std = np.array(of_images.mean), np.array(of_images.std)
+    return params, encoder.with_normalisation(batch_stats, mean, std)
 
 
 def _is_first_process() -> bool:

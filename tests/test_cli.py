@@ -68,7 +68,7 @@ BAD = {
     "unknown distance": (["train", "--distance", "euclid"], "Did you mean 'euclidean'?"),
     "unknown reduction": (["train", "--reduction", "max"], "mean_active, mean, sum; got 'max'"),
     "unknown mining": (["train", "--mining", "easy"], "all, semihard, hard; got 'easy'"),
-    "unknown encoder": (["train", "--encoder", "resnet"], "small_cnn; got 'resnet'"),
+    "unknown encoder": (["train", "--encoder", "resnet"], "nn2, mlp; got 'resnet'"),
     "unknown selection": (["train", "--select", "acc"], "auc, loss; got 'acc'"),
     "negative margin": (["train", "--margin", "-1"], "margin must be finite and at least 0"),
     "margin NaN": (["train", "--margin", "nan"], "got nan"),
@@ -109,6 +109,21 @@ BAD = {
     "negative memory": (["train", "--memory-limit", "-1"], "memory_limit must be at least 0"),
     "describe what is not": (["datasets", "describe", "glyfs"], "Did you mean 'glyphs'?"),
     "describe a folder": (["datasets", "describe", "folder"], "needs data_dir"),
+    "weights for a network without any": (["train", "--pretrained"], "got 'small_cnn'"),
+    "two sources of weights": (
+        ["train", "--encoder", "efficientnet_b0", "--pretrained", "--weights", "x"],
+        "pretrained and weights exclude each other",
+    ),
+    "no file of weights": (
+        ["train", "--encoder", "efficientnet_b0", "--weights", "no.safetensors"],
+        "there is no file",
+    ),
+    "nothing to freeze": (["train", "--freeze", "1"], "got small_cnn"),
+    "negative freeze": (["train", "--encoder", "mlp", "--freeze", "-1"], "freeze must be at least"),
+    "unknown dtype": (["train", "--dtype", "float16"], "Did you mean 'bfloat16'?"),
+    "unknown optimizer": (["train", "--optimizer", "adm"], "Did you mean 'adam'?"),
+    "unknown learning rate": (["train", "--learning-rate-schedule", "exp"], "warmup_linear; got"),
+    "a stem it does not have": (["train", "--small-stem", "--encoder", "mlp"], "small_stem is for"),
     "both": (["train", "--overwrite", "--resume"], "exclude each other"),
 }
 

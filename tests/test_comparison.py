@@ -52,7 +52,7 @@ def _step_arguments(run):
     mesh = training.make_mesh(None, config.batch_size)
     return (
         run.encoder,
-        config.learning_rate,
+        ("adam", config.learning_rate, "constant", 1, 1, 0),
         config.distance,
         config.reduction,
         config.histogram,

@@ -12,9 +12,23 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from margin_jax.choices import check_choice
+from margin_jax.models.efficientnet import EfficientNetB0
+from margin_jax.models.heads import HEADS, Siamese
+from margin_jax.models.mlp import MLP
+from margin_jax.models.mobilenet import MobileNetV3Small
+from margin_jax.models.nn2 import NN2
 from margin_jax.models.small_cnn import SmallCNN
 
-ENCODERS: dict[str, type[nn.Module]] = {"small_cnn": SmallCNN}
+# By name, what is before the head; small_cnn is one piece.
+TRUNKS: dict[str, type[nn.Module]] = {
+    "efficientnet_b0": EfficientNetB0,
+    "mobilenet_v3_small": MobileNetV3Small,
+    "nn2": NN2,
+    "mlp": MLP,
+}
+ENCODERS = ("small_cnn", *TRUNKS)
+DTYPES = ("float32", "bfloat16")
+_SMALL_STEMS = ("efficientnet_b0", "mobilenet_v3_small", "nn2")
 
 
 @dataclass(frozen=True)
@@ -38,18 +52,20 @@ class Encoder:
 
     Attributes:
         module: the Linen module.
+        colour: it has three channels even if images are grey, as networks trained on colour do.
     """
 
     module: nn.Module
+    colour: bool = False
 
     def init(self, key: Array, image_shape: Sequence[int]) -> tuple[Any, Any]:
         """``(params, batch_stats)`` for uint8 images of shape [height, width, channels].
 
         The normalisation is one that changes nothing; see :meth:`with_normalisation`.
         """
-        images = jnp.zeros((1, *image_shape), jnp.float32)
+        channels = jnp.zeros(3 if self.colour else image_shape[-1], jnp.float32)
+        images = jnp.zeros((1, *image_shape[:-1], len(channels)), jnp.float32)
         variables = jax.jit(functools.partial(self.module.init, train=False))(key, images)
-        channels = jnp.zeros(image_shape[-1:], jnp.float32)
         batch_stats = {
             "module": variables.get("batch_stats", {}),
             "image_mean": channels,
@@ -65,6 +81,13 @@ class Encoder:
             "image_std": jnp.asarray(std, jnp.float32),
         }
 
+    def with_trunk(
+        self, params: Any, batch_stats: Any, trunk: Any, trunk_stats: Any
+    ) -> tuple[Any, Any]:
+        """``(params, batch_stats)`` with others for what is before the head."""
+        module = {**batch_stats["module"], "trunk": trunk_stats}
+        return {**params, "trunk": trunk}, {**batch_stats, "module": module}
+
     def apply(
         self, params: Any, batch_stats: Any, images: Array, *, train: bool, key: Array | None
     ) -> tuple[Array, Any]:
@@ -77,6 +100,7 @@ class Encoder:
             key: for dropout, when training.
         """
         scaled = images.astype(jnp.float32) / 255.0
+        # If the network has three channels and the images one, it is repeated here.
         x = (scaled - batch_stats["image_mean"]) / batch_stats["image_std"]
         variables = {"params": params, "batch_stats": batch_stats["module"]}
         if not train:
@@ -90,10 +114,34 @@ class Encoder:
 
 
 @functools.cache
-def make_encoder(name: str, embedding_size: int) -> Encoder:
+def make_encoder(
+    name: str,
+    embedding_size: int,
+    *,
+    dtype: str = "float32",
+    small_stem: bool = False,
+    colour: bool = False,
+) -> Encoder:
     """The encoder of that name; the same object each time, so that its compilations are shared.
 
+    Args:
+        name: one of ENCODERS.
+        embedding_size: length of an embedding.
+        dtype: of the computation, "float32" or "bfloat16"; parameters, batch statistics and
+            embeddings are float32 whatever it is.
+        small_stem: the first layer keeps the size of the image, for images of 28 to 64 pixels.
+        colour: the network has three channels even if images are grey, as pretrained ones do.
+
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or a stem that it does not have.
     """
-    return Encoder(ENCODERS[check_choice("encoder", name, ENCODERS)](embedding_size=embedding_size))
+    check_choice("encoder", name, ENCODERS)
+    check_choice("dtype", dtype, DTYPES)
+    if small_stem and name not in _SMALL_STEMS:
+        raise ValueError(f"small_stem is for {', '.join(_SMALL_STEMS)}; got it with {name}")
+    if name == "small_cnn":
+        return Encoder(SmallCNN(embedding_size=embedding_size, dtype=jnp.dtype(dtype)))
+    stem = {"small_stem": True} if small_stem else {}
+    trunk = TRUNKS[name](dtype=jnp.dtype(dtype), **stem)
+    head = HEADS[name](embedding_size=embedding_size, dtype=jnp.dtype(dtype))
+    return Encoder(Siamese(trunk, head), colour)

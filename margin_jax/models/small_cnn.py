@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.typing import DTypeLike
 
 
 class SmallCNN(nn.Module):
@@ -16,23 +17,25 @@ class SmallCNN(nn.Module):
     Attributes:
         embedding_size: length of the L2-normalised embedding.
         features: channels of the blocks.
+        dtype: of the computation; parameters, batch statistics and embeddings are float32.
     """
 
     embedding_size: int = 128
     features: Sequence[int] = (32, 64, 128, 128)
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
         """float[batch, H, W, C] to float[batch, embedding_size] of length 1."""
         x = images
         for features in self.features:
-            x = nn.Conv(features, (3, 3), use_bias=False)(x)
-            x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+            x = nn.Conv(features, (3, 3), use_bias=False, dtype=self.dtype)(x)
+            x = nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype)(x)
             x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2), padding="SAME")
         corners = [x[:, rows, cols] for rows in halves(x.shape[1]) for cols in halves(x.shape[2])]
         x = jnp.concatenate([jnp.mean(corner, axis=(1, 2)) for corner in corners], axis=-1)
-        x = nn.Dense(self.embedding_size)(x)
-        return l2_normalise(x)
+        x = nn.Dense(self.embedding_size, dtype=self.dtype)(x)
+        return l2_normalise(x.astype(jnp.float32))
 
 
 def halves(n: int) -> tuple[slice, slice]:

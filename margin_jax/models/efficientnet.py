@@ -1,0 +1,73 @@
+"""EfficientNet-B0."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import DTypeLike
+
+from margin_jax.models.inverted_residual import InvertedResidual, batch_norm, convolution
+
+
+class Stage(NamedTuple):
+    """Blocks of one width; the strides are those of the first."""
+
+    blocks: int
+    kernel_size: int
+    strides: int
+    expansion: int
+    features: int
+
+
+STAGES = (
+    Stage(1, 3, 1, 1, 16),
+    Stage(2, 3, 2, 6, 24),
+    Stage(2, 5, 2, 6, 40),
+    Stage(3, 3, 2, 6, 80),
+    Stage(3, 5, 1, 6, 112),
+    Stage(4, 5, 2, 6, 192),
+    Stage(1, 3, 1, 6, 320),
+)
+
+
+class EfficientNetB0(nn.Module):
+    """EfficientNet-B0 without its classifier: 1,280 features, 4,007,548 parameters.
+
+    Tan and Le, arXiv 1905.11946, table 1; as timm's ``efficientnet_b0``, whose weights fit. Like
+    that one by default, it trains without stochastic depth.
+
+    Attributes:
+        dtype: of the computation; parameters and batch statistics are float32.
+        small_stem: the first convolution keeps the size, for images of 28 to 64 pixels. The
+            variables are the same.
+    """
+
+    dtype: DTypeLike = jnp.float32
+    small_stem: bool = False
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool) -> Array:
+        """float[batch, H, W, channels] to float32[batch, 1280]."""
+        strides = 1 if self.small_stem else 2
+        x = convolution(32, 3, strides, dtype=self.dtype, name="conv_stem")(images)
+        x = jax.nn.silu(batch_norm(train, dtype=self.dtype, name="bn1")(x))
+        for i, stage in enumerate(STAGES):
+            for j in range(stage.blocks):
+                channels = x.shape[-1]
+                x = InvertedResidual(
+                    kernel_size=stage.kernel_size,
+                    expanded=stage.expansion * channels,
+                    squeezed=channels // 4,
+                    features=stage.features,
+                    strides=stage.strides if j == 0 else 1,
+                    act=jax.nn.silu,
+                    squeeze_act=jax.nn.silu,
+                    gate=jax.nn.sigmoid,
+                    dtype=self.dtype,
+                    name=f"blocks_{i}_{j}",
+                )(x, train=train)
+        x = convolution(1280, 1, dtype=self.dtype, name="conv_head")(x)
+        x = jax.nn.silu(batch_norm(train, dtype=self.dtype, name="bn2")(x))
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

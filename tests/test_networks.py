@@ -1,0 +1,144 @@
+"""Networks, weights and optimisers by name, in a run."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import margin_jax as mj
+from margin_jax import config, models, optimizers, training
+from margin_jax.models import make_encoder, pretrained
+
+MLP = {"encoder": "mlp", "embedding_size": 8, "learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    faces = rng.integers(0, 256, (60, 1, 6, 6, 1))
+    pixels = np.clip(faces + rng.normal(0, 60, (60, 6, 6, 6, 1)), 0, 255).astype(np.uint8)
+    return mj.ImageDataset.from_arrays(pixels.reshape(-1, 6, 6, 1), np.arange(360) // 6)
+
+
+@pytest.fixture(scope="module")
+def fit(images, tmp_path_factory):
+    def run(name, **options):
+        options = {"identities_per_batch": 8, "epochs": 2, **MLP, **options}
+        out = tmp_path_factory.mktemp(name) / "run"
+        return mj.fit(mj.TrainConfig(dataset="own", out=out, **options), dataset=images)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(fit):
+    return [record["loss"] for record in fit("plain").history]
+
+
+def test_the_names_that_help_shows_are_those_there_are():
+    assert config._ENCODERS == models.ENCODERS
+    assert set(config._PRETRAINED) == set(pretrained.PRETRAINED)
+    assert tuple(optimizers.OPTIMIZERS) == config._OPTIMIZERS
+    assert tuple(optimizers.LEARNING_RATES) == config._LEARNING_RATES
+
+
+@pytest.mark.parametrize("name", models.ENCODERS)
+@pytest.mark.parametrize("dtype", models.DTYPES)
+def test_every_encoder_gives_float32_embeddings_from_float32_parameters(name, dtype):
+    encoder = make_encoder(name, 16, dtype=dtype)
+    assert encoder is make_encoder(name, 16, dtype=dtype)
+    init = functools.partial(encoder.init, image_shape=(64, 48, 1))
+    params, batch_stats = jax.eval_shape(init, jax.random.key(0))
+    assert {x.dtype.name for x in jax.tree.leaves((params, batch_stats))} == {"float32"}
+    apply = functools.partial(encoder.apply, train=True)
+    one = jax.ShapeDtypeStruct((3, 64, 48, 1), np.uint8)
+    vectors, after = jax.eval_shape(apply, params, batch_stats, one, key=jax.random.key(0))
+    assert (vectors.shape, vectors.dtype.name) == ((3, 16), "float32")
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, batch_stats)
+    if name != "small_cnn":
+        assert set(params) == {"trunk", "head"}
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "nn2", "efficientnet_b0"])
+def test_a_small_stem_looks_at_more_places(name):
+    costs = []
+    for small_stem in (False, True):
+        encoder = make_encoder(name, 16, small_stem=small_stem)
+        params, batch_stats = jax.eval_shape(
+            functools.partial(encoder.init, image_shape=(32, 32, 3)), jax.random.key(0)
+        )
+        one = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
+        apply = functools.partial(encoder.apply, train=False, key=None)
+        costs.append(jax.jit(apply).lower(params, batch_stats, one).cost_analysis()["flops"])
+    assert costs[1] > 2 * costs[0]
+
+
+def test_published_weights_take_the_place_of_drawn_ones(monkeypatch):
+    name = "mobilenet_v3_small"
+    encoder = make_encoder(name, 16, colour=True)
+    drawn = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype),
+        jax.eval_shape(functools.partial(encoder.init, image_shape=(32, 32, 1)), jax.random.key(0)),
+    )
+    published = jax.tree.map(lambda x: x + 1, (drawn[0]["trunk"], drawn[1]["module"]["trunk"]))
+    monkeypatch.setattr(pretrained, "fetch", lambda name: f"cache of {name}")
+    files = {(name, f"cache of {name}"): published, (name, "/file"): published}
+    monkeypatch.setattr(pretrained, "load_weights", lambda *asked: files[asked])
+    for options in ({"pretrained": True}, {"weights": "/file"}):
+        given = mj.TrainConfig(encoder=name, **options)
+        params, batch_stats = training._begin_with(
+            training._published(given), given, encoder, *drawn
+        )
+        assert all(np.all(x == 1) for x in jax.tree.leaves(params["trunk"]))
+        assert all(np.all(x == 0) for x in jax.tree.leaves(params["head"]))
+        assert all(np.all(x == 1) for x in jax.tree.leaves(batch_stats["module"]))
+        np.testing.assert_allclose(batch_stats["image_mean"], [0.485, 0.456, 0.406])
+        assert jax.tree.structure(params) == jax.tree.structure(drawn[0])
+        assert jax.tree.structure(batch_stats) == jax.tree.structure(drawn[1])
+
+
+def test_a_frozen_trunk_stays_for_its_epochs(fit):
+    def moved(run):
+        key, _ = jax.random.split(jax.random.key(run.config.seed))
+        before, _ = make_encoder("mlp", 8).init(key, (6, 6, 1))
+        return {
+            part: any(
+                np.any(a != b)
+                for a, b in zip(
+                    jax.tree.leaves(before[part]), jax.tree.leaves(run.params[part]), strict=True
+                )
+            )
+            for part in ("trunk", "head")
+        }
+
+    assert moved(fit("held", epochs=1, freeze=1)) == {"trunk": False, "head": True}
+    later = fit("later", epochs=3, freeze=1, select="loss")
+    assert later.report["best_epoch"] > 1
+    assert moved(later) == {"trunk": True, "head": True}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "rmsprop", "learning_rate": 1e-3},
+        {"optimizer": "adagrad"},
+        {"learning_rate_schedule": "warmup_linear"},
+        {"learning_rate_schedule": "exponential"},
+        {"dtype": "bfloat16"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_options_of_training_take_effect(fit, plain, options):
+    run = fit("one", **options)
+    losses = [record["loss"] for record in run.history]
+    assert losses != plain
+    assert np.all(np.isfinite(losses))
+    assert mj.load_run(run.path).embed(np.zeros((1, 6, 6, 1), np.uint8)).dtype == np.float32
+
+
+def test_a_schedule_over_the_run_cannot_be_made_longer(fit, images):
+    run = fit("run", learning_rate_schedule="exponential")
+    longer = run.config.replace(epochs=4, resume=True, out=run.path)
+    with pytest.raises(ValueError, match="epochs is 2, asked for 4"):
+        mj.fit(longer, dataset=images)
