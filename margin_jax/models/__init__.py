@@ -47,6 +47,8 @@ class Encoder:
 
         mj.fit(mj.TrainConfig(encoder="own"), encoder=mj.Encoder(MyNet()))
 
+    An NNX module that is called so is one too: ``mj.Encoder(nnx.bridge.to_linen(MyNet, ...))``.
+
     The mean and the spread of the training images are kept with the batch statistics, so that they
     are saved with the weights and another data set needs no other compilation.
 
