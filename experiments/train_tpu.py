@@ -17,8 +17,8 @@ On a GPU cluster or to try it on one machine, name the coordinator::
     python experiments/train_tpu.py --coordinator localhost:1234 --processes 2 --process 0 ... &
     python experiments/train_tpu.py --coordinator localhost:1234 --processes 2 --process 1 ...
 
-P x K must divide by the number of chips. Not measured on a TPU yet: tests/test_sharding.py runs two
-processes on CPUs, and checks that they train as one does.
+A batch (P x K and fillers) must divide by the number of chips. Not measured on a TPU yet:
+tests/test_sharding.py runs two processes on CPUs, and checks that they train as one does.
 """
 
 import argparse

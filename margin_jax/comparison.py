@@ -15,8 +15,8 @@ import numpy as np
 
 from margin_jax import plots, run
 from margin_jax.config import TrainConfig, as_file_name
-from margin_jax.data import load_dataset
 from margin_jax.data.dataset import ImageDataset
+from margin_jax.protocol import load
 from margin_jax.training import fit
 
 FIGURES = ("auc", "eer")
@@ -144,7 +144,7 @@ def compare(
         raise ValueError(f"schedules must have folders of their own; got {list(schedules)}")
     cells = {(name, seed): _cell_config(config, name, seed) for name in schedules for seed in seeds}
     if dataset is None:
-        dataset = load_dataset(config.dataset, config.data_dir, config.image_size, config.strict)
+        dataset = load(config)
     reports: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in schedules}
     histories: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in schedules}
     for (name, seed), cell in cells.items():

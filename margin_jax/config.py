@@ -10,7 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 from margin_jax.augmentation import make_augment
 from margin_jax.choices import check_choice
-from margin_jax.data import DATASETS, check_dataset
+from margin_jax.data import DATASETS, OWN, check_dataset
 from margin_jax.data.sampler import SAMPLERS, SMALL_IDENTITIES
 from margin_jax.data.splits import check_split
 from margin_jax.distances import DISTANCES
@@ -33,6 +33,7 @@ SELECTIONS = ("auc", "loss")
 # Names from modules that load Flax and optax, which --help need not wait for; a test compares them.
 _ENCODERS = ("small_cnn", "efficientnet_b0", "mobilenet_v3_small", "nn2", "mlp")
 _PRETRAINED = ("efficientnet_b0", "mobilenet_v3_small")
+_DTYPES = ("float32", "bfloat16")
 _OPTIMIZERS = ("adam", "adagrad", "rmsprop")
 _LEARNING_RATES = ("constant", "exponential", "step97", "warmup_linear")
 
@@ -81,7 +82,7 @@ class TrainConfig:
     ] = None
     image_size: Annotated[
         int | None,
-        Option("Data", "Pixels a side. Default: 28 for glyphs, 64 for a folder, tfds: its own."),
+        Option("Data", "Pixels a side. Default: 28 for glyphs, 64, or the preset's."),
     ] = None
     split: Annotated[
         str | None,
@@ -89,7 +90,7 @@ class TrainConfig:
             "Data",
             "Identities of training/validation/test: percentages; halves: the first half of the "
             "identities trains, the second is the test; or a .json file with lists of names, such "
-            "as a run's data.json. Default: 40/10/50; 40/20/40 for ten classes.",
+            "as a run's data.json. Default: 40/10/50; tfds:mnist and tfds:fashion_mnist 40/20/40.",
         ),
     ] = None
     strict: Annotated[
@@ -182,7 +183,7 @@ class TrainConfig:
     ] = "pk"
     fillers: Annotated[
         int,
-        Option("Training", "Images of small identities that are added to every batch."),
+        Option("Training", "Images of small identities that every batch has besides P x K."),
     ] = 0
     augment: Annotated[
         str,
@@ -206,15 +207,14 @@ class TrainConfig:
         Option("Network", "Begin with the weights of a safetensors file of the same tensors."),
     ] = None
     freeze: Annotated[
-        int, Option("Network", "Epochs in which all but the head stays as it is.")
+        int,
+        Option("Network", "Epochs, as long as the first, in which only the head's weights move."),
     ] = 0
     small_stem: Annotated[
         bool,
         Option("Network", "The first layer keeps the size of the images, for 28 to 64 pixels."),
     ] = False
-    dtype: Annotated[str, Option("Network", "Of the computation. One of: float32, bfloat16.")] = (
-        "float32"
-    )
+    dtype: Annotated[str, Option("Network", f"Of the computation. {_one_of(_DTYPES)}")] = "float32"
     devices: Annotated[
         int | None,
         Option("Training", "Devices that share a batch. Default: all accelerators, or one CPU."),
@@ -245,12 +245,16 @@ class TrainConfig:
             "reduction": REDUCTIONS,
             "small_identities": SMALL_IDENTITIES,
             "sampler": SAMPLERS,
+            "encoder": (*_ENCODERS, OWN),
+            "dtype": _DTYPES,
             "optimizer": _OPTIMIZERS,
             "learning_rate_schedule": _LEARNING_RATES,
             "select": SELECTIONS,
         }
         for name, names in choices.items():
             check_choice(name, getattr(self, name), names)
+        if self.encoder == OWN and (self.small_stem or self.dtype != "float32"):
+            raise ValueError("small_stem and dtype are for encoders by name; got them with own")
         for name in ("margin", "margin_end", "threshold", "increase", "learning_rate"):
             value = getattr(self, name)
             if not 0 <= value < 1e38:  # what float32 can hold
@@ -300,26 +304,20 @@ class TrainConfig:
                 raise ValueError(f"{name} is for datasets tfds:NAME; got it with {self.dataset}")
         if self.overwrite and self.resume:
             raise ValueError("overwrite and resume exclude each other")
-        for name in (
-            "data_dir",
-            "manual_dir",
-            "weights",
-            "out",
-        ):  # a Path is as good, but JSON has none
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, str(getattr(self, name)))
         if self.begins_with_weights:
             check_choice("encoder with weights", self.encoder, _PRETRAINED)
         if self.pretrained and self.weights is not None:
             raise ValueError("pretrained and weights exclude each other")
         if self.freeze and self.encoder == "small_cnn":
             raise ValueError("freeze is for encoders with a head of their own; got small_cnn")
-        for name in ("data_dir", "weights", "split"):  # so that a run can be resumed from anywhere
+        for name in ("data_dir", "manual_dir", "weights", "split", "out"):
             value = getattr(self, name)
-            if value is not None and (name != "split" or value.endswith(".json")):
-                object.__setattr__(self, name, str(Path(value).expanduser().absolute()))
-        if self.data_dir and Path(self.data_dir).resolve() in self.folder.resolve().parents:
-            raise ValueError(f"out must not lie in data_dir, {self.data_dir}; got {self.folder}")
+            if value is None or (name == "split" and not str(value).endswith(".json")):
+                continue
+            # Text, as JSON has no paths; absolute, so that a run can be resumed from anywhere.
+            path = Path(value)
+            path = path if name == "out" else path.expanduser().absolute()
+            object.__setattr__(self, name, str(path))
 
     def make_schedule(self) -> Schedule:
         """The schedule with its parameters."""

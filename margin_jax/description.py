@@ -40,13 +40,13 @@ def describe(config: TrainConfig, dataset: ImageDataset) -> Iterator[str]:
         f"identities with {images} images in training / validation / test"
     )
     for sampler in SAMPLERS:
-        yield f"an epoch, sampler {sampler}: {_coverage(config.replace(sampler=sampler), dataset)}"
+        coverage = _coverage(config.replace(sampler=sampler), dataset, rows["train"])
+        yield f"an epoch, sampler {sampler}: {coverage}"
 
 
-def _coverage(config: TrainConfig, dataset: ImageDataset) -> str:
-    _, rows = split_dataset(config, dataset)
+def _coverage(config: TrainConfig, dataset: ImageDataset, train: np.ndarray) -> str:
     try:
-        plan, coverage = plan_epoch(config, dataset, rows["train"], 0)
+        plan, coverage = plan_epoch(config, dataset, train, 0)
     except ValueError as error:
         return str(error)
     more = f" and {config.fillers} fillers" if config.fillers else ""

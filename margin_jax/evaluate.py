@@ -14,7 +14,7 @@ from margin_jax.evaluation.embedding import pair_distances
 from margin_jax.evaluation.folds import FoldReport, fold_report
 from margin_jax.evaluation.retrieval import RetrievalReport, retrieval_report
 from margin_jax.evaluation.verification import VerificationReport
-from margin_jax.protocol import prepare_data
+from margin_jax.protocol import load
 from margin_jax.run import PAIRS, Run
 
 
@@ -63,14 +63,18 @@ def embed_identities(run: Run, data_dir: str | Path | None = None) -> Embedded:
         limit = run.config.memory_limit * 2**30
         dataset = image_folder.load(Path(data_dir), size, channels=channels, memory_limit=limit)
         return Embedded(run.embed(dataset.images), dataset.labels, skipped=dataset.skipped)
-    data = prepare_data(run.config)
+    dataset = load(run.config)
+    if run.config.max_identities is not None:
+        dataset = dataset.first(run.config.max_identities)
     with np.load(run.path / PAIRS) as saved:
-        if tuple(saved["files"]) != data.dataset.files:
+        if tuple(saved["files"]) != dataset.files:
             raise ValueError(f"the images are not those that {run.path} was tested on")
         saved_rows, same = saved["test_rows"], saved["test_same"]
-    rows = np.flatnonzero(np.isin(data.dataset.labels, data.split.test))
+    # By the names that the run saved: a file of lists may have changed since, or be gone.
+    tested = np.isin(dataset.identities, run.data["identities"]["test"])
+    rows = np.flatnonzero(tested[dataset.labels])
     pairs = Pairs(np.searchsorted(rows, saved_rows), same)
-    return Embedded(run.embed(data.dataset.images, rows), data.dataset.labels[rows], pairs)
+    return Embedded(run.embed(dataset.images, rows), dataset.labels[rows], pairs)
 
 
 def evaluate_run(

@@ -191,6 +191,9 @@ def check_folder(config: TrainConfig) -> None:
         ValueError: rather than touch anything that is not this run's.
     """
     folder = config.folder
+    images = config.data_dir if config.dataset == "folder" else None
+    if images is not None and Path(images).resolve() in folder.resolve().parents:
+        raise ValueError(f"out must not lie in data_dir, {config.data_dir}; got {folder}")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not is_run(folder):
@@ -233,9 +236,8 @@ def _check_same(config: TrainConfig, described: str, folder: Path) -> None:
     saved = read_config(folder).experiment()
     asked = config.experiment()
     # What is laid out over the whole run can not be made longer.
-    laid_out = (
-        spec.has_parameter(config.schedule, "epochs") or config.learning_rate_schedule != "constant"
-    )
+    laid_out = spec.has_parameter(config.schedule, "epochs")
+    laid_out |= config.learning_rate_schedule in ("exponential", "warmup_linear")
     if not laid_out and asked["epochs"] > saved["epochs"]:
         saved["epochs"] = asked["epochs"]
     changed = [

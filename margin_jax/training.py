@@ -71,9 +71,11 @@ def fit(
     mesh = make_mesh(config.devices, config.batch_size)
     if _is_first_process():
         run.check_folder(config)  # before the data, which can take minutes to load
-    data = prepare_data(config, dataset)
     encoder = run.get_encoder(config, encoder)
-    published = _published(config) if config.begins_with_weights else None
+    # A run that goes on has its weights already, and their file may be gone.
+    begins = not (config.resume and (config.folder / run.LAST).is_dir())
+    published = _published(config) if config.begins_with_weights and begins else None
+    data = prepare_data(config, dataset)
     augment = make_augment(config.augment)
     if augment is not None:  # images that are too small for it are refused here
         one = jax.ShapeDtypeStruct((1, *data.dataset.images.shape[1:]), np.uint8)
@@ -96,7 +98,7 @@ def fit(
     params, batch_stats = encoder.init(init_key, data.dataset.images.shape[1:])
     if published is not None:
         params, batch_stats = _begin_with(published, config, encoder, params, batch_stats)
-    else:
+    elif not config.begins_with_weights:
         batch_stats = encoder.with_normalisation(batch_stats, *image_moments(data))
     state = create_state(params, batch_stats, optimizer, schedule, train_key)
     state = place_copies(state, mesh)

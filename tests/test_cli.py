@@ -68,7 +68,7 @@ BAD = {
     "unknown distance": (["train", "--distance", "euclid"], "Did you mean 'euclidean'?"),
     "unknown reduction": (["train", "--reduction", "max"], "mean_active, mean, sum; got 'max'"),
     "unknown mining": (["train", "--mining", "easy"], "all, semihard, hard; got 'easy'"),
-    "unknown encoder": (["train", "--encoder", "resnet"], "nn2, mlp; got 'resnet'"),
+    "unknown encoder": (["train", "--encoder", "resnet"], "mlp, own; got 'resnet'"),
     "unknown selection": (["train", "--select", "acc"], "auc, loss; got 'acc'"),
     "negative margin": (["train", "--margin", "-1"], "margin must be finite and at least 0"),
     "margin NaN": (["train", "--margin", "nan"], "got nan"),

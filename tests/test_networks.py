@@ -40,6 +40,7 @@ def plain(fit):
 
 def test_the_names_that_help_shows_are_those_there_are():
     assert config._ENCODERS == models.ENCODERS
+    assert config._DTYPES == models.DTYPES
     assert set(config._PRETRAINED) == set(pretrained.PRETRAINED)
     assert tuple(optimizers.OPTIMIZERS) == config._OPTIMIZERS
     assert tuple(optimizers.LEARNING_RATES) == config._LEARNING_RATES

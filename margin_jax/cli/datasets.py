@@ -32,6 +32,8 @@ def list_datasets(
 ) -> None:
     """List the datasets that are known and those that are prepared, or describe one."""
     if context.invoked_subcommand is not None:
+        if data_dir is not None:
+            raise ValueError("give data_dir after the command: datasets describe NAME --data-dir")
         return
     prepared = tfds.prepared(data_dir)
     configured = {name.partition(":")[0] for name in prepared}
@@ -72,10 +74,9 @@ def describe_dataset(
     dataset = load(config)
     if config.max_identities is not None:
         dataset = dataset.first(config.max_identities)
+    lines = list(describe(config, dataset))
     sheet = out or Path(f"dataset-{as_file_name(name)}.png")
     with warnings.catch_warnings():  # a name in a script that the typeface does not have
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         plots.plot_contact_sheet(dataset).savefig(sheet)
-    for line in describe(config, dataset):
-        typer.echo(line)
-    typer.echo(f"contact sheet: {sheet}")
+    typer.echo("\n".join([*lines, f"contact sheet: {sheet}"]))

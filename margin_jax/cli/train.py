@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,12 +36,18 @@ def train(**given: Any) -> None:
     from margin_jax.run import is_run, read_config  # jax, flax and orbax: not needed for --help
     from margin_jax.training import fit
 
-    config = TrainConfig(**given)
-    if config.resume and is_run(config.folder):
-        config = read_config(config.folder).replace(**{"out": str(config.folder), **given})
-    with _saying_how_to_go_on(
-        f"margin-jax train --out {shlex.quote(str(config.folder))} --resume", config
-    ):
+    # What is given belongs to the run that goes on, and may make no sense without the rest of it.
+    resume = given.get("resume", False)
+    folder = Path(given["out"]) if resume and "out" in given else TrainConfig(**given).folder
+    if resume and is_run(folder):
+        config = read_config(folder).replace(**{"out": str(folder), **given})
+    else:
+        config = TrainConfig(**given)
+    command = f"margin-jax train --out {shlex.quote(str(folder))} --resume"
+    for name in ("memory_limit", "manual_dir", "devices"):  # decide nothing, so no run saves them
+        if name in given:
+            command += f" --{name.replace('_', '-')} {shlex.quote(str(given[name]))}"
+    with _saying_how_to_go_on(command, config):
         run = fit(config, progress=True)
     typer.echo(summary(run))
 

@@ -45,13 +45,15 @@ def evaluate(
     loaded = load_run(run)
     folds, trained_on = None, tuple[str, ...]()
     listed = None if pairs in (None, "all") else pairs
+    if listed is not None and data_dir is None:
+        raise ValueError("pairs need data_dir, the folder that their files are relative to")
+    if out is not None and not out.parent.is_dir():
+        raise ValueError(f"out must be a file in a folder; there is no folder {out.parent}")
     if listed is None or retrieval:
         embedded = embed_identities(loaded, data_dir)
         for reason in embedded.skipped:
             typer.echo(f"skipped {reason}", err=True)
-    if listed is not None:
-        if data_dir is None:
-            raise ValueError("pairs need data_dir, the folder that their files are relative to")
+    if listed is not None and data_dir is not None:
         report, folds, trained_on = evaluate_listed(loaded, data_dir, listed)
     elif pairs == "all":
         report = evaluate_all_pairs(loaded, embedded)
