@@ -18,7 +18,7 @@ anew each time, and the kernel hands it out cleared, page by page: a million of 
 32 at 224 pixels.
 
 Result on two CPU cores, jax 0.10.2, torch 2.14.1, first command, while other work ran on the
-machine; milliseconds a step, in brackets how many times ours PyTorch takes (above 1: we are faster):
+machine; milliseconds a step, in brackets PyTorch's time over ours (above 1: we are faster):
 
 =================== ====== ======= ======= ============ =============
 encoder             pixels   batch    ours      PyTorch channels_last
