@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 import margin_jax as mj
-from margin_jax import cli, plots
+from margin_jax import cli, comparison, plots
 from margin_jax.description import describe
-from margin_jax.evaluate import embed_identities
+from margin_jax.evaluate import embed_identities, evaluate_run
 from margin_jax.protocol import plan_epoch, prepare_data
 
 TIMING = ("seconds", "images_per_second", "data_wait")
@@ -123,6 +123,25 @@ def test_a_split_can_be_used_again_by_name(people, held, tmp_path, monkeypatch):
     rows = np.unique(np.concatenate([p.rows.ravel() for p in data.pairs.values()]))
     names = np.array(data.dataset.identities)[data.dataset.labels]
     assert set(names[rows]) | set(names[data.train]) <= listed
+
+
+def test_a_finished_run_is_tested_on_the_names_that_it_saved(people, held, fit, tmp_path):
+    """Whatever has become of the file of lists."""
+    lists = tmp_path / "lists.json"
+    lists.write_text((held.path / "data.json").read_text())
+    run = fit(config(people, tmp_path / "run", split=str(lists)))
+    names = json.loads(lists.read_text())["identities"]
+    lists.write_text(json.dumps({**names, "test": names["train"], "train": names["test"]}))
+    assert evaluate_run(run, embed_identities(run)).auc == run.report["test"]["auc"]
+    lists.unlink()
+    assert evaluate_run(run, embed_identities(run)).auc == run.report["test"]["auc"]
+
+
+def test_a_comparison_loads_what_its_configuration_says(people, tmp_path, monkeypatch):
+    asked = config(people, tmp_path / "all", memory_limit=0.5)
+    monkeypatch.setattr(comparison, "load", lambda given: pytest.fail(repr(given == asked)))
+    with pytest.raises(pytest.fail.Exception, match="True"):
+        mj.compare(asked, ["constant"], [0])
 
 
 def test_description(people, tmp_path):
