@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from margin_jax.data import load_dataset
     from margin_jax.data.dataset import ImageDataset
     from margin_jax.data.sampler import pk_batches
-    from margin_jax.epoch import EpochRecord, make_train_step, train_epoch
+    from margin_jax.epoch import DivergedError, EpochRecord, train_epoch
     from margin_jax.evaluation.all_pairs import all_pairs_report
     from margin_jax.evaluation.retrieval import RetrievalReport, retrieval_report
     from margin_jax.evaluation.verification import (
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from margin_jax.models import Encoder
     from margin_jax.run import Run, load_run
     from margin_jax.state import TrainState, create_state
+    from margin_jax.step import make_train_step
     from margin_jax.training import fit
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ _LAZY = {
     "Comparison": "comparison",
     "Encoder": "models",
     "ImageDataset": "data.dataset",
+    "DivergedError": "epoch",
     "compare": "comparison",
     "EpochRecord": "epoch",
     "RetrievalReport": "evaluation.retrieval",
@@ -70,7 +72,7 @@ _LAZY = {
     "load_dataset": "data",
     "load_run": "run",
     "make_augment": "augmentation",
-    "make_train_step": "epoch",
+    "make_train_step": "step",
     "pk_batches": "data.sampler",
     "retrieval_report": "evaluation.retrieval",
     "train_epoch": "epoch",
@@ -79,6 +81,7 @@ _LAZY = {
 
 __all__ = [
     "Comparison",
+    "DivergedError",
     "Encoder",
     "EpochRecord",
     "EpochStats",

@@ -1,8 +1,11 @@
-"""Save and restore a pytree by epoch, with Orbax behind it."""
+"""Save and restore a training by step, with Orbax behind it."""
 
 import contextlib
+import gc
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,65 +14,97 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+ARRAYS, RECORD = "arrays", "record"
+_MOMENT = 0.5  # seconds
+
 
 class Checkpoint:
-    """The newest pytree saved in a folder; each save replaces the one before.
+    """The newest save in a folder: a pytree of arrays, and a record that JSON can hold.
 
-    A save is atomic (a killed process leaves the old one or the new one) and returns before the
-    disk is done; :meth:`close`, or leaving a ``with`` block, waits for it.
+    Each save replaces the one before. It is atomic (a killed process leaves the old one or the new
+    one, both parts of it) and returns before the disk is done; :meth:`close`, or leaving a ``with``
+    block, waits for it. In a job of several processes all of them have to call everything.
     """
 
     def __init__(self, folder: Path) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=1)
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
-        )
+        # What a kill leaves unfinished is removed here.
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
+        handlers = {ARRAYS: ocp.PyTreeCheckpointHandler(), RECORD: ocp.JsonCheckpointHandler()}
+        self._folder = folder
+        with _in_words(f"can not open {folder}"):
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(), options=options, item_handlers=handlers
+            )
 
     @property
-    def epoch(self) -> int | None:
-        """The epoch of what is saved; None if nothing is."""
-        epoch: int | None = self._manager.latest_step()
-        return epoch
+    def step(self) -> int | None:
+        """The step of what is saved; None if nothing is."""
+        step: int | None = self._manager.latest_step()
+        return step
 
-    def save(self, epoch: int, tree: Any) -> None:
-        """Saves the arrays of `tree` as those of `epoch`, unless that epoch is already there.
+    def save(self, step: int, arrays: Any, record: dict[str, Any]) -> None:
+        """Saves a pytree of arrays and a record as those of `step`, which no save had before.
 
-        It is after a resume, if the process was killed between two of its saves.
+        Raises:
+            OSError: if the disk is full, say; perhaps not of this save but of the one before.
         """
-        with _whole():
-            if epoch != self.epoch:
-                self._manager.save(epoch, args=ocp.args.StandardSave(tree))
+        both = {ARRAYS: ocp.args.PyTreeSave(arrays), RECORD: ocp.args.JsonSave(record)}
+        with _whole(), _in_words(f"can not save step {step} in {self._folder}"):
+            self._manager.save(step, args=ocp.args.Composite(**both), force=True)
 
-    def restore(self, like: Any) -> Any:
-        """What was saved, in the structure, types and placement of `like`.
+    def restore(self, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """``(arrays, record)`` as saved.
+
+        Args:
+            like: what to restore of the arrays, in the structure, types and placement wanted; of
+                the uppermost names some may be left out.
 
         Raises:
             ValueError: if what was saved has another structure or is damaged.
         """
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            with _whole():
-                # Orbax finds out as well, but in many threads, each with its own traceback.
-                saved = self._manager.item_metadata(self.epoch)
-                if _shapes(saved.tree) != _shapes(like):
-                    raise ValueError("other names or shapes")
-                return self._manager.restore(self.epoch, args=ocp.args.StandardRestore(target))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        damage = (ValueError, KeyError, TypeError, AttributeError, OSError)
+        found = None
+        with _whole(), _quiet():
+            with contextlib.suppress(*damage):
+                found = self._restore(like)
+            if found is None:
+                gc.collect()  # with its exception gone, Orbax's reads come to their end
+                time.sleep(_MOMENT)
+        if found is None:
             raise ValueError(
-                f"can not restore {self._manager.directory}: it is damaged, or another network or "
-                "another version saved it"
-            ) from error
+                f"can not restore {self._folder}: it is damaged, or another network or another "
+                "version saved it"
+            )
+        return found
+
+    def _restore(self, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        # Orbax finds out as well, but in many threads, each with its own traceback.
+        saved = dict(self._manager.item_metadata(self.step)[ARRAYS].tree)
+        if _shapes({name: saved[name] for name in like}) != _shapes(like):
+            raise ValueError("other names or shapes")
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        places = ocp.checkpoint_utils.construct_restore_args(target)
+        arrays = ocp.args.PyTreeRestore(target, restore_args=places, partial_restore=True)
+        both = ocp.args.Composite(**{ARRAYS: arrays, RECORD: ocp.args.JsonRestore()})
+        found = self._manager.restore(self.step, args=both)
+        return found[ARRAYS], found[RECORD]
 
     def wait(self) -> None:
-        """Returns when everything saved is on the disk."""
-        with _whole():
+        """Returns when everything saved is on the disk.
+
+        Raises:
+            OSError: if it can not be.
+        """
+        with _whole(), _in_words(f"can not save in {self._folder}"):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the disk, too."""
-        with _whole():
-            self._manager.wait_until_finished()
-            self._manager.close()
+        try:
+            self.wait()
+        finally:
+            with _whole():
+                self._manager.close()
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -88,6 +123,27 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
             leaf = jax.eval_shape(jax.random.key_data, leaf)
         shapes[jax.tree_util.keystr(path, simple=True, separator="/")] = tuple(leaf.shape)
     return shapes
+
+
+@contextlib.contextmanager
+def _in_words(what: str) -> Iterator[None]:
+    """One sentence for whatever Orbax, TensorStore or the operating system have to say."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        lines = str(error).splitlines() or [repr(error)]
+        raise OSError(f"{what}: {lines[0]}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops what the reads of a restore that failed print, each with its own traceback."""
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda told: None if told.exc_type is RuntimeError else before(told)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextlib.contextmanager

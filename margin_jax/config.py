@@ -36,6 +36,9 @@ _PRETRAINED = ("efficientnet_b0", "mobilenet_v3_small")
 _DTYPES = ("float32", "bfloat16")
 _OPTIMIZERS = ("adam", "adagrad", "rmsprop")
 _LEARNING_RATES = ("constant", "exponential", "step97", "warmup_linear")
+# Fields that decide where and how a run goes, but not its result.
+_NOT_THE_RESULT = {"out", "overwrite", "resume", "allow_changes", "checkpoint_steps", "devices"}
+_NOT_THE_RESULT |= {"memory_limit", "manual_dir"}
 
 
 def as_file_name(text: str) -> str:
@@ -234,8 +237,14 @@ class TrainConfig:
     ] = None
     overwrite: Annotated[bool, Option("Run", "Replace a run that is in the run folder.")] = False
     resume: Annotated[
-        bool, Option("Run", "Go on from the last whole epoch, if the run folder has one.")
+        bool, Option("Run", "Go on from the last checkpoint, if the run folder has one.")
     ] = False
+    allow_changes: Annotated[
+        bool, Option("Run", "Resume with other options or images than the run was started with.")
+    ] = False
+    checkpoint_steps: Annotated[
+        int, Option("Run", "Save the place of the training every so many steps, too.")
+    ] = 1000
 
     def __post_init__(self) -> None:
         """Checks everything that can be checked without looking at the data."""
@@ -272,6 +281,7 @@ class TrainConfig:
             "devices": 1,
             "image_size": 8,
             "max_identities": 6,
+            "checkpoint_steps": 1,
         }
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -369,9 +379,7 @@ class TrainConfig:
     def experiment(self) -> dict[str, Any]:
         """The fields that decide the result."""
         values = dataclasses.asdict(self)
-        for name in ("out", "overwrite", "resume", "devices", "memory_limit", "manual_dir"):
-            del values[name]
-        return values
+        return {name: value for name, value in values.items() if name not in _NOT_THE_RESULT}
 
     @classmethod
     def from_json(cls, text: str) -> "TrainConfig":

@@ -1,26 +1,24 @@
-"""One jitted step, and the host-side epoch function that applies a schedule functionally."""
+"""The host-side epoch function: trains, counts exactly, and applies a schedule functionally.
 
-import functools
+An epoch may be trained in parts: what is done of it is an :class:`EpochPart`, a few numbers that a
+checkpoint can hold, so that a training which was killed in the middle goes on to the last bit.
+"""
+
+import dataclasses
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import jax
-import numpy as np
-import optax
 from jax import Array
-from jax.sharding import Mesh
 
-from margin_jax.augmentation import Augment
-from margin_jax.distances import DistanceFn
-from margin_jax.effective import effective_margin_histogram
-from margin_jax.losses import batch_all_triplet_loss
 from margin_jax.schedules import Schedule
-from margin_jax.sharding import replicated
 from margin_jax.state import TrainState
-from margin_jax.stats import EpochTotals, TripletStats
+from margin_jax.stats import EpochTotals
+from margin_jax.step import StepOutput, TrainStep
 
 T = TypeVar("T")
 
@@ -28,33 +26,52 @@ T = TypeVar("T")
 _LAG = 3
 # Of the sample of effective margins that a record keeps.
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+# Mean distances below this share of the margin: the loss is then within that share of the margin.
+_COLLAPSED = 0.1
 
 
-class ApplyFn(Protocol):
-    """An encoder as a pure function."""
-
-    def __call__(
-        self, params: Any, batch_stats: Any, images: Array, *, train: bool, key: Array | None
-    ) -> tuple[Array, Any]:
-        """Returns ``(embeddings float[batch, dim], batch_stats)``."""
-        ...
-
-
-class StepOutput(NamedTuple):
-    """What a step tells, still on the device.
+class DivergedError(FloatingPointError):
+    """A loss or a gradient is not finite.
 
     Attributes:
-        loss: float32[].
-        stats: statistics of the batch the step trained on.
-        histogram: of a sample of its effective margins, if the step was made to keep one.
+        epoch, step: of the first such step, both from 1.
     """
 
-    loss: Array
-    stats: TripletStats
-    histogram: Array | None = None
+    def __init__(self, message: str, epoch: int, step: int) -> None:
+        super().__init__(message)
+        self.epoch, self.step = epoch, step
 
 
-TrainStep = Callable[[TrainState, Array, Array], tuple[TrainState, StepOutput]]
+@dataclass(frozen=True)
+class EpochPart:
+    """What is done of an epoch, as plain numbers.
+
+    Attributes:
+        steps, images: how many.
+        loss, gradient_norm: sums over the steps.
+        seconds, waited: of training, and those of them in which the host waited for `batches`.
+        totals: of the triplets.
+    """
+
+    steps: int = 0
+    images: int = 0
+    loss: float = 0.0
+    gradient_norm: float = 0.0
+    seconds: float = 0.0
+    waited: float = 0.0
+    totals: EpochTotals = field(default_factory=EpochTotals)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON has it; exact, as Python's integers and shortest decimals are."""
+        return {**dataclasses.asdict(self), "totals": self.totals.to_json()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "EpochPart":
+        """The inverse of :meth:`to_json`."""
+        return cls(**{**values, "totals": EpochTotals.from_json(values["totals"])})
+
+
+NOTHING = EpochPart()
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,7 @@ class EpochRecord:
         margin: the margin in force during the epoch.
         next_margin: what the schedule made of it.
         loss: mean of the steps' losses.
+        gradient_norm: mean of the lengths of the steps' gradients; NaN if the steps do not tell.
         valid, easy, semihard, hard: triplets, exact, as counted while the weights moved.
         easy_fraction: easy / valid. NaN, like the means below, if there was no triplet.
         mean_ap, mean_an: mean distance over positive and over negative pairs.
@@ -83,6 +101,7 @@ class EpochRecord:
     margin: float
     next_margin: float
     loss: float
+    gradient_norm: float
     valid: int
     easy: int
     semihard: int
@@ -99,78 +118,13 @@ class EpochRecord:
     images_per_second: float
     data_wait: float
 
+    @property
+    def collapsed(self) -> bool:
+        """Whether all embeddings are nearly one: mean distances are at most a tenth of μ.
 
-def make_train_step(
-    apply_fn: ApplyFn,
-    optimizer: optax.GradientTransformation,
-    *,
-    distance: str | DistanceFn = "euclidean",
-    reduction: str = "mean_active",
-    mining: str = "all",
-    histogram: bool = False,
-    augment: Augment | None = None,
-    mesh: Mesh | None = None,
-) -> TrainStep:
-    """A jitted ``train_step(state, images, labels) -> (state, StepOutput)``.
-
-    The margin is read from the state, so a run compiles once whatever the schedule does.
-
-    Args:
-        apply_fn: ``apply_fn(params, batch_stats, images, *, train, key) -> (embeddings,
-            batch_stats)``, pure.
-        optimizer: any optax gradient transformation.
-        distance, reduction, mining: as in :func:`~margin_jax.batch_all_triplet_loss`.
-        histogram: also sample the batch's effective margins, as
-            :func:`~margin_jax.effective_margin_histogram` does, for a schedule that
-            ``needs_histogram``, or for the record.
-        augment: changes the images of a batch before they are embedded, with a key that is a
-            function of the state's key and step; from :func:`~margin_jax.make_augment`.
-        mesh: devices that share the work, by a sharded batch; triplets and batch statistics are
-            those of the global batch all the same. Default: wherever the arguments are.
-    """
-    everywhere = None if mesh is None else replicated(mesh)
-
-    @functools.partial(jax.jit, out_shardings=everywhere)
-    def train_step(
-        state: TrainState, images: Array, labels: Array
-    ) -> tuple[TrainState, StepOutput]:
-        key = jax.random.fold_in(state.key, state.step)
-        if augment is not None:
-            images = augment(images, jax.random.fold_in(key, 2))
-
-        def loss_fn(params: Any) -> tuple[Array, tuple[Any, TripletStats, Array]]:
-            embeddings, batch_stats = apply_fn(
-                params, state.batch_stats, images, train=True, key=key
-            )
-            if everywhere is not None:
-                embeddings = jax.lax.with_sharding_constraint(embeddings, everywhere)
-            loss, stats = batch_all_triplet_loss(
-                embeddings,
-                labels,
-                state.margin,
-                distance=distance,
-                reduction=reduction,
-                mining=mining,
-            )
-            return loss, (batch_stats, stats, embeddings)
-
-        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (batch_stats, stats, embeddings)), gradient = value_and_grad(state.params)
-        sampled = None
-        if histogram:
-            sampled = effective_margin_histogram(
-                embeddings, labels, stats, jax.random.fold_in(key, 1), distance=distance
-            )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        new_state = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-        )
-        return new_state, StepOutput(loss, stats, sampled)
-
-    return train_step
+        No triplet is ordered then, and the loss is stuck near μ.
+        """
+        return max(self.mean_ap, self.mean_an) <= _COLLAPSED * self.margin and self.margin > 0
 
 
 def train_epoch(
@@ -199,64 +153,130 @@ def train_epoch(
     Raises:
         ValueError: if `batches` is empty, or the schedule needs a histogram that `train_step` does
             not keep.
+        FloatingPointError: at the first step whose loss or gradient is not finite, naming it.
     """
-    epoch, margin = int(jax.device_get(state.schedule.epoch)), float(jax.device_get(state.margin))
+    state, part = train_steps(
+        state, train_step, batches, needs_histogram=schedule.needs_histogram, on_step=on_step
+    )
+    return end_epoch(state, part, schedule)
+
+
+def train_steps(
+    state: TrainState,
+    train_step: TrainStep,
+    batches: Iterable[tuple[Any, Any]],
+    part: EpochPart = NOTHING,
+    *,
+    needs_histogram: bool = False,
+    on_step: Callable[[int, float, float], None] | None = None,
+) -> tuple[TrainState, EpochPart]:
+    """Trains a part of an epoch.
+
+    Args:
+        state: the state before these batches.
+        train_step, batches, on_step: as in :func:`train_epoch`.
+        part: what of the epoch is done already.
+        needs_histogram: a step without one is an error.
+
+    Returns:
+        The state after the batches, and what is done of the epoch then; all of its steps were
+        finite.
+
+    Raises:
+        DivergedError: at the first step whose loss or gradient is not finite.
+        ValueError: for a step without a histogram where one is needed.
+    """
+    epoch = int(jax.device_get(state.schedule.epoch)) + 1
     state = _like(state, state)
-    totals, losses, images_seen = EpochTotals(), list[float](), 0
     pending: deque[StepOutput] = deque()
 
     def read() -> None:
-        nonlocal totals
+        nonlocal part
         output = pending.popleft()
-        totals = totals.add(output.stats, output.histogram)
-        losses.append(float(jax.device_get(output.loss)))
+        loss = float(jax.device_get(output.loss))
+        told = output.gradient_norm is not None
+        norm = float(jax.device_get(output.gradient_norm)) if told else math.nan
+        if not math.isfinite(loss) or (told and not math.isfinite(norm)):
+            step = part.steps + 1
+            raise DivergedError(
+                f"epoch {epoch}, step {step} is not finite: loss {loss}, gradient of length {norm}",
+                epoch,
+                step,
+            )
+        if needs_histogram and output.histogram is None:
+            raise ValueError(
+                "the schedule needs the histogram of effective margins: "
+                "make_train_step(..., histogram=True)"
+            )
+        part = dataclasses.replace(
+            part,
+            steps=part.steps + 1,
+            images=part.images + len(output.stats.positives),
+            loss=part.loss + loss,
+            gradient_norm=part.gradient_norm + norm,
+            totals=part.totals.add(output.stats, output.histogram),
+        )
         if on_step is not None:
-            on_step(len(losses), losses[-1], totals.counts()["easy"] / max(totals.valid, 1))
+            easy = part.totals.counts()["easy"] / max(part.totals.valid, 1)
+            on_step(part.steps, loss, easy)
 
     waits: list[float] = []
     started = time.perf_counter()
     for images, labels in _timed(batches, waits):
         state, output = train_step(state, images, labels)
-        if schedule.needs_histogram and output.histogram is None:
-            raise ValueError(
-                "the schedule needs the histogram of effective margins: "
-                "make_train_step(..., histogram=True)"
-            )
         if _may_deadlock(output.loss):
             jax.block_until_ready(output)
         pending.append(output)
-        images_seen += len(labels)
         if len(pending) > _LAG:
             read()
     while pending:
         read()
-    seconds = time.perf_counter() - started
-    if not losses:
-        raise ValueError("an epoch needs at least one batch; got none")
+    seconds = part.seconds + time.perf_counter() - started
+    return state, dataclasses.replace(part, seconds=seconds, waited=part.waited + sum(waits))
 
-    stats = totals.stats()
+
+def end_epoch(
+    state: TrainState, part: EpochPart, schedule: Schedule
+) -> tuple[TrainState, EpochRecord]:
+    """Asks the schedule, once the whole epoch is trained.
+
+    Args:
+        state: the state after the last step.
+        part: the whole epoch, from :func:`train_steps`.
+        schedule: as in :func:`train_epoch`.
+
+    Returns:
+        The state with the next margin, and the :class:`EpochRecord`.
+
+    Raises:
+        ValueError: if nothing was trained.
+    """
+    if not part.steps:
+        raise ValueError("an epoch needs at least one batch; got none")
+    stats = part.totals.stats()
     with jax.transfer_guard("allow"):  # a few scalars, once an epoch
         next_schedule = _like(schedule.update(state.schedule, stats), state.schedule)
-    state = state.replace(schedule=next_schedule)
+    after = state.replace(schedule=next_schedule)
     record = EpochRecord(
-        epoch=epoch + 1,
-        margin=margin,
-        next_margin=float(jax.device_get(state.margin)),
-        loss=float(np.mean(losses)),
-        **totals.counts(),
+        epoch=int(jax.device_get(state.schedule.epoch)) + 1,
+        margin=float(jax.device_get(state.margin)),
+        next_margin=float(jax.device_get(after.margin)),
+        loss=part.loss / part.steps,
+        gradient_norm=part.gradient_norm / part.steps,
+        **part.totals.counts(),
         easy_fraction=float(stats.easy_fraction),
         mean_ap=float(stats.mean_ap),
         mean_an=float(stats.mean_an),
         mean_effective=float(stats.mean_effective),
         std_effective=float(stats.std_effective),
-        effective_quantiles=totals.effective_quantiles(QUANTILES),
-        steps=len(losses),
-        images=images_seen,
-        seconds=seconds,
-        images_per_second=images_seen / seconds,
-        data_wait=sum(waits) / seconds,
+        effective_quantiles=part.totals.effective_quantiles(QUANTILES),
+        steps=part.steps,
+        images=part.images,
+        seconds=part.seconds,
+        images_per_second=part.images / part.seconds,
+        data_wait=part.waited / part.seconds,
     )
-    return state, record
+    return after, record
 
 
 def _timed(batches: Iterable[T], waits: list[float]) -> Iterator[T]:

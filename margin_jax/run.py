@@ -6,7 +6,7 @@
     data.json      identities of each part of the split, coverage, skipped files
     pairs.npz      the verification pairs
     history.jsonl  one record an epoch
-    checkpoints/   last (to resume from) and best (what the report is about)
+    checkpoints/   by step, the newest: where the training is, and the weights of the best epoch
     report.json    figures on the test identities, under "test"
     figures/       pictures of all that
 """
@@ -34,7 +34,7 @@ from margin_jax.schedules import spec
 
 CONFIG, DATA, PAIRS = "config.json", "data.json", "pairs.npz"
 HISTORY, REPORT, FIGURES = "history.jsonl", "report.json", "figures"
-LAST, BEST = "checkpoints/last", "checkpoints/best"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -132,23 +132,24 @@ def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         history = read_history(folder)
         image_shape = tuple(map(int, data["image_shape"]))
-        best_epoch = int(report["best_epoch"])
+        reported = int(report["epochs"]), int(report["best_epoch"])
         float(report["test"]["threshold"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the run in {folder} is damaged: {error}") from error
     encoder = get_encoder(config, encoder)
     like = jax.eval_shape(lambda: encoder.init(jax.random.key(0), image_shape))
-    if not (folder / BEST).is_dir():  # opening it would create it
-        raise ValueError(f"the run in {folder} is damaged: there is no {BEST}")
-    with Checkpoint(folder / BEST) as best:
-        if best.epoch is None:
-            raise ValueError(f"the run in {folder} is damaged: nothing is saved in {BEST}")
-        if best.epoch != best_epoch:
-            raise ValueError(
-                f"the run in {folder} is not finished: its report is about epoch {best_epoch}, its "
-                f"best weights are of epoch {best.epoch}; resume it"
-            )
-        params, batch_stats = best.restore(like)
+    if not is_saved(folder):
+        raise ValueError(f"the run in {folder} is damaged: nothing is saved in {CHECKPOINTS}")
+    with Checkpoint(folder / CHECKPOINTS) as checkpoint:
+        arrays, record = checkpoint.restore({"best": like})
+    trained = record["history"]
+    saved = len(trained), best_epoch(trained, config.select) if trained else 0
+    if saved != reported or record["part"]["steps"]:
+        raise ValueError(
+            f"the run in {folder} is not finished: its report is about epoch {reported[1]} of "
+            f"{reported[0]}, its checkpoint holds epoch {saved[1]} of {saved[0]}; resume it"
+        )
+    params, batch_stats = arrays["best"]
     return Run(folder, config, history, report, data, encoder, params, batch_stats)
 
 
@@ -233,6 +234,8 @@ def prepare_folder(config: TrainConfig, data: RunData) -> None:
 
 def _check_same(config: TrainConfig, described: str, folder: Path) -> None:
     """Refuses to resume what is not the same run; more epochs of it are, if its rule allows."""
+    if config.allow_changes:
+        return
     saved = read_config(folder).experiment()
     asked = config.experiment()
     # What is laid out over the whole run can not be made longer.
@@ -246,9 +249,32 @@ def _check_same(config: TrainConfig, described: str, folder: Path) -> None:
         if asked[name] != saved[name]
     ]
     if changed:
-        raise ValueError(f"cannot resume {folder} as another run: {'; '.join(changed)}")
+        raise ValueError(
+            f"cannot resume {folder} as another run: {'; '.join(changed)}; --allow-changes goes on "
+            "all the same"
+        )
     if described != (folder / DATA).read_text(encoding="utf-8"):
         raise ValueError(f"cannot resume {folder}: the images are not those it was started with")
+
+
+def best_epoch(history: list[dict[str, Any]], select: str) -> int:
+    """The epoch (from 1) that the rule chooses; the first one if several are as good."""
+
+    def worth(record: dict[str, Any]) -> float:
+        if select == "auc":
+            return float(record["validation_auc"])
+        loss = record["validation_loss"]
+        return -math.inf if loss is None or math.isnan(loss) else -loss
+
+    return int(max(history, key=worth)["epoch"])
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a run folder has a checkpoint."""
+    if not (folder / CHECKPOINTS).is_dir():  # opening it would create it
+        return False
+    with Checkpoint(folder / CHECKPOINTS) as checkpoint:
+        return checkpoint.step is not None
 
 
 def is_run(folder: Path) -> bool:
@@ -260,7 +286,7 @@ def is_run(folder: Path) -> bool:
 
 def remove(folder: Path) -> None:
     """Removes a run, and nothing else that may be in its folder."""
-    for name in (FIGURES, Path(LAST).parts[0]):
+    for name in (FIGURES, CHECKPOINTS):
         if (folder / name).is_symlink():
             raise ValueError(f"not removing {folder / name}, a link to somewhere else")
         if (folder / name).is_dir():
@@ -285,15 +311,36 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
-    """Replaces the records."""
-    write_text(folder / HISTORY, "".join(to_json(record) + "\n" for record in history))
+def write_progress(config: TrainConfig, history: list[dict[str, Any]]) -> None:
+    """Makes a run folder tell what its checkpoint does, before it is trained on."""
+    write_text(config.folder / HISTORY, "".join(to_json(record) + "\n" for record in history))
+    write_text(config.folder / CONFIG, config.to_json())  # perhaps of more epochs
+    if len(history) < config.epochs:  # a report would be about other weights
+        (config.folder / REPORT).unlink(missing_ok=True)
 
 
 def append_history(folder: Path, record: dict[str, Any]) -> None:
-    """Adds a record."""
-    with open(folder / HISTORY, "a", encoding="utf-8") as file:
-        file.write(to_json(record) + "\n")
+    """Adds a record.
+
+    Raises:
+        OSError: if the disk is full, say.
+    """
+    try:
+        with open(folder / HISTORY, "a", encoding="utf-8") as file:
+            file.write(to_json(record) + "\n")
+    except OSError as error:
+        raise OSError(f"can not write {folder / HISTORY}: {error.strerror}") from error
+
+
+def write_report(folder: Path, report: dict[str, Any], pictures: dict[str, Any]) -> None:
+    """Writes the pictures, and last the report, which a finished run has."""
+    try:
+        (folder / FIGURES).mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            picture.savefig(folder / FIGURES / f"{name}.png")
+        write_text(folder / REPORT, to_json(report, indent=2) + "\n")
+    except OSError as error:
+        raise OSError(f"can not write the report in {folder}: {error.strerror}") from error
 
 
 def write_text(path: Path, text: str) -> None:

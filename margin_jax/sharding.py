@@ -1,12 +1,13 @@
 """Spreading work over devices: rows of a batch over a mesh, everything else on all of them.
 
-One jitted program serves any number of devices and hosts: images are sharded, so the network runs
-on each device's rows, with BatchNorm over the global batch; the embeddings are gathered before the
-loss, so that its triplets are those of the global batch.
+One jitted program serves any number of devices and hosts. Images are sharded, so the compiler runs
+the network on each device's rows, and makes a sum over the batch (BatchNorm, a gradient) one over
+all devices, for any network and without an axis name in it. The loss, whose loops the compiler
+would not share out, runs under ``shard_map`` (:func:`~margin_jax.make_train_step`).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -22,14 +23,20 @@ def make_mesh(devices: int | None, batch_size: int) -> Mesh:
     """A mesh of one axis, "data".
 
     Args:
-        devices: how many. Default: all of a multi-host job or of accelerators, or as many of them
-            as divide the batch; one CPU, whose virtual devices would share its cores.
+        devices: how many; of a multi-host job all of them. Default: all accelerators, or as many of
+            them as divide the batch; one CPU, whose virtual devices would share its cores.
         batch_size: rows of the global batch.
 
     Raises:
-        ValueError: if there are not as many, or they do not divide the batch.
+        ValueError: if there are not as many, they do not divide the batch, or a host of the job
+            would have none.
     """
     present = jax.devices()
+    if jax.process_count() > 1 and devices not in (None, len(present)):
+        raise ValueError(
+            f"a job of {jax.process_count()} processes uses all of its {len(present)} devices; "
+            f"got devices {devices}"
+        )
     if devices is None:
         devices = len(present)
         if jax.process_count() == 1:
@@ -41,9 +48,16 @@ def make_mesh(devices: int | None, batch_size: int) -> Mesh:
         raise ValueError(
             f"a batch of {batch_size} rows can not be shared equally by {devices} devices"
         )
-    return jax.make_mesh(
-        (devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=present[:devices]
-    )
+    return _mesh(present[:devices])
+
+
+def local_mesh() -> Mesh:
+    """One device of this process."""
+    return _mesh(jax.local_devices()[:1])
+
+
+def _mesh(devices: Sequence[jax.Device]) -> Mesh:
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -12,6 +12,7 @@ Words, for a triplet (a, p, n) and margin μ:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -230,6 +231,17 @@ class EpochTotals:
             return None
         quantiles: list[float] = np.interp(shares, self._cdf(), EFFECTIVE_EDGES).tolist()
         return quantiles
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON has it; exact, as Python's integers and shortest decimals are."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**values, "histogram": None if self.histogram is None else self.histogram.tolist()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "EpochTotals":
+        """The inverse of :meth:`to_json`."""
+        bins = values["histogram"]
+        return cls(**{**values, "histogram": None if bins is None else np.array(bins, np.int64)})
 
     def _cdf(self) -> np.ndarray:
         assert self.histogram is not None

@@ -2,43 +2,37 @@
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 import optax
-from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from margin_jax import plots, run
+from margin_jax import divergence, multihost, run
 from margin_jax.augmentation import Augment, make_augment
 from margin_jax.checkpoint import Checkpoint
 from margin_jax.config import TrainConfig
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.data.loader import load_batches
-from margin_jax.data.sampler import pk_batches
-from margin_jax.epoch import TrainStep, make_train_step, train_epoch
-from margin_jax.evaluation.embedding import embed_images, pair_distances
-from margin_jax.evaluation.verification import (
-    VerificationReport,
-    choose_threshold,
-    verification_report,
-)
-from margin_jax.losses import batch_all_triplet_loss
+from margin_jax.epoch import DivergedError, EpochPart, end_epoch, train_steps
 from margin_jax.mining import mining_schedule
 from margin_jax.models import Encoder, pretrained
 from margin_jax.optimizers import make_optimizer
 from margin_jax.progress import ProgressBar
 from margin_jax.protocol import RunData, image_moments, plan_epoch, prepare_data
-from margin_jax.run import Run
+from margin_jax.report import make_report
+from margin_jax.run import Run, best_epoch
+from margin_jax.schedules import Schedule
 from margin_jax.sharding import make_mesh, place_copies
 from margin_jax.state import TrainState, create_state
+from margin_jax.step import TrainStep, make_train_step
+from margin_jax.validation import make_validator
 
-# The margin of the released code's model choice, fixed whatever the schedule does.
-SELECTION_MARGIN = 1.0
+T = TypeVar("T")
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -66,21 +60,111 @@ def fit(
 
     Raises:
         ValueError: for data or a run folder that cannot be used; nothing is written then.
+        DivergedError: when a loss or a gradient is not finite; the last good state is kept.
+        OSError: when the run folder can not be written to any more; likewise.
+        SystemExit: with status 143 after SIGTERM, once the place of the training is saved.
+
+    Warns:
+        UserWarning: when the embeddings have collapsed to nearly one point.
     """
     config = config.shrunk()
     mesh = make_mesh(config.devices, config.batch_size)
-    if _is_first_process():
-        run.check_folder(config)  # before the data, which can take minutes to load
+    # Before the data, which can take minutes to load.
+    multihost.on_first(lambda: run.check_folder(config))
+    setting, state = multihost.agreed(lambda: _set_up(config, dataset, encoder, mesh))
+    # Last, so that nothing is removed or written for what turns out to be impossible.
+    multihost.on_first(lambda: run.prepare_folder(config, setting.data))
+
+    with (
+        multihost.notice() as notice,
+        Checkpoint(config.folder / run.CHECKPOINTS) as checkpoint,
+    ):
+        place = _begin(config, place_copies(state, mesh), checkpoint)
+        multihost.on_first(lambda: run.write_progress(config, place.history))
+        show = progress and multihost.is_first()
+        with ProgressBar(str(config.folder), config.epochs, len(place.history), show) as bar:
+            while len(place.history) < config.epochs:
+                place = _train_epoch(config, setting, place, checkpoint, notice, bar)
+                if on_epoch is not None:
+                    on_epoch(place.history[-1])
+                if notice.given:
+                    raise Preempted(f"after epoch {len(place.history)}")
+
+    data, history = setting.data, place.history
+    report, pictures = make_report(config, data, setting.encoder, *place.best, history, mesh)
+    multihost.on_first(lambda: run.write_report(config.folder, report, pictures))
+    params, batch_stats = jax.device_get(place.best)
+    return Run(
+        config.folder, config, history, report, data.described, setting.encoder, params, batch_stats
+    )
+
+
+class Preempted(SystemExit):
+    """SIGTERM has stopped a run, whose place is saved; ends a process with status 143."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__(multihost.PREEMPTED)
+        self.when = when
+
+
+class Setting(NamedTuple):
+    """What stays the same while a run trains.
+
+    Attributes:
+        data, encoder, schedule, mesh: as the configuration says.
+        train_step: of an epoch, from 1.
+        validate: ``validate(state, epoch)``, the figures that validation adds to a record.
+    """
+
+    data: RunData
+    encoder: Encoder
+    schedule: Schedule
+    mesh: Mesh
+    train_step: Callable[[int], TrainStep]
+    validate: Callable[[TrainState, int], dict[str, float]]
+
+
+class Place(NamedTuple):
+    """How far a run is: what a checkpoint holds.
+
+    Attributes:
+        state: after the last step.
+        best: parameters and batch statistics of the best epoch; of the state before there is one.
+        history: a record for every whole epoch.
+        part: what is done of the next epoch.
+    """
+
+    state: TrainState
+    best: tuple[Any, Any]
+    history: list[dict[str, Any]]
+    part: EpochPart
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps so far."""
+        return int(jax.device_get(self.state.step))
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Saves it, unless it is saved."""
+        if checkpoint.step != self.step:
+            record = {"history": self.history, "part": self.part.to_json()}
+            checkpoint.save(self.step, {"state": self.state, "best": self.best}, record)
+
+
+def _set_up(
+    config: TrainConfig, dataset: ImageDataset | None, encoder: Encoder | None, mesh: Mesh
+) -> tuple[Setting, TrainState]:
+    """All that a run needs, and the state it starts with, on this host alone."""
     encoder = run.get_encoder(config, encoder)
     # A run that goes on has its weights already, and their file may be gone.
-    begins = not (config.resume and (config.folder / run.LAST).is_dir())
-    published = _published(config) if config.begins_with_weights and begins else None
+    published = None
+    if config.begins_with_weights and not (config.resume and run.is_saved(config.folder)):
+        published = _published(config)
     data = prepare_data(config, dataset)
     augment = make_augment(config.augment)
     if augment is not None:  # images that are too small for it are refused here
         one = jax.ShapeDtypeStruct((1, *data.dataset.images.shape[1:]), np.uint8)
         jax.eval_shape(augment, one, jax.random.key(0))
-    folder = config.folder
     schedule = config.make_schedule()
     mining = mining_schedule(config.mining)
     compiled = functools.partial(
@@ -93,70 +177,103 @@ def fit(
         augment,
         mesh,
     )
-    optimizer, _ = compiled(mining(1))
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
     params, batch_stats = encoder.init(init_key, data.dataset.images.shape[1:])
     if published is not None:
         params, batch_stats = _begin_with(published, config, encoder, params, batch_stats)
     elif not config.begins_with_weights:
         batch_stats = encoder.with_normalisation(batch_stats, *image_moments(data))
+    optimizer, _ = compiled(mining(1))
     state = create_state(params, batch_stats, optimizer, schedule, train_key)
-    state = place_copies(state, mesh)
-    validate = _validator(config, data, encoder)
+    validate = make_validator(config, data, encoder, mesh)
+    setting = Setting(
+        data, encoder, schedule, mesh, lambda epoch: compiled(mining(epoch))[1], validate
+    )
+    return setting, state
 
-    # Last, so that nothing is removed or written for what turns out to be impossible.
-    if _is_first_process():
-        run.prepare_folder(config, data)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("run folder")
-    with Checkpoint(folder / run.LAST) as last, Checkpoint(folder / run.BEST) as best:
-        history: list[dict[str, Any]] = []
-        if last.epoch is not None:
-            state = last.restore(state)
-            # The process may have been killed between writing a record and saving its state.
-            history = run.read_history(folder)[: int(state.schedule.epoch)]
-            if len(history) < int(state.schedule.epoch) or best.epoch is None:
-                raise ValueError(
-                    f"can not resume {folder}: it is damaged, {run.LAST} is of epoch "
-                    f"{int(state.schedule.epoch)} and {run.HISTORY} ends at {len(history)}"
-                )
-        if _is_first_process():
-            run.write_history(folder, history)
-            run.write_text(folder / run.CONFIG, config.to_json())  # perhaps of more epochs
-            if len(history) < config.epochs:  # a report would be about other weights
-                (folder / run.REPORT).unlink(missing_ok=True)
 
-        show = progress and _is_first_process()
-        with ProgressBar(str(folder), config.epochs, len(history), show) as bar:
-            for epoch in range(len(history), config.epochs):
-                plan, _ = plan_epoch(config, data.dataset, data.train, epoch)
-                batches = load_batches(data.dataset.images, data.dataset.labels, plan, mesh)
-                bar.start(float(state.margin), len(plan))
-                _, train_step = compiled(mining(epoch + 1))
-                state, trained = train_epoch(state, train_step, batches, schedule, on_step=bar.step)
-                validated = validate(state)
-                if jax.process_count() > 1:  # or they could disagree on which epoch is the best
-                    validated = jax.tree.map(float, multihost_utils.broadcast_one_to_all(validated))
-                record = {**dataclasses.asdict(trained), **validated}
-                history.append(record)
-                if _is_first_process():
-                    run.append_history(folder, record)
-                if best_epoch(history, config.select) == record["epoch"]:
-                    best.save(record["epoch"], (state.params, state.batch_stats))
-                    best.wait()  # or a kill could leave the state of an epoch without its best
-                last.save(record["epoch"], state)
-                bar.validated(record["validation_auc"])
-                if on_epoch is not None:
-                    on_epoch(record)
-        params, batch_stats = jax.device_get(best.restore((state.params, state.batch_stats)))
+def _begin(config: TrainConfig, state: TrainState, checkpoint: Checkpoint) -> Place:
+    """The place that is saved, or the start of the run, which is saved too."""
+    place = Place(state, (state.params, state.batch_stats), [], EpochPart())
+    if checkpoint.step is None:
+        place.save(checkpoint)  # so that whatever happens, there is a good state
+        return place
+    arrays, record = checkpoint.restore({"state": state, "best": place.best})
+    found = Place(
+        arrays["state"], arrays["best"], record["history"], EpochPart.from_json(record["part"])
+    )
+    if len(found.history) != int(jax.device_get(found.state.schedule.epoch)):
+        raise ValueError(f"can not resume {config.folder}: its checkpoint is damaged")
+    return found
 
-    report, pictures = _report(config, data, encoder, params, batch_stats, history)
-    if _is_first_process():
-        (folder / run.FIGURES).mkdir(exist_ok=True)
-        for name, picture in pictures.items():
-            picture.savefig(folder / run.FIGURES / f"{name}.png")
-        run.write_text(folder / run.REPORT, run.to_json(report, indent=2) + "\n")
-    return Run(folder, config, history, report, data.described, encoder, params, batch_stats)
+
+def _train_epoch(
+    config: TrainConfig,
+    setting: Setting,
+    place: Place,
+    checkpoint: Checkpoint,
+    notice: multihost.Notice,
+    bar: ProgressBar,
+) -> Place:
+    """Goes on with an epoch to its end, and saves it."""
+    state, best, history, part = place
+    data, epoch = setting.data, len(history) + 1
+    plan, _ = plan_epoch(config, data.dataset, data.train, epoch - 1)
+    batches = _until(
+        notice,
+        place.step,
+        load_batches(
+            data.dataset.images, data.dataset.labels, plan, setting.mesh, first_step=part.steps
+        ),
+    )
+    bar.start(float(state.margin), len(plan))
+    while part.steps < len(plan):
+        try:
+            state, part = train_steps(
+                state,
+                setting.train_step(epoch),
+                itertools.islice(batches, config.checkpoint_steps),
+                part,
+                needs_histogram=setting.schedule.needs_histogram,
+                on_step=bar.step,
+            )
+        except DivergedError as error:
+            labels = np.unique(data.dataset.labels[plan[error.step - 1]])
+            names = [data.dataset.identities[label] for label in labels]
+            raise divergence.with_advice(config, error, names) from None
+        except FloatingPointError as error:  # of jax_debug_nans
+            raise divergence.located(error) from None
+        if part.steps < len(plan):
+            Place(state, best, history, part).save(checkpoint)
+            if notice.given:
+                raise Preempted(f"after epoch {epoch - 1} and {part.steps} steps")
+
+    state, trained = end_epoch(state, part, setting.schedule)
+    try:
+        validated = setting.validate(state, epoch)
+    except DivergedError as error:
+        raise divergence.with_advice(config, error, []) from None
+    if jax.process_count() > 1:  # or they could disagree on which epoch is the best
+        validated = jax.tree.map(float, multihost_utils.broadcast_one_to_all(validated))
+    record = {**dataclasses.asdict(trained), **validated}
+    divergence.warn_of_collapse(trained)
+    history = [*history, record]
+    if best_epoch(history, config.select) == epoch:
+        best = (state.params, state.batch_stats)
+    multihost.on_first(lambda: run.append_history(config.folder, record))
+    place = Place(state, best, history, EpochPart())
+    place.save(checkpoint)
+    bar.validated(record["validation_auc"])
+    return place
+
+
+def _until(notice: multihost.Notice, step: int, batches: Iterable[T]) -> Iterator[T]:
+    """The batches before the step, from `step` on, at which the job must stop."""
+    for batch in batches:
+        if notice.by(step):
+            return
+        yield batch
+        step += 1
 
 
 @functools.lru_cache(maxsize=8)
@@ -214,133 +331,3 @@ def _begin_with(
     of_images = pretrained.PRETRAINED[config.encoder]
     mean, std = np.array(of_images.mean), np.array(of_images.std)
     return params, encoder.with_normalisation(batch_stats, mean, std)
-
-
-def _is_first_process() -> bool:
-    """Of a multi-host job, the one that writes reports."""
-    return jax.process_index() == 0
-
-
-def best_epoch(history: list[dict[str, Any]], select: str) -> int:
-    """The epoch (from 1) that the rule chooses; the first one if several are as good."""
-
-    def worth(record: dict[str, Any]) -> float:
-        if select == "auc":
-            return float(record["validation_auc"])
-        loss = record["validation_loss"]
-        return -math.inf if loss is None or math.isnan(loss) else -loss
-
-    return int(max(history, key=worth)["epoch"])
-
-
-@functools.partial(jax.jit, static_argnames="distance")
-def _selection_loss(vectors: Array, labels: Array, distance: str) -> Array:
-    """The released code's validation loss: batch-all mean over all triplets at a fixed margin."""
-    return batch_all_triplet_loss(
-        vectors, labels, SELECTION_MARGIN, distance=distance, reduction="mean"
-    )[0]
-
-
-def _validator(
-    config: TrainConfig, data: RunData, encoder: Encoder
-) -> Callable[[TrainState], dict[str, float]]:
-    """``validate(state)``: AUC on the validation pairs, and the released code's validation loss."""
-    labels = data.dataset.labels[data.validation]
-    pairs = data.pairs["validation"]
-    rows = np.searchsorted(data.validation, pairs.rows)
-    enough = int(np.count_nonzero(np.bincount(labels) >= config.images_per_identity))
-    plan = np.empty((0, 0), int)
-    if enough >= 2:
-        plan, _ = pk_batches(
-            labels,
-            min(enough, config.identities_per_batch),
-            config.images_per_identity,
-            seed=config.seed,
-            epoch=0,
-        )
-
-    def validate(state: TrainState) -> dict[str, float]:
-        params, batch_stats = jax.device_get((state.params, state.batch_stats))
-        vectors = embed_images(
-            encoder.apply, params, batch_stats, data.dataset.images, data.validation
-        )
-        distances = pair_distances(vectors, rows, config.distance)
-        threshold = choose_threshold(distances, pairs.same)
-        report = verification_report(distances, pairs.same, threshold=threshold)
-        losses = [
-            float(_selection_loss(vectors[batch], labels[batch], distance=config.distance))
-            for batch in plan
-        ]
-        return {
-            "validation_auc": report.auc,
-            "validation_loss": float(np.mean(losses)) if losses else math.nan,
-        }
-
-    return validate
-
-
-def _report(
-    config: TrainConfig,
-    data: RunData,
-    encoder: Encoder,
-    params: Any,
-    batch_stats: Any,
-    history: list[dict[str, Any]],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures of the best weights at the threshold of the validation pairs, and pictures."""
-    images = data.dataset.images
-    used = np.unique(np.concatenate([pairs.rows.ravel() for pairs in data.pairs.values()]))
-    embedded = embed_images(encoder.apply, params, batch_stats, images, used)
-    vectors = np.zeros((len(images), embedded.shape[1]), np.float32)
-    vectors[used] = embedded
-    distances = {
-        name: pair_distances(vectors, pairs.rows, config.distance)
-        for name, pairs in data.pairs.items()
-    }
-    ours = _verify(data, distances)
-    raw = None
-    if isinstance(images, np.ndarray):  # else each of them would be decoded for each of its pairs
-        raw = _verify(
-            data, {name: pair_distances(images, pairs.rows) for name, pairs in data.pairs.items()}
-        )
-
-    def figures(reports: dict[str, VerificationReport]) -> dict[str, Any]:
-        rest = {name: r.to_json() for name, r in reports.items() if name in ("published", "hard")}
-        return {**reports["test"].to_json(), **rest}
-
-    epoch = best_epoch(history, config.select)
-    report = {
-        "best_epoch": epoch,
-        "epochs": len(history),
-        "margin": history[epoch - 1]["margin"],
-        "validation": ours["validation"].to_json(),
-        "test": {**figures(ours), "raw_pixels": raw and figures(raw)},
-    }
-    pictures = {
-        "margin": plots.plot_margin(history, _easy_share_watched(config)),
-        "loss": plots.plot_loss(history, epoch),
-        "effective_margin": plots.plot_effective_margin(history),
-        "distances": plots.plot_distances(
-            distances["test"], data.pairs["test"].same, ours["test"].threshold
-        ),
-        "roc": plots.plot_roc(
-            {"embedding": ours["test"], **({"raw pixels": raw["test"]} if raw else {})}
-        ),
-    }
-    return report, pictures
-
-
-def _easy_share_watched(config: TrainConfig) -> float | None:
-    """The share of easy triplets at which the schedule acts, or that it holds."""
-    name, values = config.schedule_parameters()
-    watched = {"dams": "threshold", "target_easy_fraction": "target"}
-    return float(values[watched[name]]) if name in watched else None
-
-
-def _verify(data: RunData, distances: dict[str, np.ndarray]) -> dict[str, VerificationReport]:
-    """A report for each set of pairs, all at the threshold chosen on the validation pairs."""
-    threshold = choose_threshold(distances["validation"], data.pairs["validation"].same)
-    return {
-        name: verification_report(distances[name], pairs.same, threshold=threshold)
-        for name, pairs in data.pairs.items()
-    }

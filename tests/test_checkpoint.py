@@ -1,6 +1,7 @@
 """Saving and restoring, whole or not at all."""
 
 import os
+import resource
 import signal
 import threading
 
@@ -15,27 +16,59 @@ TREE = {"w": jnp.arange(6.0).reshape(2, 3), "key": jax.random.key(3), "n": jnp.i
 
 
 def test_the_newest_save_comes_back_as_it_was(tmp_path):
+    record = {"count": 2**70, "loss": 0.1, "nothing": None, "names": ["é"]}
     with Checkpoint(tmp_path / "c") as checkpoint:
-        assert checkpoint.epoch is None
-        checkpoint.save(1, {**TREE, "n": jnp.int32(1)})
-        checkpoint.save(2, TREE)
+        assert checkpoint.step is None
+        checkpoint.save(1, {"a": {**TREE, "n": jnp.int32(1)}, "b": TREE}, {})
+        checkpoint.save(2, {"a": TREE, "b": TREE}, record)
+    like = jax.tree.map(jnp.zeros_like, TREE)
     with Checkpoint(tmp_path / "c") as checkpoint:
-        assert checkpoint.epoch == 2
-        restored = checkpoint.restore(jax.tree.map(jnp.zeros_like, TREE))
-    np.testing.assert_array_equal(restored["w"], TREE["w"])
-    assert restored["n"] == 4
-    assert restored["key"] == TREE["key"]
-    kept = [path.name for path in (tmp_path / "c").iterdir() if path.name.isdigit()]
+        assert checkpoint.step == 2
+        arrays, told = checkpoint.restore({"a": like, "b": like})
+        some, _ = checkpoint.restore({"b": like})
+    assert told == record
+    for restored in (arrays["a"], arrays["b"], some["b"]):
+        np.testing.assert_array_equal(restored["w"], TREE["w"])
+        assert restored["n"] == 4
+        assert restored["key"] == TREE["key"]
+    assert list(some) == ["b"]
+    kept = [path.name for path in (tmp_path / "c").iterdir()]
     assert kept == ["2"]
 
 
-def test_another_structure_is_a_sentence(tmp_path):
+def test_another_structure_is_a_sentence(tmp_path, capfd):
     with Checkpoint(tmp_path / "c") as checkpoint:
-        checkpoint.save(1, TREE)
+        checkpoint.save(1, {"a": TREE}, {})
         checkpoint.wait()
         for other in ({"v": TREE["w"]}, {**TREE, "w": jnp.zeros((5, 5))}):
             with pytest.raises(ValueError, match="another network or another version"):
-                checkpoint.restore(other)
+                checkpoint.restore({"a": other})
+        with pytest.raises(ValueError, match="another network or another version"):
+            checkpoint.restore({"b": TREE})
+    assert capfd.readouterr().err == "", "Orbax's threads have their say too"
+
+
+def test_a_save_that_fails_is_loud_and_leaves_the_one_before(tmp_path, capfd):
+    """As on a full disk: no file of this process may grow beyond a limit."""
+    big = {"a": {"w": jax.random.normal(jax.random.key(0), (300_000,))}}
+    like = {"a": {"w": jnp.zeros(300_000)}}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoint(tmp_path / "c") as checkpoint:
+        checkpoint.save(1, big, {"first": True})
+        checkpoint.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        try:
+            checkpoint.save(2, big, {})
+            with pytest.raises(OSError, match=r"can not save .*File too large"):
+                checkpoint.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with Checkpoint(tmp_path / "c") as checkpoint:
+        assert checkpoint.step == 1
+        arrays, record = checkpoint.restore(like)
+    np.testing.assert_array_equal(arrays["a"]["w"], big["a"]["w"])
+    assert record == {"first": True}
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_ctrl_c_waits_until_a_save_is_whole(tmp_path, monkeypatch):
@@ -49,12 +82,12 @@ def test_ctrl_c_waits_until_a_save_is_whole(tmp_path, monkeypatch):
 
         monkeypatch.setattr(checkpoint._manager, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            checkpoint.save(1, TREE)
+            checkpoint.save(1, TREE, {})
         assert finished
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         monkeypatch.undo()
-        thread = threading.Thread(target=checkpoint.save, args=(2, TREE))
+        thread = threading.Thread(target=checkpoint.save, args=(2, TREE, {}))
         thread.start()
         thread.join()
         checkpoint.wait()
-        assert checkpoint.epoch == 2
+        assert checkpoint.step == 2

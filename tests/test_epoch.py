@@ -9,7 +9,7 @@ import oracle
 import pytest
 
 import margin_jax as mj
-from margin_jax.epoch import StepOutput
+from margin_jax.step import StepOutput
 
 BATCHES, BATCH, FEATURES, DIM = 7, 12, 5, 4
 

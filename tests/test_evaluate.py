@@ -263,8 +263,10 @@ DAMAGE = {
         json.dumps(json.loads((f / "report.json").read_text()) | {"best_epoch": 7})
     ),
     "history cut": lambda f: (f / "history.jsonl").write_text("nonsense\n"),
-    "weights gone": lambda f: shutil.rmtree(f / "checkpoints" / "best"),
-    "weights empty": lambda f: [shutil.rmtree(p) for p in (f / "checkpoints" / "best").iterdir()],
+    "weights gone": lambda f: shutil.rmtree(f / "checkpoints"),
+    "weights empty": lambda f: [shutil.rmtree(p) for p in (f / "checkpoints").iterdir()],
+    "weights cut": lambda f: [shutil.rmtree(p) for p in (f / "checkpoints").glob("*/arrays/d")],
+    "record cut": lambda f: [p.write_text("{") for p in (f / "checkpoints").glob("*/record/*")],
     "weights of another network": lambda f: (f / "config.json").write_text(
         (f / "config.json").read_text().replace('"embedding_size": 128', '"embedding_size": 64')
     ),

@@ -203,9 +203,10 @@ def test_a_run_goes_on_from_a_checkpoint(name, tmp_path):
     for gradient in gradients[:4]:
         _, state = update(gradient, state, params)
     with Checkpoint(tmp_path / "c") as checkpoint:
-        checkpoint.save(1, state)
+        checkpoint.save(1, {"state": state}, {})
         checkpoint.wait()
-        restored = checkpoint.restore(jax.tree.map(jnp.asarray, optimizer.init(params)))
+        fresh = jax.tree.map(jnp.asarray, optimizer.init(params))
+        restored = checkpoint.restore({"state": fresh})[0]["state"]
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     updates = [update(gradients[4], each, params)[0] for each in (state, restored)]
     jax.tree.map(np.testing.assert_array_equal, *updates)

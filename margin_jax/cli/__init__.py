@@ -1,6 +1,7 @@
 """The command line: its commands in order; one line for what goes wrong."""
 
 import sys
+import warnings
 
 import typer
 
@@ -30,12 +31,15 @@ app.command()(use.verify)
 
 def main(arguments: list[str] | None = None) -> None:
     """The command ``margin-jax``. Exits with 2, after one line on what is wrong, for bad input."""
+    warnings.showwarning = lambda message, *_: typer.echo(f"margin-jax: {message}", err=True)
     try:
         sys.exit(app(arguments, standalone_mode=False))
     except typer.TyperException as error:
         _fail(error.format_message(), error.exit_code)
     except (ValueError, OSError) as error:
         _fail(str(error), 2)
+    except FloatingPointError as error:
+        _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
 

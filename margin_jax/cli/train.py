@@ -23,8 +23,42 @@ COMPARE_EPOCHS = 10
 _WAIT = 0.05
 
 
+def _process(help: str) -> Any:
+    return typer.Option(help=help, rich_help_panel="Process")
+
+
+_CACHE = "A folder that keeps compiled programs, so that the next run begins to train at once."
+
+
 @config_options()
-def train(**given: Any) -> None:
+def train(
+    *,
+    coordinator: Annotated[
+        str | None,
+        _process("HOST:PORT of process 0, for a job of several processes that nobody announces."),
+    ] = None,
+    processes: Annotated[int | None, _process("How many processes the job has.")] = None,
+    process: Annotated[int | None, _process("Which of them this is, from 0.")] = None,
+    multihost: Annotated[
+        bool,
+        typer.Option(
+            "--multihost",
+            help="Let JAX find the other hosts, on a TPU pod. Slurm, Open MPI and TPU slices on "
+            "Kubernetes are noticed without it.",
+            rich_help_panel="Process",
+        ),
+    ] = False,
+    compilation_cache: Annotated[str | None, _process(_CACHE)] = None,
+    debug_nans: Annotated[
+        bool,
+        typer.Option(
+            "--debug-nans",
+            help="Stop at the operation that first gives NaN, and name it. Slow.",
+            rich_help_panel="Process",
+        ),
+    ] = False,
+    **given: Any,
+) -> None:
     """Train a Siamese network and verify it on identities it has never seen.
 
     Without options: letters of the embedded glyphs dataset, with the margin moved by DAMS, in about
@@ -32,9 +66,18 @@ def train(**given: Any) -> None:
     the report, the pictures and the weights.
 
     Your own images: margin-jax train --dataset folder --data-dir FOLDER
+
+    Exits with 0 when the run is finished, 1 when it diverged, 2 for what can not be done, 130 after
+    Ctrl-C, and 143 after SIGTERM, when its place is saved.
     """
-    from margin_jax.run import is_run, read_config  # jax, flax and orbax: not needed for --help
+    import jax  # and flax and orbax: not needed for --help
+
+    from margin_jax import multihost as job
+    from margin_jax.run import is_run, read_config
     from margin_jax.training import fit
+
+    job.start(coordinator, processes, process, detect=multihost)
+    _cache_compilations(compilation_cache)
 
     # What is given belongs to the run that goes on, and may make no sense without the rest of it.
     resume = given.get("resume", False)
@@ -44,10 +87,13 @@ def train(**given: Any) -> None:
     else:
         config = TrainConfig(**given)
     command = f"margin-jax train --out {shlex.quote(str(folder))} --resume"
-    for name in ("memory_limit", "manual_dir", "devices"):  # decide nothing, so no run saves them
+    # They decide nothing, so no run saves them.
+    for name in ("memory_limit", "manual_dir", "devices", "checkpoint_steps"):
         if name in given:
             command += f" --{name.replace('_', '-')} {shlex.quote(str(given[name]))}"
-    with _saying_how_to_go_on(command, config):
+    # In the context of this thread: a global one is forgotten once any code has left its own.
+    watched = jax.debug_nans(True) if debug_nans else contextlib.nullcontext()
+    with _saying_how_to_go_on(command, config), watched:
         run = fit(config, progress=True)
     typer.echo(summary(run))
 
@@ -68,6 +114,7 @@ def compare(
     seeds: Annotated[
         int, typer.Option(help="How many: 0, 1, ...", rich_help_panel="Comparison")
     ] = 3,
+    compilation_cache: Annotated[str | None, _process(_CACHE)] = None,
     **given: Any,
 ) -> None:
     """Compare margin schedules over several seeds, on shared splits and pairs.
@@ -79,6 +126,7 @@ def compare(
     """
     from margin_jax import comparison
 
+    _cache_compilations(compilation_cache)
     given = {"epochs": COMPARE_EPOCHS, **given}
     given.setdefault("out", f"runs/compare-{as_file_name(given.get('dataset', 'glyphs'))}")
     config, names = (
@@ -94,16 +142,34 @@ def compare(
     typer.echo(f"\n{compared.table()}\n\nalso in {config.folder}: comparison.md, .json, .png")
 
 
+def _cache_compilations(folder: str | None) -> None:
+    if folder is not None:
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser().absolute()))
+        # Every program, not only the slow ones: a run has many small ones.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
 @contextlib.contextmanager
 def _saying_how_to_go_on(command: str, config: TrainConfig) -> Iterator[None]:
+    from margin_jax.training import Preempted
+
     try:
         yield
     except KeyboardInterrupt:
-        said = f"every finished epoch is in {config.folder}; go on with: {command}"
+        said = f"every checkpoint is in {config.folder}; go on with: {command}"
         if not config.folder.is_dir():  # still loading
             said = "nothing was saved yet"
         typer.echo(f"\nInterrupted: {said}", err=True)
         raise typer.Exit(130) from None
+    except Preempted as preempted:
+        typer.echo(
+            f"\nStopped by SIGTERM {preempted.when}, all of it saved in {config.folder}; go on "
+            f"with: {command}",
+            err=True,
+        )
+        raise
 
 
 def summary(run: "Run") -> str:

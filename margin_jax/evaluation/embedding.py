@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from margin_jax.data.images import Images
 from margin_jax.data.loader import read_ahead
 from margin_jax.distances import DistanceFn, get_distance, paired
-from margin_jax.epoch import ApplyFn
+from margin_jax.sharding import local_mesh, own_rows, place_rows, replicated
+from margin_jax.step import ApplyFn
 
 _BATCH = 256
 # Values of one side that are copied at a time.
@@ -23,22 +25,33 @@ def embed_images(
     batch_stats: Any,
     images: Images,
     rows: np.ndarray | None = None,
+    mesh: Mesh | None = None,
 ) -> np.ndarray:
     """float32[rows, dim]: embeddings in evaluation mode, in batches of one shape.
+
+    The same on every host of a job, all of which have to call it.
 
     Args:
         apply_fn: the encoder.
         params, batch_stats: its weights.
         images: uint8[n, height, width, channels].
         rows: int[rows], which images. Default: all of them.
+        mesh: devices that share the work, on all of which the weights are. Default: one device.
     """
     rows = np.arange(len(images)) if rows is None else rows
-    size = min(_BATCH, _round_up(len(rows)))
+    mesh = local_mesh() if mesh is None else mesh
+    size = max(min(_BATCH, _round_up(len(rows))) // mesh.size, 1) * mesh.size
+    own = own_rows(mesh, size)
     plan = [rows[start : start + size] for start in range(0, len(rows), size)]
     vectors = []
-    for batch in read_ahead(images, plan):
-        padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
-        vectors.append(np.asarray(_embed(apply_fn, params, batch_stats, padded))[: len(batch)])
+    for batch, read in zip(
+        plan, read_ahead(images, [batch[own[own < len(batch)]] for batch in plan]), strict=True
+    ):
+        padded = np.pad(read, [(0, len(own) - len(read)), (0, 0), (0, 0), (0, 0)])
+        placed = place_rows(padded, mesh, size)
+        vectors.append(
+            np.asarray(_embed(apply_fn, mesh, params, batch_stats, placed))[: len(batch)]
+        )
     return np.concatenate(vectors)
 
 
@@ -47,9 +60,11 @@ def _round_up(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _embed(apply_fn: ApplyFn, params: Any, batch_stats: Any, images: Array) -> Array:
-    return apply_fn(params, batch_stats, images, train=False, key=None)[0]
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _embed(apply_fn: ApplyFn, mesh: Mesh, params: Any, batch_stats: Any, images: Array) -> Array:
+    vectors = apply_fn(params, batch_stats, images, train=False, key=None)[0]
+    everywhere: Array = jax.lax.with_sharding_constraint(vectors, replicated(mesh))
+    return everywhere
 
 
 def pair_distances(

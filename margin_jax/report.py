@@ -1,0 +1,96 @@
+"""What a finished training is worth: figures on the test identities, and pictures."""
+
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from margin_jax import plots
+from margin_jax.config import TrainConfig
+from margin_jax.evaluation.embedding import embed_images, pair_distances
+from margin_jax.evaluation.verification import (
+    VerificationReport,
+    choose_threshold,
+    verification_report,
+)
+from margin_jax.models import Encoder
+from margin_jax.protocol import RunData
+from margin_jax.run import best_epoch
+
+
+def make_report(
+    config: TrainConfig,
+    data: RunData,
+    encoder: Encoder,
+    params: Any,
+    batch_stats: Any,
+    history: list[dict[str, Any]],
+    mesh: Mesh,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures of the best weights at the threshold of the validation pairs, and pictures.
+
+    Args:
+        config, data, encoder: of the run.
+        params, batch_stats: its best weights.
+        history: all of its records.
+        mesh: devices that share the work, on all of which the weights are.
+
+    Returns:
+        What goes into ``report.json``, and the pictures by name.
+    """
+    images = data.dataset.images
+    used = np.unique(np.concatenate([pairs.rows.ravel() for pairs in data.pairs.values()]))
+    embedded = embed_images(encoder.apply, params, batch_stats, images, used, mesh)
+    vectors = np.zeros((len(images), embedded.shape[1]), np.float32)
+    vectors[used] = embedded
+    distances = {
+        name: pair_distances(vectors, pairs.rows, config.distance)
+        for name, pairs in data.pairs.items()
+    }
+    ours = _verify(data, distances)
+    raw = None
+    if isinstance(images, np.ndarray):  # else each of them would be decoded for each of its pairs
+        raw = _verify(
+            data, {name: pair_distances(images, pairs.rows) for name, pairs in data.pairs.items()}
+        )
+
+    def figures(reports: dict[str, VerificationReport]) -> dict[str, Any]:
+        rest = {name: r.to_json() for name, r in reports.items() if name in ("published", "hard")}
+        return {**reports["test"].to_json(), **rest}
+
+    epoch = best_epoch(history, config.select)
+    report = {
+        "best_epoch": epoch,
+        "epochs": len(history),
+        "margin": history[epoch - 1]["margin"],
+        "validation": ours["validation"].to_json(),
+        "test": {**figures(ours), "raw_pixels": raw and figures(raw)},
+    }
+    pictures = {
+        "margin": plots.plot_margin(history, _easy_share_watched(config)),
+        "loss": plots.plot_loss(history, epoch),
+        "effective_margin": plots.plot_effective_margin(history),
+        "distances": plots.plot_distances(
+            distances["test"], data.pairs["test"].same, ours["test"].threshold
+        ),
+        "roc": plots.plot_roc(
+            {"embedding": ours["test"], **({"raw pixels": raw["test"]} if raw else {})}
+        ),
+    }
+    return report, pictures
+
+
+def _easy_share_watched(config: TrainConfig) -> float | None:
+    """The share of easy triplets at which the schedule acts, or that it holds."""
+    name, values = config.schedule_parameters()
+    watched = {"dams": "threshold", "target_easy_fraction": "target"}
+    return float(values[watched[name]]) if name in watched else None
+
+
+def _verify(data: RunData, distances: dict[str, np.ndarray]) -> dict[str, VerificationReport]:
+    """A report for each set of pairs, all at the threshold chosen on the validation pairs."""
+    threshold = choose_threshold(distances["validation"], data.pairs["validation"].same)
+    return {
+        name: verification_report(distances[name], pairs.same, threshold=threshold)
+        for name, pairs in data.pairs.items()
+    }

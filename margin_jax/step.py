@@ -1,0 +1,129 @@
+"""One jitted step of training, on any number of devices."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import optax
+from jax import Array
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from margin_jax.augmentation import Augment
+from margin_jax.distances import DistanceFn
+from margin_jax.effective import effective_margin_histogram
+from margin_jax.losses import batch_all_triplet_loss
+from margin_jax.sharding import AXIS, replicated
+from margin_jax.state import TrainState
+from margin_jax.stats import TripletStats
+
+
+class ApplyFn(Protocol):
+    """An encoder as a pure function."""
+
+    def __call__(
+        self, params: Any, batch_stats: Any, images: Array, *, train: bool, key: Array | None
+    ) -> tuple[Array, Any]:
+        """Returns ``(embeddings float[batch, dim], batch_stats)``."""
+        ...
+
+
+class StepOutput(NamedTuple):
+    """What a step tells, still on the device.
+
+    Attributes:
+        loss: float32[].
+        stats: statistics of the batch the step trained on.
+        histogram: of a sample of its effective margins, if the step was made to keep one.
+        gradient_norm: float32[], Euclidean length of the gradient, before the optimiser.
+    """
+
+    loss: Array
+    stats: TripletStats
+    histogram: Array | None = None
+    gradient_norm: Array | None = None
+
+
+TrainStep = Callable[[TrainState, Array, Array], tuple[TrainState, StepOutput]]
+
+
+def make_train_step(
+    apply_fn: ApplyFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    distance: str | DistanceFn = "euclidean",
+    reduction: str = "mean_active",
+    mining: str = "all",
+    histogram: bool = False,
+    augment: Augment | None = None,
+    mesh: Mesh | None = None,
+) -> TrainStep:
+    """A jitted ``train_step(state, images, labels) -> (state, StepOutput)``.
+
+    The margin is read from the state, so a run compiles once whatever the schedule does.
+
+    Args:
+        apply_fn: ``apply_fn(params, batch_stats, images, *, train, key) -> (embeddings,
+            batch_stats)``, pure.
+        optimizer: any optax gradient transformation.
+        distance, reduction, mining: as in :func:`~margin_jax.batch_all_triplet_loss`.
+        histogram: also sample the batch's effective margins, as
+            :func:`~margin_jax.effective_margin_histogram` does, for a schedule that
+            ``needs_histogram``, or for the record.
+        augment: changes the images of a batch before they are embedded, with a key that is a
+            function of the state's key and step; from :func:`~margin_jax.make_augment`.
+        mesh: devices that share the work, by a batch that is sharded over its axis "data". The
+            network runs on each device's rows and the loss scans each device's anchors, while
+            triplets, batch statistics, dropout and augmentation are those of the global batch.
+            Default: wherever the arguments are.
+    """
+    everywhere = None if mesh is None else replicated(mesh)
+    batch_loss: Callable[..., tuple[Array, TripletStats]] = functools.partial(
+        batch_all_triplet_loss, distance=distance, reduction=reduction, mining=mining
+    )
+    if mesh is not None and mesh.size > 1:
+        # The compiler shares out the network, for any network, but not the loss's loops.
+        batch_loss = jax.shard_map(
+            functools.partial(batch_loss, axis_name=AXIS),
+            mesh=mesh,
+            in_specs=(P(AXIS), P(AXIS), P()),
+            out_specs=(P(), P(AXIS)),
+        )
+
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def train_step(
+        state: TrainState, images: Array, labels: Array
+    ) -> tuple[TrainState, StepOutput]:
+        key = jax.random.fold_in(state.key, state.step)
+        if augment is not None:
+            images = augment(images, jax.random.fold_in(key, 2))
+
+        def loss_fn(params: Any) -> tuple[Array, tuple[Any, TripletStats, Array]]:
+            embeddings, batch_stats = apply_fn(
+                params, state.batch_stats, images, train=True, key=key
+            )
+            loss, stats = batch_loss(embeddings, labels, state.margin)
+            return loss, (batch_stats, stats, embeddings)
+
+        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (batch_stats, stats, embeddings)), gradient = value_and_grad(state.params)
+        sampled = None
+        if histogram:
+            if everywhere is not None:  # few rows of it are drawn, anywhere in the batch
+                embeddings, stats = jax.lax.with_sharding_constraint(
+                    (embeddings, stats), everywhere
+                )
+            sampled = effective_margin_histogram(
+                embeddings, labels, stats, jax.random.fold_in(key, 1), distance=distance
+            )
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        new_state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return new_state, StepOutput(loss, stats, sampled, optax.tree.norm(gradient))
+
+    return train_step

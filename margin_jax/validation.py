@@ -1,0 +1,76 @@
+"""What is measured after every epoch, to choose the best one."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from margin_jax.config import TrainConfig
+from margin_jax.data.sampler import pk_batches
+from margin_jax.epoch import DivergedError
+from margin_jax.evaluation.embedding import embed_images, pair_distances
+from margin_jax.evaluation.verification import choose_threshold, verification_report
+from margin_jax.losses import batch_all_triplet_loss
+from margin_jax.models import Encoder
+from margin_jax.protocol import RunData
+from margin_jax.state import TrainState
+
+# The margin of the released code's model choice, fixed whatever the schedule does.
+SELECTION_MARGIN = 1.0
+
+
+@functools.partial(jax.jit, static_argnames="distance")
+def _selection_loss(vectors: Array, labels: Array, distance: str) -> Array:
+    """The released code's validation loss: batch-all mean over all triplets at a fixed margin."""
+    return batch_all_triplet_loss(
+        vectors, labels, SELECTION_MARGIN, distance=distance, reduction="mean"
+    )[0]
+
+
+def make_validator(
+    config: TrainConfig, data: RunData, encoder: Encoder, mesh: Mesh
+) -> Callable[[TrainState, int], dict[str, float]]:
+    """Tells the AUC on the validation pairs, and the released code's validation loss."""
+    labels = data.dataset.labels[data.validation]
+    pairs = data.pairs["validation"]
+    rows = np.searchsorted(data.validation, pairs.rows)
+    enough = int(np.count_nonzero(np.bincount(labels) >= config.images_per_identity))
+    plan = np.empty((0, 0), int)
+    if enough >= 2:
+        plan, _ = pk_batches(
+            labels,
+            min(enough, config.identities_per_batch),
+            config.images_per_identity,
+            seed=config.seed,
+            epoch=0,
+        )
+
+    def validate(state: TrainState, epoch: int) -> dict[str, float]:
+        vectors = embed_images(
+            encoder.apply,
+            state.params,
+            state.batch_stats,
+            data.dataset.images,
+            data.validation,
+            mesh,
+        )
+        if not np.all(np.isfinite(vectors)):
+            message = f"embeddings are not finite after epoch {epoch}"
+            raise DivergedError(message, epoch, int(state.step))
+        distances = pair_distances(vectors, rows, config.distance)
+        threshold = choose_threshold(distances, pairs.same)
+        report = verification_report(distances, pairs.same, threshold=threshold)
+        losses = [
+            float(_selection_loss(vectors[batch], labels[batch], distance=config.distance))
+            for batch in plan
+        ]
+        return {
+            "validation_auc": report.auc,
+            "validation_loss": float(np.mean(losses)) if losses else math.nan,
+        }
+
+    return validate
