@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import signal
 import sys
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 ARRAYS, RECORD = "arrays", "record"
@@ -21,14 +23,21 @@ _MOMENT = 0.5  # seconds
 class Checkpoint:
     """The newest save in a folder: a pytree of arrays, and a record that JSON can hold.
 
-    Each save replaces the one before. It is atomic (a killed process leaves the old one or the new
-    one, both parts of it) and returns before the disk is done; :meth:`close`, or leaving a ``with``
-    block, waits for it. In a job of several processes all of them have to call everything.
+    Arrays are saved from the host, which is half the work, so they must be on every host of a job,
+    of which the first one writes. Each save replaces the one before. It is atomic (a killed process
+    leaves the old one or the new one, both parts of it) and returns before the disk is done;
+    :meth:`close`, or leaving a ``with`` block, waits for it. In a job of several processes all of
+    them have to call everything.
     """
 
     def __init__(self, folder: Path) -> None:
-        # What a kill leaves unfinished is removed here.
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1,
+            cleanup_tmp_directories=True,  # what a kill leaves unfinished
+            # Else a disk that can not be written to is noticed after a time-out of minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
+        logging.getLogger("absl").addFilter(_no_traceback)
         handlers = {ARRAYS: ocp.PyTreeCheckpointHandler(), RECORD: ocp.JsonCheckpointHandler()}
         self._folder = folder
         with _in_words(f"can not open {folder}"):
@@ -48,16 +57,17 @@ class Checkpoint:
         Raises:
             OSError: if the disk is full, say; perhaps not of this save but of the one before.
         """
-        both = {ARRAYS: ocp.args.PyTreeSave(arrays), RECORD: ocp.args.JsonSave(record)}
+        host = jax.tree.map(np.asarray, _without_keys(arrays))
+        both = {ARRAYS: ocp.args.PyTreeSave(host), RECORD: ocp.args.JsonSave(record)}
         with _whole(), _in_words(f"can not save step {step} in {self._folder}"):
             self._manager.save(step, args=ocp.args.Composite(**both), force=True)
 
     def restore(self, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """``(arrays, record)`` as saved.
+        """``(arrays, record)`` as saved; the arrays as NumPy has them, but for random keys.
 
         Args:
-            like: what to restore of the arrays, in the structure, types and placement wanted; of
-                the uppermost names some may be left out.
+            like: what to restore of the arrays, in the structure, shapes and types that they have;
+                of the uppermost names some may be left out.
 
         Raises:
             ValueError: if what was saved has another structure or is damaged.
@@ -78,16 +88,17 @@ class Checkpoint:
         return found
 
     def _restore(self, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        target = jax.eval_shape(_without_keys, like)
         # Orbax finds out as well, but in many threads, each with its own traceback.
         saved = dict(self._manager.item_metadata(self.step)[ARRAYS].tree)
-        if _shapes({name: saved[name] for name in like}) != _shapes(like):
-            raise ValueError("other names or shapes")
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        places = ocp.checkpoint_utils.construct_restore_args(target)
+        if _described({name: saved[name] for name in like}) != _described(target):
+            raise ValueError("other names, shapes or types")
+        places = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
         arrays = ocp.args.PyTreeRestore(target, restore_args=places, partial_restore=True)
         both = ocp.args.Composite(**{ARRAYS: arrays, RECORD: ocp.args.JsonRestore()})
         found = self._manager.restore(self.step, args=both)
-        return found[ARRAYS], found[RECORD]
+        keys_back = jax.tree.map(_with_key, found[ARRAYS], like)
+        return keys_back, found[RECORD]
 
     def wait(self) -> None:
         """Returns when everything saved is on the disk.
@@ -113,16 +124,32 @@ class Checkpoint:
         self.close()
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes by name, whatever the containers; a random key is saved as its data."""
-    shapes = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(
-            leaf.dtype, jax.dtypes.prng_key
-        ):
-            leaf = jax.eval_shape(jax.random.key_data, leaf)
-        shapes[jax.tree_util.keystr(path, simple=True, separator="/")] = tuple(leaf.shape)
-    return shapes
+def _no_traceback(record: logging.LogRecord) -> bool:
+    """Whether a record may be shown: the traceback of an error that is raised in words may not."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _is_key(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def _without_keys(tree: Any) -> Any:
+    """The same with the data of random keys in their place."""
+    return jax.tree.map(lambda v: jax.random.key_data(v) if _is_key(v) else v, tree)
+
+
+def _with_key(data: Any, like: Any) -> Any:
+    if not _is_key(like):
+        return data
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
+
+
+def _described(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shapes and types by name, whatever the containers."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(v.shape), str(v.dtype))
+        for path, v in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 @contextlib.contextmanager

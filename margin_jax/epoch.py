@@ -188,11 +188,11 @@ def train_steps(
     """
     epoch = int(jax.device_get(state.schedule.epoch)) + 1
     state = _like(state, state)
-    pending: deque[StepOutput] = deque()
+    pending: deque[tuple[StepOutput, int]] = deque()
 
     def read() -> None:
         nonlocal part
-        output = pending.popleft()
+        output, images_seen = pending.popleft()
         loss = float(jax.device_get(output.loss))
         told = output.gradient_norm is not None
         norm = float(jax.device_get(output.gradient_norm)) if told else math.nan
@@ -211,7 +211,7 @@ def train_steps(
         part = dataclasses.replace(
             part,
             steps=part.steps + 1,
-            images=part.images + len(output.stats.positives),
+            images=part.images + images_seen,
             loss=part.loss + loss,
             gradient_norm=part.gradient_norm + norm,
             totals=part.totals.add(output.stats, output.histogram),
@@ -226,7 +226,7 @@ def train_steps(
         state, output = train_step(state, images, labels)
         if _may_deadlock(output.loss):
             jax.block_until_ready(output)
-        pending.append(output)
+        pending.append((output, len(labels)))
         if len(pending) > _LAG:
             read()
     while pending:

@@ -79,7 +79,7 @@ def fit(
         multihost.notice() as notice,
         Checkpoint(config.folder / run.CHECKPOINTS) as checkpoint,
     ):
-        place = _begin(config, place_copies(state, mesh), checkpoint)
+        place = _begin(config, place_copies(state, mesh), mesh, checkpoint)
         multihost.on_first(lambda: run.write_progress(config, place.history))
         show = progress and multihost.is_first()
         with ProgressBar(str(config.folder), config.epochs, len(place.history), show) as bar:
@@ -192,13 +192,14 @@ def _set_up(
     return setting, state
 
 
-def _begin(config: TrainConfig, state: TrainState, checkpoint: Checkpoint) -> Place:
+def _begin(config: TrainConfig, state: TrainState, mesh: Mesh, checkpoint: Checkpoint) -> Place:
     """The place that is saved, or the start of the run, which is saved too."""
     place = Place(state, (state.params, state.batch_stats), [], EpochPart())
     if checkpoint.step is None:
         place.save(checkpoint)  # so that whatever happens, there is a good state
         return place
     arrays, record = checkpoint.restore({"state": state, "best": place.best})
+    arrays = place_copies(arrays, mesh)
     found = Place(
         arrays["state"], arrays["best"], record["history"], EpochPart.from_json(record["part"])
     )

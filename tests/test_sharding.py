@@ -1,11 +1,12 @@
 """The same run on one device, on several, and on several processes."""
 
 import json
+import math
 import os
+import re
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,10 +14,9 @@ import optax
 import pytest
 
 import margin_jax as mj
+from margin_jax.evaluation.embedding import embed_images
 from margin_jax.models import make_encoder
 from margin_jax.sharding import make_mesh, place_copies, place_rows
-
-ROOT = Path(__file__).parent.parent
 
 
 def test_mesh_takes_what_divides_the_batch():
@@ -28,33 +28,111 @@ def test_mesh_takes_what_divides_the_batch():
         make_mesh(5, 64)
 
 
-@pytest.mark.parametrize("devices", [2, 8])
-def test_a_step_is_the_same_on_any_number_of_devices(devices):
-    """Triplets and batch statistics are those of the global batch, wherever its rows are."""
+ENCODER, OPTIMIZER, SCHEDULE = (
+    make_encoder("small_cnn", 8),
+    optax.sgd(0.05, 0.9),
+    mj.dams(0.2, 0.05),
+)
+STEPS = 6
+
+
+def an_epoch(devices):
+    """The record, the state and the gradient-like figures of an epoch, all as NumPy has them."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (16, 12, 12, 1), np.uint8)
-    labels = np.repeat(np.arange(4, dtype=np.int32), 4)
-    encoder, optimizer, schedule = make_encoder("small_cnn", 8), optax.sgd(0.1), mj.dams(0.2)
-    params, batch_stats = encoder.init(jax.random.key(0), (12, 12, 1))
-    fresh = mj.create_state(params, batch_stats, optimizer, schedule, jax.random.key(1))
-
-    def step(devices):
-        mesh = make_mesh(devices, 16)
-        train_step = mj.make_train_step(encoder.apply, optimizer, mesh=mesh)
-        batch = place_rows(images, mesh), place_copies(labels, mesh)
-        state, output = train_step(place_copies(fresh, mesh), *batch)
-        return jax.device_get((state, output)), jax.block_until_ready(output)
-
-    (state, output), _ = step(1)
-    (sharded, sharded_output), on_device = step(devices)
-    assert len(on_device.loss.devices()) == devices
-    assert sharded_output.stats.totals() == output.stats.totals()
-    np.testing.assert_allclose(sharded_output.loss, output.loss, rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-        (sharded.params, sharded.batch_stats),
-        (state.params, state.batch_stats),
+    batches = [
+        (
+            rng.integers(0, 256, (24, 12, 12, 1), np.uint8),
+            np.repeat(np.arange(8, dtype=np.int32), 3),
+        )
+        for _ in range(STEPS)
+    ]
+    params, batch_stats = ENCODER.init(jax.random.key(0), (12, 12, 1))
+    state = mj.create_state(params, batch_stats, OPTIMIZER, SCHEDULE, jax.random.key(1))
+    mesh = make_mesh(devices, 24)
+    train_step = mj.make_train_step(
+        ENCODER.apply,
+        OPTIMIZER,
+        histogram=True,
+        augment=mj.make_augment("flip,shift:1"),
+        mesh=mesh,
     )
+    state = place_copies(state, mesh)
+    outputs = []
+
+    def noted(state, images, labels):
+        state, output = train_step(state, images, labels)
+        jax.block_until_ready(output)
+        assert len(output.loss.devices()) == devices
+        outputs.append(jax.device_get((output, state.params, state.batch_stats)))
+        return state, output
+
+    placed = ((place_rows(x, mesh), place_copies(y, mesh)) for x, y in batches)
+    state, record = mj.train_epoch(state, noted, placed, SCHEDULE)
+    vectors = embed_images(
+        ENCODER.apply,
+        state.params,
+        state.batch_stats,
+        np.concatenate([x for x, _ in batches]),
+        np.arange(STEPS * 24 - 5),
+        mesh,
+    )
+    return record, outputs, vectors
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return an_epoch(1)
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_an_epoch_is_the_same_on_any_number_of_devices(devices, on_one_device):
+    """Triplets, batch statistics and augmentation are those of the global batch.
+
+    Counts and margins exactly; losses to 1e-5, gradients (their length) to 1e-4, parameters and
+    statistics to 1e-4 of the largest, after every step.
+    """
+    record, outputs, vectors = on_one_device
+    other, other_outputs, other_vectors = an_epoch(devices)
+    exact = ("valid", "easy", "semihard", "hard", "margin", "next_margin", "easy_fraction")
+    assert [getattr(other, name) for name in exact] == [getattr(record, name) for name in exact]
+    assert record.next_margin > record.margin
+    assert min(record.easy, record.semihard, record.hard) > 0
+    for (a, *trees), (b, *other_trees) in zip(outputs, other_outputs, strict=True):
+        assert b.stats.totals() == a.stats.totals()
+        for name in ("positives", "negatives", "semihard", "hard"):
+            np.testing.assert_array_equal(getattr(b.stats, name), getattr(a.stats, name))
+        np.testing.assert_allclose(b.stats.sum_an, a.stats.sum_an, rtol=1e-4)
+        np.testing.assert_allclose(b.loss, a.loss, rtol=1e-5)
+        np.testing.assert_allclose(b.gradient_norm, a.gradient_norm, rtol=1e-4)
+        assert b.histogram.sum() == a.histogram.sum() == 512
+        assert np.abs(b.histogram - a.histogram).sum() <= 8  # a distance may cross an edge
+        for one, many in zip(trees, other_trees, strict=True):
+            for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+                np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-4 * np.abs(x).max())
+    np.testing.assert_allclose(other_vectors, vectors, atol=1e-4)
+
+
+def test_the_work_is_shared_and_not_the_images():
+    """Each of 8 devices computes an eighth; what is gathered are embeddings, not images."""
+
+    def compiled(devices):
+        mesh = make_mesh(devices, 256)
+        params, batch_stats = ENCODER.init(jax.random.key(0), (12, 12, 1))
+        state = mj.create_state(params, batch_stats, OPTIMIZER, SCHEDULE, jax.random.key(1))
+        images = place_rows(np.zeros((256, 12, 12, 1), np.uint8), mesh)
+        labels = place_copies(np.zeros(256, np.int32), mesh)
+        step = mj.make_train_step(ENCODER.apply, OPTIMIZER, mesh=mesh)
+        return step.lower(place_copies(state, mesh), images, labels).compile()
+
+    one, eight = compiled(1), compiled(8)
+    flops = [program.cost_analysis()["flops"] for program in (one, eight)]
+    assert flops[1] < flops[0] / 6
+    temporary = [program.memory_analysis().temp_size_in_bytes for program in (one, eight)]
+    assert temporary[1] < temporary[0] / 3
+    gathered = re.findall(r"= (\w+)\[([\d,]*)\]\S* all-gather(?:-start)?\(", eight.as_text())
+    sizes = [math.prod(map(int, shape.split(","))) for _, shape in gathered]
+    assert sizes
+    assert max(sizes) <= 256 * 8  # rows × numbers of an embedding
 
 
 def free_address():
@@ -63,7 +141,7 @@ def free_address():
         return f"localhost:{free.getsockname()[1]}"
 
 
-def run_together(*commands):
+def run_together(*commands, status=0):
     """The last line that each of some Python commands prints; run together, killed if one hangs."""
     processes = [
         subprocess.Popen(
@@ -80,8 +158,8 @@ def run_together(*commands):
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * len(processes), shown
-    return [(out.splitlines() or [""])[-1] for out, _ in shown]
+    assert [process.returncode for process in processes] == [status] * len(processes), shown
+    return [((errors if status else out).splitlines() or [""])[-1] for out, errors in shown]
 
 
 COUNT = """
@@ -119,20 +197,47 @@ def test_counts_of_a_batch_that_no_process_can_fetch():
     assert json.loads(first) == json.loads(second) == [counts, twice, pytest.approx(mean)]
 
 
-def test_two_processes_train_as_one(tmp_path):
-    script = str(ROOT / "experiments" / "train_tpu.py")
-    options = ["--max-identities", "60", "--identities-per-batch", "8", "--epochs", "2"]
-    job = ["--coordinator", free_address(), "--processes", "2", "--process"]
-    out = [*options, "--out", str(tmp_path / "two")]
-    run_together(*([script, *job, rank, *out] for rank in "01"))
-    run_together([script, *options, "--out", str(tmp_path / "one")])
+SMALL = ["--max-identities", "60", "--identities-per-batch", "8", "--epochs", "2"]
+TIMING = {"seconds", "images_per_second", "data_wait"}
 
-    one, two = (
-        [json.loads(line) for line in (tmp_path / out / "history.jsonl").read_text().splitlines()]
-        for out in ("one", "two")
+
+def command(out, *more):
+    return ["-m", "margin_jax", "train", *SMALL, "--out", str(out), *more]
+
+
+def job(out, *more):
+    """The commands of two processes."""
+    address = ["--coordinator", free_address(), "--processes", "2"]
+    return [command(out, *more, *address, "--process", rank) for rank in "01"]
+
+
+def history(out):
+    lines = (out / "history.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMING} for line in lines]
+
+
+def test_two_processes_train_as_one(tmp_path):
+    run_together(*job(tmp_path / "two"))
+    two_devices = "import jax; jax.config.update('jax_num_cpu_devices', 2)"
+    arguments = command(tmp_path / "one", "--devices", "2")[2:]
+    run_together(
+        ["-c", f"{two_devices}; from margin_jax.cli import main; main({arguments!r})"],
     )
-    assert len(one) == len(two) == 2
-    assert two[0]["valid"] == one[0]["valid"]
-    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=0.02)
-    assert two[-1]["validation_auc"] == pytest.approx(one[-1]["validation_auc"], abs=0.02)
+    one, two = history(tmp_path / "one"), history(tmp_path / "two")
+    assert len(one) == 2
+    for alone, together in zip(one, two, strict=True):
+        exact = [name for name, value in alone.items() if isinstance(value, int)] + ["margin"]
+        assert {"valid", "easy", "hard", "steps", "images"} <= set(exact)
+        assert [together[name] for name in exact] == [alone[name] for name in exact]
+        for name in ("loss", "mean_an", "validation_auc", "gradient_norm"):
+            assert together[name] == pytest.approx(alone[name], rel=1e-3)
     assert (tmp_path / "two" / "report.json").is_file()
+
+
+def test_a_job_of_two_is_refused_as_one(tmp_path):
+    """Whatever only one of the processes finds out, all of them say, at once and in one line."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("years of work")
+    shown = run_together(*job(tmp_path / "full"), status=2)
+    assert all("is not empty and not a run folder" in line for line in shown)
+    assert all("Traceback" not in line for line in shown)

@@ -1,0 +1,107 @@
+"""What is not training: importing, waiting for the first step, saving checkpoints.
+
+::
+
+    python experiments/benchmarks/overhead.py
+
+- *import*: `import margin_jax` beside `import jax` alone, processes of their own, median of 7;
+- *first step*: from the start of `margin-jax train` on glyphs to the first step's loss, without and
+  with what a `--compilation-cache` holds from an earlier run;
+- *checkpoints*: wall time of the epochs of one glyphs run, in turns of five with and without the
+  saves (one an epoch), each turn without its first epoch, in which the last save may still go on.
+
+Measured: RESULT
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import margin_jax as mj
+from margin_jax import training
+
+TURN, TURNS = 5, 6
+
+FIRST_STEP = """
+import sys, time
+from margin_jax import cli
+from margin_jax.progress import ProgressBar
+
+def step(self, *figures):
+    print("\\nfirst", time.time(), flush=True)
+    sys.stdout.flush()
+    import os; os._exit(0)
+
+ProgressBar.step = step
+cli.main(["train", "--out", sys.argv[1], "--compilation-cache", sys.argv[2]])
+"""
+
+
+def seconds(code: str) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - started
+
+
+def importing() -> dict[str, float]:
+    took = {"jax": [], "margin_jax": []}
+    for _ in range(7):
+        for package, times in took.items():
+            times.append(seconds(f"import jax, {package}"))
+    jax_alone, both = (statistics.median(times) for times in took.values())
+    return {"import jax, s": jax_alone, "import margin_jax adds, s": both - jax_alone}
+
+
+def first_step() -> dict[str, float]:
+    found = {}
+    with tempfile.TemporaryDirectory() as room:
+        for what in ("first step, empty cache, s", "first step, filled cache, s"):
+            started = time.time()
+            shown = subprocess.run(
+                [sys.executable, "-c", FIRST_STEP, f"{room}/{what[:17]}", f"{room}/cache"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            line = next(line for line in shown.stdout.splitlines() if line.startswith("first"))
+            found[what] = float(line.split()[1]) - started
+    return found
+
+
+def checkpoints() -> dict[str, float]:
+    save, saves = training.Checkpoint.save, [True]
+    training.Checkpoint.save = lambda *given: save(*given) if saves[0] else None
+    ends: list[float] = []
+
+    def on_epoch(record: dict[str, float]) -> None:
+        ends.append(time.perf_counter())
+        saves[0] = len(ends) // TURN % 2 == 0
+
+    with tempfile.TemporaryDirectory() as room:
+        config = mj.TrainConfig(epochs=TURN * TURNS, out=str(Path(room) / "run"))
+        mj.fit(config, on_epoch=on_epoch)
+    turns: dict[bool, list[float]] = {True: [], False: []}
+    for epoch in range(1, len(ends)):
+        if epoch % TURN:
+            turns[epoch // TURN % 2 == 0].append(ends[epoch] - ends[epoch - 1])
+    with_saves, without = (statistics.mean(turns[saved]) for saved in (True, False))
+    spread = statistics.stdev(turns[False]) / len(turns[False]) ** 0.5
+    return {
+        "epoch with a save, s": with_saves,
+        "epoch without, s": without,
+        "checkpoints cost, %": 100 * (with_saves / without - 1),
+        "standard error of that, %": 100 * 2**0.5 * spread / without,
+    }
+
+
+def main() -> None:
+    figures = importing() | first_step() | checkpoints()
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
