@@ -1,20 +1,23 @@
 """Save and restore a training by step, with Orbax behind it."""
 
 import contextlib
+import functools
 import gc
 import logging
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+
+T = TypeVar("T")
 
 ARRAYS, RECORD = "arrays", "record"
 _MOMENT = 0.5  # seconds
@@ -39,17 +42,24 @@ class Checkpoint:
         )
         logging.getLogger("absl").addFilter(_no_traceback)
         handlers = {ARRAYS: ocp.PyTreeCheckpointHandler(), RECORD: ocp.JsonCheckpointHandler()}
-        self._folder = folder
-        with _in_words(f"can not open {folder}"):
-            self._manager = ocp.CheckpointManager(
-                folder.absolute(), options=options, item_handlers=handlers
-            )
+        self._folder, self._saved = folder, time.monotonic()
+        make = functools.partial(
+            ocp.CheckpointManager, folder.absolute(), options=options, item_handlers=handlers
+        )
+        self._manager = _attempt(make, f"can not open {folder}")
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(_quiet())
 
     @property
     def step(self) -> int | None:
         """The step of what is saved; None if nothing is."""
         step: int | None = self._manager.latest_step()
         return step
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last save, or since this was opened."""
+        return time.monotonic() - self._saved
 
     def save(self, step: int, arrays: Any, record: dict[str, Any]) -> None:
         """Saves a pytree of arrays and a record as those of `step`, which no save had before.
@@ -59,8 +69,11 @@ class Checkpoint:
         """
         host = jax.tree.map(np.asarray, _without_keys(arrays))
         both = {ARRAYS: ocp.args.PyTreeSave(host), RECORD: ocp.args.JsonSave(record)}
-        with _whole(), _in_words(f"can not save step {step} in {self._folder}"):
-            self._manager.save(step, args=ocp.args.Composite(**both), force=True)
+        self._saved = time.monotonic()
+        save = functools.partial(
+            self._manager.save, step, args=ocp.args.Composite(**both), force=True
+        )
+        _attempt(save, f"can not save step {step} in {self._folder}")
 
     def restore(self, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """``(arrays, record)`` as saved; the arrays as NumPy has them, but for random keys.
@@ -72,20 +85,13 @@ class Checkpoint:
         Raises:
             ValueError: if what was saved has another structure or is damaged.
         """
-        damage = (ValueError, KeyError, TypeError, AttributeError, OSError)
-        found = None
-        with _whole(), _quiet():
-            with contextlib.suppress(*damage):
-                found = self._restore(like)
-            if found is None:
-                gc.collect()  # with its exception gone, Orbax's reads come to their end
-                time.sleep(_MOMENT)
-        if found is None:
+        try:
+            return _attempt(lambda: self._restore(like), "")
+        except OSError:
             raise ValueError(
                 f"can not restore {self._folder}: it is damaged, or another network or another "
                 "version saved it"
-            )
-        return found
+            ) from None
 
     def _restore(self, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         target = jax.eval_shape(_without_keys, like)
@@ -106,16 +112,15 @@ class Checkpoint:
         Raises:
             OSError: if it can not be.
         """
-        with _whole(), _in_words(f"can not save in {self._folder}"):
-            self._manager.wait_until_finished()
+        _attempt(self._manager.wait_until_finished, f"can not save in {self._folder}")
 
     def close(self) -> None:
         """Waits for the disk, too."""
-        try:
-            self.wait()
-        finally:
-            with _whole():
-                self._manager.close()
+        with self._open:
+            try:
+                self.wait()
+            finally:
+                _attempt(self._manager.close, f"can not close {self._folder}")
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -152,21 +157,33 @@ def _described(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     }
 
 
-@contextlib.contextmanager
-def _in_words(what: str) -> Iterator[None]:
-    """One sentence for whatever Orbax, TensorStore or the operating system have to say."""
-    try:
-        yield
-    except (ValueError, RuntimeError, OSError) as error:
-        lines = str(error).splitlines() or [repr(error)]
-        raise OSError(f"{what}: {lines[0]}") from error
+def _attempt(action: Callable[[], T], failure: str) -> T:
+    """Does something with Orbax, whole, and with one sentence for whatever goes wrong.
+
+    Raises:
+        OSError: `failure`, and the first line of what Orbax, TensorStore or the system say.
+    """
+    with _whole():
+        try:
+            return action()
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
+            said = (str(error).splitlines() or [repr(error)])[0]
+        # With its exception out of the world, Orbax's reads and writes come to their end.
+        gc.collect()
+        time.sleep(_MOMENT)
+    raise OSError(f"{failure}: {said}")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Drops what the reads of a restore that failed print, each with its own traceback."""
+    """Drops what threads of a failed save or restore print, each with its own traceback."""
     before = sys.unraisablehook
-    sys.unraisablehook = lambda told: None if told.exc_type is RuntimeError else before(told)
+
+    def hook(told: Any) -> None:
+        if "Event loop is closed" not in str(told.exc_value):
+            before(told)
+
+    sys.unraisablehook = hook
     try:
         yield
     finally:

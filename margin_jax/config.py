@@ -243,7 +243,7 @@ class TrainConfig:
         bool, Option("Run", "Resume with other options or images than the run was started with.")
     ] = False
     checkpoint_steps: Annotated[
-        int, Option("Run", "Save the place of the training every so many steps, too.")
+        int, Option("Run", "Save the place every so many steps, too, not only after epochs.")
     ] = 1000
 
     def __post_init__(self) -> None:

@@ -99,6 +99,15 @@ def agreed(action: Callable[[], T]) -> T:
     return result
 
 
+def from_first(values: T) -> T:
+    """The first process's values (a pytree of Python numbers), on all of them."""
+    if jax.process_count() == 1:
+        return values
+    sent = multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, values))
+    received: T = jax.tree.map(lambda old, new: type(old)(new), values, sent)
+    return received
+
+
 class Notice:
     """Whether this job must stop: SIGTERM, with which machines announce that they will vanish."""
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from margin_jax import divergence, multihost, run
@@ -33,6 +32,9 @@ from margin_jax.step import TrainStep, make_train_step
 from margin_jax.validation import make_validator
 
 T = TypeVar("T")
+
+# A whole epoch is saved when the last save is so old: short epochs need not all be.
+_SAVE_SECONDS = 10
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -83,12 +85,22 @@ def fit(
         multihost.on_first(lambda: run.write_progress(config, place.history))
         show = progress and multihost.is_first()
         with ProgressBar(str(config.folder), config.epochs, len(place.history), show) as bar:
-            while len(place.history) < config.epochs:
-                place = _train_epoch(config, setting, place, checkpoint, notice, bar)
-                if on_epoch is not None:
-                    on_epoch(place.history[-1])
-                if notice.given:
-                    raise Preempted(f"after epoch {len(place.history)}")
+            try:
+                while len(place.history) < config.epochs:
+                    place = _train_epoch(config, setting, place, checkpoint, notice, bar)
+                    if multihost.from_first(checkpoint.age >= _SAVE_SECONDS):
+                        place.save(checkpoint)
+                    if on_epoch is not None:
+                        on_epoch(place.history[-1])
+                    if notice.given:
+                        place.save(checkpoint)
+                        raise Preempted(f"after epoch {len(place.history)}")
+            except BaseException as error:
+                # No whole epoch is lost; but other processes may be elsewhere, or the disk full.
+                if jax.process_count() == 1 and not isinstance(error, OSError):
+                    place.save(checkpoint)
+                raise
+            place.save(checkpoint)
 
     data, history = setting.data, place.history
     report, pictures = make_report(config, data, setting.encoder, *place.best, history, mesh)
@@ -145,8 +157,8 @@ class Place(NamedTuple):
         return int(jax.device_get(self.state.step))
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Saves it, unless it is saved."""
-        if checkpoint.step != self.step:
+        """Saves it, unless it or a later one is saved."""
+        if checkpoint.step is None or checkpoint.step < self.step:
             record = {"history": self.history, "part": self.part.to_json()}
             checkpoint.save(self.step, {"state": self.state, "best": self.best}, record)
 
@@ -216,7 +228,7 @@ def _train_epoch(
     notice: multihost.Notice,
     bar: ProgressBar,
 ) -> Place:
-    """Goes on with an epoch to its end, and saves it."""
+    """Goes on with an epoch to its end, saving in the middle as often as was asked."""
     state, best, history, part = place
     data, epoch = setting.data, len(history) + 1
     plan, _ = plan_epoch(config, data.dataset, data.train, epoch - 1)
@@ -254,18 +266,15 @@ def _train_epoch(
         validated = setting.validate(state, epoch)
     except DivergedError as error:
         raise divergence.with_advice(config, error, []) from None
-    if jax.process_count() > 1:  # or they could disagree on which epoch is the best
-        validated = jax.tree.map(float, multihost_utils.broadcast_one_to_all(validated))
+    validated = multihost.from_first(validated)  # or they could disagree on the best epoch
     record = {**dataclasses.asdict(trained), **validated}
     divergence.warn_of_collapse(trained)
     history = [*history, record]
     if best_epoch(history, config.select) == epoch:
         best = (state.params, state.batch_stats)
     multihost.on_first(lambda: run.append_history(config.folder, record))
-    place = Place(state, best, history, EpochPart())
-    place.save(checkpoint)
     bar.validated(record["validation_auc"])
-    return place
+    return Place(state, best, history, EpochPart())
 
 
 def _until(notice: multihost.Notice, step: int, batches: Iterable[T]) -> Iterator[T]:

@@ -1,4 +1,3 @@
-import functools
 import signal
 
 import jax
@@ -38,11 +37,10 @@ def tiny_fit(tiny_encoder):
     faces = rng.integers(0, 256, (60, 1, 6, 6, 1))
     images = np.clip(faces + rng.normal(0, 60, (60, 6, 6, 6, 1)), 0, 255).astype(np.uint8)
     dataset = mj.ImageDataset.from_arrays(images.reshape(-1, 6, 6, 1), np.arange(360) // 6)
-    fit = functools.partial(mj.fit, dataset=dataset, encoder=tiny_encoder)
 
-    def run(out, on_epoch=None, **options):
+    def run(out, on_epoch=None, encoder=tiny_encoder, **options):
         options = {"identities_per_batch": 8, "epochs": 3, **options}
         config = mj.TrainConfig(dataset="own", encoder="own", out=str(out), **options)
-        return fit(config, on_epoch=on_epoch)
+        return mj.fit(config, dataset=dataset, encoder=encoder, on_epoch=on_epoch)
 
     return run

@@ -37,7 +37,8 @@ def people(tmp_path):
 
 def test_train_resume_and_summary(tmp_path):
     out = tmp_path / "run"
-    shown = run("train", "--out", out, "--seed", 3, MARGIN_JAX_SMALL="1")
+    cache = ("--compilation-cache", tmp_path / "cache")
+    shown = run("train", "--out", out, "--seed", 3, *cache, MARGIN_JAX_SMALL="1")
     assert shown.returncode == 0, shown.stderr
     config = json.loads((out / "config.json").read_text())
     assert (config["epochs"], config["max_identities"], config["seed"]) == (2, 60, 3)
@@ -47,6 +48,7 @@ def test_train_resume_and_summary(tmp_path):
     assert "margin=0.20" in shown.stderr  # the progress bar
     assert "easy=" in shown.stderr
     assert "Warning" not in shown.stderr
+    assert any((tmp_path / "cache").iterdir())
 
     # Resumed with nothing but its folder: the rest is read from it.
     before = (out / "history.jsonl").read_text()
@@ -125,6 +127,9 @@ BAD = {
     "unknown learning rate": (["train", "--learning-rate-schedule", "exp"], "warmup_linear; got"),
     "a stem it does not have": (["train", "--small-stem", "--encoder", "mlp"], "small_stem is for"),
     "both": (["train", "--overwrite", "--resume"], "exclude each other"),
+    "a save every 0 steps": (["train", "--checkpoint-steps", "0"], "must be at least 1; got 0"),
+    "a coordinator without a port": (["train", "--coordinator", "host"], "HOST:PORT; got host"),
+    "a job of nobody knows whom": (["train", "--processes", "2"], "can not join the job"),
 }
 
 

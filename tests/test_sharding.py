@@ -198,6 +198,7 @@ def test_counts_of_a_batch_that_no_process_can_fetch():
 
 
 SMALL = ["--max-identities", "60", "--identities-per-batch", "8", "--epochs", "2"]
+SMALL += ["--encoder", "mlp", "--image-size", "12"]
 TIMING = {"seconds", "images_per_second", "data_wait"}
 
 

@@ -2,14 +2,21 @@
 
 import itertools
 import json
+import os
+import resource
 import shutil
+import signal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 import margin_jax as mj
 from margin_jax import training
+from margin_jax.checkpoint import Checkpoint
 from margin_jax.run import best_epoch, read_config, read_history, to_json
 
 TIMING = ("seconds", "images_per_second", "data_wait")
@@ -105,7 +112,7 @@ def test_the_same_seed_gives_the_same_history_and_another_does_not(finished, tmp
 
 
 class Killed(BaseException):
-    """Like a signal: nothing in the library may catch it."""
+    """Like a signal."""
 
 
 def test_a_killed_run_resumes_as_if_nothing_had_happened(finished, tmp_path):
@@ -129,27 +136,125 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(finished, tmp_path):
     assert resumed.report == finished.report
 
 
-def test_a_schedule_with_a_memory_and_changing_mining_resume_too(tiny_fit, tmp_path):
+def test_killed_after_any_save_it_goes_on_to_the_last_bit(tiny_fit, tmp_path, monkeypatch):
+    """In the middle of epochs too, with a memory, a histogram, and mining that changes."""
     options = {
         "schedule": "automargin:smoothing=0.7,k=1.5",
         "mining": "all,2:semihard,3:hard",
         "histogram": True,
+        "augment": "flip,shift:1",
+        "checkpoint_steps": 4,
     }
     whole = tiny_fit(tmp_path / "whole", **options)
+    save, saved = Checkpoint.save, []
 
-    def kill(record):
+    def save_and_die(checkpoint, step, arrays, record):
+        save(checkpoint, step, arrays, record)
+        checkpoint.wait()
+        saved.append(step)
         raise Killed
 
-    for _ in whole.history:
-        with pytest.raises(Killed):
-            tiny_fit(tmp_path / "killed", on_epoch=kill, resume=True, **options)
-    resumed = tiny_fit(tmp_path / "killed", resume=True, **options)
+    lives = 0
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_SAVE_SECONDS", 0)
+        patched.setattr(Checkpoint, "save", save_and_die)
+        while True:
+            lives += 1
+            try:
+                resumed = tiny_fit(tmp_path / "killed", resume=True, **options)
+                break
+            except Killed:
+                continue
+    steps = [record["steps"] for record in whole.history]
+    assert saved == [0, *(s for s in range(1, sum(steps) + 1) if s % steps[0] in (0, 4, 8))]
+    assert lives == len(saved) + 1
     assert timeless(resumed.history) == timeless(whole.history)
     assert resumed.report == whole.report
+    assert read_history(resumed.path) == resumed.history
     assert len({record["margin"] for record in whole.history}) == 3
     assert all(len(record["effective_quantiles"]) == 7 for record in whole.history)
-    with pytest.raises(ValueError, match="mining is all,2:semihard,3:hard, asked for all"):
+    with pytest.raises(ValueError, match="mining is all,2:semihard,3:hard, asked for all;"):
         tiny_fit(tmp_path / "killed", resume=True, **{**options, "mining": "all"})
+
+
+def test_sigterm_saves_and_exits_with_143(tiny_fit, tmp_path, monkeypatch):
+    whole, out = tiny_fit(tmp_path / "whole"), tmp_path / "run"
+    load, sent = training.load_batches, []
+
+    def terminated(*args, first_step):
+        for step, batch in enumerate(load(*args, first_step=first_step), first_step):
+            if step == 5 and len(sent) < 2:
+                sent.append(step)
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(training, "load_batches", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        tiny_fit(out)
+    assert stopped.value.code == 143
+    assert stopped.value.when == "after epoch 0 and 5 steps"
+    assert signal.getsignal(signal.SIGTERM) is before
+    seen = []
+    with pytest.raises(SystemExit):  # at once again, before a step
+        tiny_fit(out, resume=True, on_epoch=lambda record: seen.append(record["epoch"]))
+    resumed = tiny_fit(out, resume=True)
+    assert seen == []
+    assert timeless(resumed.history) == timeless(whole.history)
+    assert resumed.report == whole.report
+
+    with pytest.raises(SystemExit) as stopped:
+        tiny_fit(tmp_path / "other", on_epoch=lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert stopped.value.when == "after epoch 1"
+
+
+def test_a_run_that_diverges_says_where_and_keeps_its_state(tiny_fit, tmp_path):
+    out = tmp_path / "run"
+    message = r"epoch 1, step 2 is not finite: loss nan.*identities of its batch: \d+, .*9e\+37"
+    with pytest.raises(mj.DivergedError, match=message) as diverged:
+        tiny_fit(out, learning_rate=9e37)
+    assert (diverged.value.epoch, diverged.value.step) == (1, 2)
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match=r"nan.* in .*\.py, line"):
+        tiny_fit(out, learning_rate=9e37, resume=True)
+    with pytest.raises(ValueError, match=r"learning_rate is 9e\+37, asked for 0.001; --allow-ch"):
+        tiny_fit(out, resume=True)
+    run = tiny_fit(out, resume=True, allow_changes=True)  # from the state before it went wrong
+    assert np.isfinite(run.report["test"]["auc"])
+    assert read_config(out).learning_rate == 0.001
+
+
+class Point(nn.Module):
+    """Whatever the image, nearly the same embedding."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = 1 + 1e-4 * nn.Dense(8)(images.reshape(len(images), -1))
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_a_collapse_is_said(tiny_fit, tmp_path):
+    with pytest.warns(UserWarning, match=r"collapsed.*the margin, 0.2, .*Lower the learning rate"):
+        run = tiny_fit(tmp_path, encoder=mj.Encoder(Point()), epochs=1)
+    assert run.history[0]["loss"] == pytest.approx(0.2, rel=0.1)
+
+
+def test_a_full_disk_stops_the_run_and_leaves_its_last_state(tiny_fit, tmp_path, monkeypatch):
+    """No file of this process may grow: a full disk, for one test."""
+    monkeypatch.setattr(training, "_SAVE_SECONDS", 0)
+    whole, out = tiny_fit(tmp_path / "whole"), tmp_path / "run"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(record):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+
+    try:
+        with pytest.raises(OSError, match=r"can not (save|write)"):
+            tiny_fit(out, on_epoch=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resumed = tiny_fit(out, resume=True)
+    assert timeless(resumed.history) == timeless(whole.history)
+    assert resumed.report == whole.report
 
 
 def test_a_refused_resume_changes_nothing(finished, tmp_path):
