@@ -126,7 +126,7 @@ def compare(
     Args:
         config: all that the cells have in common; `out` is the folder of the comparison. Its
             `overwrite` starts every cell anew; otherwise finished cells are kept, and an unfinished
-            one goes on from its last whole epoch.
+            one goes on from its last checkpoint.
         schedules: names, ``NAME:MARGIN`` to set the margin of the first epoch, or
             ``NAME:KEY=VALUE,...`` to set any of their parameters.
         seeds: one split, one set of pairs and one initialisation each.

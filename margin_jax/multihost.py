@@ -61,6 +61,19 @@ def _launched_together() -> bool:
     return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
+def check_joined() -> None:
+    """Refuses to be one of several processes that can not speak to each other.
+
+    Raises:
+        ValueError: on a TPU pod whose processes have not called :func:`start`.
+    """
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ValueError(
+            f"this is one of {jax.process_count()} processes, and has not joined the others: start "
+            "it with --multihost, or call jax.distributed.initialize() first"
+        )
+
+
 def is_first() -> bool:
     """Whether this is the process that writes reports."""
     return jax.process_index() == 0
@@ -119,7 +132,7 @@ class Notice:
 
         All processes of a job are told so before the same step, whichever of them got the signal.
         """
-        if not self.given and jax.process_count() > 1 and jax.distributed.is_initialized():
+        if not self.given and jax.process_count() > 1:
             self.given = bool(multihost_utils.reached_preemption_sync_point(step))
         return self.given
 

@@ -7,6 +7,7 @@ would not share out, runs under ``shard_map`` (:func:`~margin_jax.make_train_ste
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -27,6 +28,9 @@ def make_mesh(devices: int | None, batch_size: int) -> Mesh:
             them as divide the batch; one CPU, whose virtual devices would share its cores.
         batch_size: rows of the global batch.
 
+    Warns:
+        UserWarning: if devices stay idle because they do not divide the batch.
+
     Raises:
         ValueError: if there are not as many, they do not divide the batch, or a host of the job
             would have none.
@@ -42,6 +46,12 @@ def make_mesh(devices: int | None, batch_size: int) -> Mesh:
         if jax.process_count() == 1:
             limit = 1 if present[0].platform == "cpu" else devices
             devices = max(n for n in range(1, limit + 1) if batch_size % n == 0)
+            if devices < limit:
+                warnings.warn(
+                    f"a batch of {batch_size} rows is shared by {devices} of {limit} devices, as "
+                    "more do not divide it",
+                    stacklevel=2,
+                )
     if devices > len(present):
         raise ValueError(f"devices must be at most {len(present)}, all there are; got {devices}")
     if batch_size % devices:

@@ -70,6 +70,7 @@ def fit(
         UserWarning: when the embeddings have collapsed to nearly one point.
     """
     config = config.shrunk()
+    multihost.check_joined()
     mesh = make_mesh(config.devices, config.batch_size)
     # Before the data, which can take minutes to load.
     multihost.on_first(lambda: run.check_folder(config))

@@ -1,8 +1,17 @@
+import os
 import signal
+import tempfile
 
 import jax
 import pytest
 
+# What a test, or a process that it starts, has compiled, others need not compile again. A folder
+# for each process of the tests, so that none reads what another one is writing.
+_cache = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+jax.config.update("jax_compilation_cache_dir", _cache.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # Before any computation: several tests place arrays on a mesh of virtual devices.
 jax.config.update("jax_num_cpu_devices", 8)
 # A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C.

@@ -67,3 +67,9 @@ def test_alone_a_process_agrees_with_itself():
     assert multihost.from_first({"auc": 0.5}) == {"auc": 0.5}
     with pytest.raises(OSError, match="no such thing"):
         multihost.agreed(lambda: (_ for _ in ()).throw(OSError("no such thing")))
+
+
+def test_a_process_that_has_not_joined_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(ValueError, match="one of 4 processes, and has not joined"):
+        multihost.check_joined()

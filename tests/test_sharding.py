@@ -4,9 +4,11 @@ import json
 import math
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -14,6 +16,7 @@ import optax
 import pytest
 
 import margin_jax as mj
+from margin_jax.checkpoint import Checkpoint
 from margin_jax.evaluation.embedding import embed_images
 from margin_jax.models import make_encoder
 from margin_jax.sharding import make_mesh, place_copies, place_rows
@@ -84,6 +87,17 @@ def on_one_device():
     return an_epoch(1)
 
 
+def test_a_batch_that_leaves_devices_idle_is_said(monkeypatch):
+    class Accelerator:
+        platform = "gpu"
+
+    monkeypatch.setattr(jax, "devices", lambda: [Accelerator()] * 8)
+    monkeypatch.setattr(jax, "make_mesh", lambda shape, *args, **kwargs: shape)
+    assert make_mesh(None, 64) == (8,)
+    with pytest.warns(UserWarning, match="batch of 68 rows is shared by 4 of 8 devices"):
+        assert make_mesh(None, 68) == (4,)
+
+
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_an_epoch_is_the_same_on_any_number_of_devices(devices, on_one_device):
     """Triplets, batch statistics and augmentation are those of the global batch.
@@ -122,7 +136,9 @@ def test_the_work_is_shared_and_not_the_images():
         images = place_rows(np.zeros((256, 12, 12, 1), np.uint8), mesh)
         labels = place_copies(np.zeros(256, np.int32), mesh)
         step = mj.make_train_step(ENCODER.apply, OPTIMIZER, mesh=mesh)
-        return step.lower(place_copies(state, mesh), images, labels).compile()
+        arguments = place_copies(state, mesh), images, labels
+        step.trace(*arguments).lower(lowering_platforms=("tpu", "cuda"))  # it does
+        return step.lower(*arguments).compile()
 
     one, eight = compiled(1), compiled(8)
     flops = [program.cost_analysis()["flops"] for program in (one, eight)]
@@ -141,7 +157,7 @@ def free_address():
         return f"localhost:{free.getsockname()[1]}"
 
 
-def run_together(*commands, status=0):
+def run_together(*commands, status=0, meanwhile=lambda processes: None):
     """The last line that each of some Python commands prints; run together, killed if one hangs."""
     processes = [
         subprocess.Popen(
@@ -154,6 +170,7 @@ def run_together(*commands, status=0):
         for command in commands
     ]
     try:
+        meanwhile(processes)
         shown = [process.communicate(timeout=240) for process in processes]
     finally:
         for process in processes:
@@ -242,3 +259,19 @@ def test_a_job_of_two_is_refused_as_one(tmp_path):
     shown = run_together(*job(tmp_path / "full"), status=2)
     assert all("is not empty and not a run folder" in line for line in shown)
     assert all("Traceback" not in line for line in shown)
+
+
+def test_sigterm_to_one_process_stops_the_job_where_it_can_go_on(tmp_path):
+    def terminate(processes):
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "history.jsonl").is_file() or not history(tmp_path / "run"):
+            assert time.monotonic() < deadline
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.1)
+        processes[1].send_signal(signal.SIGTERM)
+
+    commands = job(tmp_path / "run", "--epochs", "500")
+    shown = run_together(*commands, status=143, meanwhile=terminate)
+    assert all("Stopped by SIGTERM after epoch" in line for line in shown)
+    with Checkpoint(tmp_path / "run" / "checkpoints") as checkpoint:
+        assert checkpoint.step

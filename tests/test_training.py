@@ -177,6 +177,18 @@ def test_killed_after_any_save_it_goes_on_to_the_last_bit(tiny_fit, tmp_path, mo
         tiny_fit(tmp_path / "killed", resume=True, **{**options, "mining": "all"})
 
 
+def test_resumed_on_other_devices_it_is_the_same_to_rounding(tiny_fit, tmp_path):
+    whole, out = tiny_fit(tmp_path / "whole", threshold=0.5), tmp_path / "run"
+    for epochs, devices in ((1, 1), (2, 4), (3, 2)):
+        run = tiny_fit(out, threshold=0.5, epochs=epochs, devices=devices, resume=True)
+    for record, expected in zip(run.history, whole.history, strict=True):
+        assert record["next_margin"] == expected["next_margin"]
+        assert record["valid"] == expected["valid"]
+        for name in ("loss", "mean_an", "gradient_norm", "validation_auc"):
+            assert record[name] == pytest.approx(expected[name], rel=1e-4)
+    assert run.history[0]["loss"] == whole.history[0]["loss"]
+
+
 def test_sigterm_saves_and_exits_with_143(tiny_fit, tmp_path, monkeypatch):
     whole, out = tiny_fit(tmp_path / "whole"), tmp_path / "run"
     load, sent = training.load_batches, []
