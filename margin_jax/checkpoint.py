@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,10 @@ T = TypeVar("T")
 
 ARRAYS, RECORD = "arrays", "record"
 _MOMENT = 0.5  # seconds
+
+
+class SaveError(OSError):
+    """What Orbax, TensorStore or the operating system say, in one line."""
 
 
 class Checkpoint:
@@ -40,7 +45,8 @@ class Checkpoint:
             # Else a disk that can not be written to is noticed after a time-out of minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        logging.getLogger("absl").addFilter(_no_traceback)
+        for logger in ("absl", "asyncio"):
+            logging.getLogger(logger).addFilter(_no_traceback)
         handlers = {ARRAYS: ocp.PyTreeCheckpointHandler(), RECORD: ocp.JsonCheckpointHandler()}
         self._folder, self._saved = folder, time.monotonic()
         make = functools.partial(
@@ -65,7 +71,7 @@ class Checkpoint:
         """Saves a pytree of arrays and a record as those of `step`, which no save had before.
 
         Raises:
-            OSError: if the disk is full, say; perhaps not of this save but of the one before.
+            SaveError: if the disk is full, say; perhaps not of this save but of the one before.
         """
         host = jax.tree.map(np.asarray, _without_keys(arrays))
         both = {ARRAYS: ocp.args.PyTreeSave(host), RECORD: ocp.args.JsonSave(record)}
@@ -86,11 +92,11 @@ class Checkpoint:
             ValueError: if what was saved has another structure or is damaged.
         """
         try:
-            return _attempt(lambda: self._restore(like), "")
-        except OSError:
+            return _attempt(lambda: self._restore(like), "it says")
+        except SaveError as error:
             raise ValueError(
-                f"can not restore {self._folder}: it is damaged, or another network or another "
-                "version saved it"
+                f"can not restore {self._folder}: it is damaged, or of another network, optimiser, "
+                f"schedule or version ({error})"
             ) from None
 
     def _restore(self, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -110,7 +116,7 @@ class Checkpoint:
         """Returns when everything saved is on the disk.
 
         Raises:
-            OSError: if it can not be.
+            SaveError: if it can not be.
         """
         _attempt(self._manager.wait_until_finished, f"can not save in {self._folder}")
 
@@ -131,7 +137,11 @@ class Checkpoint:
 
 def _no_traceback(record: logging.LogRecord) -> bool:
     """Whether a record may be shown: the traceback of an error that is raised in words may not."""
-    return not (record.exc_info and "orbax" in record.pathname)
+    if not record.exc_info:
+        return True
+    frames = traceback.walk_tb(record.exc_info[2])
+    files = [record.pathname, *(frame.f_code.co_filename for frame, _ in frames)]
+    return not any("orbax" in file for file in files)
 
 
 def _is_key(leaf: Any) -> bool:
@@ -161,7 +171,7 @@ def _attempt(action: Callable[[], T], failure: str) -> T:
     """Does something with Orbax, whole, and with one sentence for whatever goes wrong.
 
     Raises:
-        OSError: `failure`, and the first line of what Orbax, TensorStore or the system say.
+        SaveError: `failure`, and the first line of what Orbax, TensorStore or the system say.
     """
     with _whole():
         try:
@@ -171,7 +181,7 @@ def _attempt(action: Callable[[], T], failure: str) -> T:
         # With its exception out of the world, Orbax's reads and writes come to their end.
         gc.collect()
         time.sleep(_MOMENT)
-    raise OSError(f"{failure}: {said}")
+    raise SaveError(f"{failure}: {said}")
 
 
 @contextlib.contextmanager
@@ -202,5 +212,5 @@ def _whole() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if interrupted.is_set():
-        raise KeyboardInterrupt
+        if interrupted.is_set():
+            signal.raise_signal(signal.SIGINT)

@@ -179,7 +179,7 @@ def _finished(cell: TrainConfig) -> dict[str, Any] | None:
     if run.read_config(cell.folder).experiment() != cell.experiment():
         return None  # `fit` says what differs
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return report
+    return report if report["epochs"] == cell.epochs else None
 
 
 def _mean_interval(values: np.ndarray) -> tuple[float, float]:

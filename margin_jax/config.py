@@ -240,7 +240,7 @@ class TrainConfig:
         bool, Option("Run", "Go on from the last checkpoint, if the run folder has one.")
     ] = False
     allow_changes: Annotated[
-        bool, Option("Run", "Resume with other options or images than the run was started with.")
+        bool, Option("Run", "Resume with another learning rate, schedule, mining or the like.")
     ] = False
     checkpoint_steps: Annotated[
         int, Option("Run", "Save the place every so many steps, too, not only after epochs.")

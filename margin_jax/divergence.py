@@ -34,7 +34,7 @@ def with_advice(
     )
 
 
-def located(error: FloatingPointError) -> FloatingPointError:
+def located(error: FloatingPointError, epoch: int) -> FloatingPointError:
     """The error of ``jax_debug_nans``, with the line that asked for the operation."""
     frames = [
         (frame, line)
@@ -42,18 +42,16 @@ def located(error: FloatingPointError) -> FloatingPointError:
         if frame.f_globals.get("__name__", "").split(".")[0] not in _LIBRARIES
     ]
     where = traceback.StackSummary.extract(iter(frames[-1:]))[0]
-    return FloatingPointError(
-        f"{error}, in {where.filename}, line {where.lineno}, {where.name}: {where.line}"
-    )
+    place = f"{where.filename}, line {where.lineno}, {where.name}"
+    return FloatingPointError(f"epoch {epoch}: {error}, in {place}: {where.line}")
 
 
 def warn_of_collapse(record: EpochRecord) -> None:
-    """Warns if all embeddings are nearly one (``EpochRecord.collapsed``)."""
-    if record.collapsed:
-        warnings.warn(
-            "the embeddings have collapsed: the mean distances of the epoch are "
-            f"{record.mean_ap:.2g} (same identity) and {record.mean_an:.2g} (different), far below "
-            f"the margin, {record.margin:.2g}, so the loss is stuck at it. Lower the learning rate "
-            "or the first margin, train on all triplets (mining all), or with larger batches",
-            stacklevel=2,
-        )
+    """Warns that all embeddings are nearly one (``EpochRecord.collapsed``)."""
+    warnings.warn(
+        f"the embeddings have collapsed: in epoch {record.epoch} the mean distances are "
+        f"{record.mean_ap:.2g} (same identity) and {record.mean_an:.2g} (different), far below the "
+        f"margin, {record.margin:.2g}, so the loss is stuck at it. Lower the learning rate or the "
+        "first margin, train on all triplets (mining all), or with larger batches",
+        stacklevel=2,
+    )

@@ -34,7 +34,7 @@ class DivergedError(FloatingPointError):
     """A loss or a gradient is not finite.
 
     Attributes:
-        epoch, step: of the first such step, both from 1.
+        epoch, step: of the first such step, both from 1, the step within the epoch.
     """
 
     def __init__(self, message: str, epoch: int, step: int) -> None:
@@ -71,9 +71,6 @@ class EpochPart:
         return cls(**{**values, "totals": EpochTotals.from_json(values["totals"])})
 
 
-NOTHING = EpochPart()
-
-
 @dataclass(frozen=True)
 class EpochRecord:
     """What one epoch of training was like; all of it plain Python numbers.
@@ -95,6 +92,8 @@ class EpochRecord:
         seconds: wall time of training, without validation.
         images_per_second: images / seconds.
         data_wait: share of `seconds` in which the host waited for `batches`, 0 to 1.
+        collapsed: whether all embeddings are nearly one: the mean distances are at most a tenth of
+            the margin, so that no triplet is ordered and the loss is stuck near μ.
     """
 
     epoch: int
@@ -117,14 +116,7 @@ class EpochRecord:
     seconds: float
     images_per_second: float
     data_wait: float
-
-    @property
-    def collapsed(self) -> bool:
-        """Whether all embeddings are nearly one: mean distances are at most a tenth of μ.
-
-        No triplet is ordered then, and the loss is stuck near μ.
-        """
-        return max(self.mean_ap, self.mean_an) <= _COLLAPSED * self.margin and self.margin > 0
+    collapsed: bool
 
 
 def train_epoch(
@@ -165,7 +157,7 @@ def train_steps(
     state: TrainState,
     train_step: TrainStep,
     batches: Iterable[tuple[Any, Any]],
-    part: EpochPart = NOTHING,
+    part: EpochPart | None = None,
     *,
     needs_histogram: bool = False,
     on_step: Callable[[int, float, float], None] | None = None,
@@ -175,7 +167,7 @@ def train_steps(
     Args:
         state: the state before these batches.
         train_step, batches, on_step: as in :func:`train_epoch`.
-        part: what of the epoch is done already.
+        part: what of the epoch is done already. Default: nothing.
         needs_histogram: a step without one is an error.
 
     Returns:
@@ -187,17 +179,17 @@ def train_steps(
         ValueError: for a step without a histogram where one is needed.
     """
     epoch = int(jax.device_get(state.schedule.epoch)) + 1
-    state = _like(state, state)
+    state, done = _like(state, state), part or EpochPart()
     pending: deque[tuple[StepOutput, int]] = deque()
 
     def read() -> None:
-        nonlocal part
+        nonlocal done
         output, images_seen = pending.popleft()
         loss = float(jax.device_get(output.loss))
         told = output.gradient_norm is not None
         norm = float(jax.device_get(output.gradient_norm)) if told else math.nan
         if not math.isfinite(loss) or (told and not math.isfinite(norm)):
-            step = part.steps + 1
+            step = done.steps + 1
             raise DivergedError(
                 f"epoch {epoch}, step {step} is not finite: loss {loss}, gradient of length {norm}",
                 epoch,
@@ -208,17 +200,17 @@ def train_steps(
                 "the schedule needs the histogram of effective margins: "
                 "make_train_step(..., histogram=True)"
             )
-        part = dataclasses.replace(
-            part,
-            steps=part.steps + 1,
-            images=part.images + images_seen,
-            loss=part.loss + loss,
-            gradient_norm=part.gradient_norm + norm,
-            totals=part.totals.add(output.stats, output.histogram),
+        done = dataclasses.replace(
+            done,
+            steps=done.steps + 1,
+            images=done.images + images_seen,
+            loss=done.loss + loss,
+            gradient_norm=done.gradient_norm + norm,
+            totals=done.totals.add(output.stats, output.histogram),
         )
         if on_step is not None:
-            easy = part.totals.counts()["easy"] / max(part.totals.valid, 1)
-            on_step(part.steps, loss, easy)
+            easy = done.totals.counts()["easy"] / max(done.totals.valid, 1)
+            on_step(done.steps, loss, easy)
 
     waits: list[float] = []
     started = time.perf_counter()
@@ -231,8 +223,8 @@ def train_steps(
             read()
     while pending:
         read()
-    seconds = part.seconds + time.perf_counter() - started
-    return state, dataclasses.replace(part, seconds=seconds, waited=part.waited + sum(waits))
+    seconds = done.seconds + time.perf_counter() - started
+    return state, dataclasses.replace(done, seconds=seconds, waited=done.waited + sum(waits))
 
 
 def end_epoch(
@@ -256,10 +248,10 @@ def end_epoch(
     stats = part.totals.stats()
     with jax.transfer_guard("allow"):  # a few scalars, once an epoch
         next_schedule = _like(schedule.update(state.schedule, stats), state.schedule)
-    after = state.replace(schedule=next_schedule)
+    after, margin = state.replace(schedule=next_schedule), float(jax.device_get(state.margin))
     record = EpochRecord(
         epoch=int(jax.device_get(state.schedule.epoch)) + 1,
-        margin=float(jax.device_get(state.margin)),
+        margin=margin,
         next_margin=float(jax.device_get(after.margin)),
         loss=part.loss / part.steps,
         gradient_norm=part.gradient_norm / part.steps,
@@ -275,6 +267,7 @@ def end_epoch(
         seconds=part.seconds,
         images_per_second=part.images / part.seconds,
         data_wait=part.waited / part.seconds,
+        collapsed=margin > 0 and float(max(stats.mean_ap, stats.mean_an)) <= _COLLAPSED * margin,
     )
     return after, record
 

@@ -1,11 +1,13 @@
 """Jobs of several processes, one a host: how they start, agree, and hear that they must stop."""
 
 import contextlib
+import hashlib
+import json
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -90,14 +92,14 @@ def agreed(action: Callable[[], T]) -> T:
     Otherwise the others would wait for the one that gave up until they run into a time-out.
 
     Raises:
-        ValueError: what failed here, or on another process; OSError, if that is what failed here.
+        Exception: what failed here; ValueError, in words, for what failed on another process.
     """
     if jax.process_count() == 1:
         return action()
     error: Exception | None = None
     try:
         result = action()
-    except (ValueError, OSError) as raised:
+    except Exception as raised:
         error = raised
     # In words, so that the others can say them; zeros if there are none.
     words = ("" if error is None else str(error) or repr(error)).encode()[:_MESSAGE]
@@ -113,12 +115,28 @@ def agreed(action: Callable[[], T]) -> T:
 
 
 def from_first(values: T) -> T:
-    """The first process's values (a pytree of Python numbers), on all of them."""
+    """The first process's values (a few, that JSON can hold), exactly, on all of them."""
     if jax.process_count() == 1:
         return values
-    sent = multihost_utils.broadcast_one_to_all(jax.tree.map(np.asarray, values))
-    received: T = jax.tree.map(lambda old, new: type(old)(new), values, sent)
+    told = np.frombuffer(json.dumps(values).encode().ljust(_MESSAGE), np.uint8)
+    received: T = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(told)).tobytes())
     return received
+
+
+def check_same(what: str, value: Any) -> None:
+    """Refuses to go on with processes that see different things.
+
+    Raises:
+        ValueError: on all of them, unless `value` (by its text) is the same everywhere.
+    """
+    if jax.process_count() > 1:
+        digest = np.frombuffer(hashlib.sha256(repr(value).encode()).digest(), np.uint8)
+        everyone = np.asarray(multihost_utils.process_allgather(digest))
+        if np.any(everyone != everyone[0]):
+            raise ValueError(
+                f"the processes of this job do not have the same {what}: start them with the same "
+                "options, and with a run folder that all of them see"
+            )
 
 
 class Notice:

@@ -7,6 +7,7 @@
     pairs.npz      the verification pairs
     history.jsonl  one record an epoch
     checkpoints/   by step, the newest: where the training is, and the weights of the best epoch
+    changes.jsonl  options that were changed on the way, if any were
     report.json    figures on the test identities, under "test"
     figures/       pictures of all that
 """
@@ -34,7 +35,13 @@ from margin_jax.schedules import spec
 
 CONFIG, DATA, PAIRS = "config.json", "data.json", "pairs.npz"
 HISTORY, REPORT, FIGURES = "history.jsonl", "report.json", "figures"
-CHECKPOINTS = "checkpoints"
+CHANGES, CHECKPOINTS = "changes.jsonl", "checkpoints"
+# What may change in the middle of a run, if it is asked for: the optimiser's state, the margin, the
+# split and the batches go on as they are.
+CHANGEABLE = {
+    *("epochs", "learning_rate", "schedule", "margin_end", "threshold", "increase"),
+    *("reduction", "mining", "augment", "data_dir", "strict"),
+}
 
 
 @dataclass(frozen=True)
@@ -234,8 +241,6 @@ def prepare_folder(config: TrainConfig, data: RunData) -> None:
 
 def _check_same(config: TrainConfig, described: str, folder: Path) -> None:
     """Refuses to resume what is not the same run; more epochs of it are, if its rule allows."""
-    if config.allow_changes:
-        return
     saved = read_config(folder).experiment()
     asked = config.experiment()
     # What is laid out over the whole run can not be made longer.
@@ -243,18 +248,26 @@ def _check_same(config: TrainConfig, described: str, folder: Path) -> None:
     laid_out |= config.learning_rate_schedule in ("exponential", "warmup_linear")
     if not laid_out and asked["epochs"] > saved["epochs"]:
         saved["epochs"] = asked["epochs"]
-    changed = [
-        f"{name} is {saved[name]}, asked for {asked[name]}"
-        for name in asked
-        if asked[name] != saved[name]
-    ]
-    if changed:
-        raise ValueError(
-            f"cannot resume {folder} as another run: {'; '.join(changed)}; --allow-changes goes on "
-            "all the same"
-        )
+    names = {name for name in asked if asked[name] != saved[name]}
+    changed = "; ".join(
+        f"{name} is {saved[name]}, asked for {asked[name]}" for name in asked if name in names
+    )
+    trained = len(read_history(folder))
+    possible = (
+        names <= CHANGEABLE and asked["epochs"] >= saved["epochs"] and trained < asked["epochs"]
+    )
+    if names and not (config.allow_changes and possible):
+        advice = "; --allow-changes goes on all the same" if possible else ""
+        raise ValueError(f"cannot resume {folder} as another run: {changed}{advice}")
     if described != (folder / DATA).read_text(encoding="utf-8"):
         raise ValueError(f"cannot resume {folder}: the images are not those it was started with")
+    if trained and not is_saved(folder):
+        raise ValueError(
+            f"cannot resume {folder}: there is nothing in {CHECKPOINTS}; --overwrite begins anew"
+        )
+    if names:
+        with open(folder / CHANGES, "a", encoding="utf-8") as file:
+            file.write(to_json({"whole_epochs": trained, "changed": changed}) + "\n")
 
 
 def best_epoch(history: list[dict[str, Any]], select: str) -> int:
@@ -271,10 +284,8 @@ def best_epoch(history: list[dict[str, Any]], select: str) -> int:
 
 def is_saved(folder: Path) -> bool:
     """Whether a run folder has a checkpoint."""
-    if not (folder / CHECKPOINTS).is_dir():  # opening it would create it
-        return False
-    with Checkpoint(folder / CHECKPOINTS) as checkpoint:
-        return checkpoint.step is not None
+    # Until it is whole, a save has a longer name.
+    return any(path.name.isdigit() for path in (folder / CHECKPOINTS).glob("*"))
 
 
 def is_run(folder: Path) -> bool:
@@ -291,7 +302,7 @@ def remove(folder: Path) -> None:
             raise ValueError(f"not removing {folder / name}, a link to somewhere else")
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
-    for name in (REPORT, HISTORY, PAIRS, CONFIG, DATA):
+    for name in (REPORT, HISTORY, CHANGES, PAIRS, CONFIG, DATA):
         (folder / name).unlink(missing_ok=True)
         (folder / f"{name}.partial").unlink(missing_ok=True)
 
@@ -313,10 +324,10 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 def write_progress(config: TrainConfig, history: list[dict[str, Any]]) -> None:
     """Makes a run folder tell what its checkpoint does, before it is trained on."""
-    write_text(config.folder / HISTORY, "".join(to_json(record) + "\n" for record in history))
-    write_text(config.folder / CONFIG, config.to_json())  # perhaps of more epochs
     if len(history) < config.epochs:  # a report would be about other weights
         (config.folder / REPORT).unlink(missing_ok=True)
+    write_text(config.folder / HISTORY, "".join(to_json(record) + "\n" for record in history))
+    write_text(config.folder / CONFIG, config.to_json())  # perhaps of more epochs
 
 
 def append_history(folder: Path, record: dict[str, Any]) -> None:

@@ -32,8 +32,8 @@ def make_mesh(devices: int | None, batch_size: int) -> Mesh:
         UserWarning: if devices stay idle because they do not divide the batch.
 
     Raises:
-        ValueError: if there are not as many, they do not divide the batch, or a host of the job
-            would have none.
+        ValueError: if there are not as many, they do not divide the batch, or a job of several
+            processes would not use all of its devices.
     """
     present = jax.devices()
     if jax.process_count() > 1 and devices not in (None, len(present)):

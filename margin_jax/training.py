@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 
 from margin_jax import divergence, multihost, run
 from margin_jax.augmentation import Augment, make_augment
-from margin_jax.checkpoint import Checkpoint
+from margin_jax.checkpoint import Checkpoint, SaveError
 from margin_jax.config import TrainConfig
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.data.loader import load_batches
-from margin_jax.epoch import DivergedError, EpochPart, end_epoch, train_steps
+from margin_jax.epoch import DivergedError, EpochPart, EpochRecord, end_epoch, train_steps
 from margin_jax.mining import mining_schedule
 from margin_jax.models import Encoder, pretrained
 from margin_jax.optimizers import make_optimizer
@@ -71,6 +71,7 @@ def fit(
     """
     config = config.shrunk()
     multihost.check_joined()
+    multihost.check_same("run", (config.experiment(), config.checkpoint_steps))
     mesh = make_mesh(config.devices, config.batch_size)
     # Before the data, which can take minutes to load.
     multihost.on_first(lambda: run.check_folder(config))
@@ -82,6 +83,7 @@ def fit(
         multihost.notice() as notice,
         Checkpoint(config.folder / run.CHECKPOINTS) as checkpoint,
     ):
+        multihost.check_same("run folder", checkpoint.step)
         place = _begin(config, place_copies(state, mesh), mesh, checkpoint)
         multihost.on_first(lambda: run.write_progress(config, place.history))
         show = progress and multihost.is_first()
@@ -98,11 +100,13 @@ def fit(
                         raise Preempted(f"after epoch {len(place.history)}")
             except BaseException as error:
                 # No whole epoch is lost; but other processes may be elsewhere, or the disk full.
-                if jax.process_count() == 1 and not isinstance(error, OSError):
+                if jax.process_count() == 1 and not isinstance(error, SaveError):
                     place.save(checkpoint)
                 raise
             place.save(checkpoint)
 
+    if notice.given:  # while the last of it was saved
+        raise Preempted(f"after epoch {len(place.history)}")
     data, history = setting.data, place.history
     report, pictures = make_report(config, data, setting.encoder, *place.best, history, mesh)
     multihost.on_first(lambda: run.write_report(config.folder, report, pictures))
@@ -126,7 +130,7 @@ class Setting(NamedTuple):
     Attributes:
         data, encoder, schedule, mesh: as the configuration says.
         train_step: of an epoch, from 1.
-        validate: ``validate(state, epoch)``, the figures that validation adds to a record.
+        validate: ``validate(state, record)``, the figures that validation adds to a record.
     """
 
     data: RunData
@@ -134,7 +138,7 @@ class Setting(NamedTuple):
     schedule: Schedule
     mesh: Mesh
     train_step: Callable[[int], TrainStep]
-    validate: Callable[[TrainState, int], dict[str, float]]
+    validate: Callable[[TrainState, EpochRecord], dict[str, float]]
 
 
 class Place(NamedTuple):
@@ -241,12 +245,14 @@ def _train_epoch(
         ),
     )
     bar.start(float(state.margin), len(plan))
+    unproven: Place | None = None  # until a step from it was finite
     while part.steps < len(plan):
+        until_save = config.checkpoint_steps - part.steps % config.checkpoint_steps
         try:
             state, part = train_steps(
                 state,
                 setting.train_step(epoch),
-                itertools.islice(batches, config.checkpoint_steps),
+                itertools.islice(batches, until_save if unproven is None else 1),
                 part,
                 needs_histogram=setting.schedule.needs_histogram,
                 on_step=bar.step,
@@ -256,20 +262,27 @@ def _train_epoch(
             names = [data.dataset.identities[label] for label in labels]
             raise divergence.with_advice(config, error, names) from None
         except FloatingPointError as error:  # of jax_debug_nans
-            raise divergence.located(error) from None
-        if part.steps < len(plan):
+            raise divergence.located(error, epoch) from None
+        if unproven is not None:
+            unproven.save(checkpoint)
+        unproven = None
+        if part.steps < len(plan) and notice.given:
             Place(state, best, history, part).save(checkpoint)
-            if notice.given:
-                raise Preempted(f"after epoch {epoch - 1} and {part.steps} steps")
+            raise Preempted(f"after epoch {epoch - 1} and {part.steps} steps")
+        if part.steps % config.checkpoint_steps == 0:
+            unproven = Place(state, best, history, part)
 
     state, trained = end_epoch(state, part, setting.schedule)
     try:
-        validated = setting.validate(state, epoch)
+        validated = setting.validate(state, trained)
     except DivergedError as error:
         raise divergence.with_advice(config, error, []) from None
+    except FloatingPointError as error:
+        raise divergence.located(error, epoch) from None
     validated = multihost.from_first(validated)  # or they could disagree on the best epoch
     record = {**dataclasses.asdict(trained), **validated}
-    divergence.warn_of_collapse(trained)
+    if trained.collapsed and not any(earlier["collapsed"] for earlier in history):
+        divergence.warn_of_collapse(trained)
     history = [*history, record]
     if best_epoch(history, config.select) == epoch:
         best = (state.params, state.batch_stats)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from margin_jax.config import TrainConfig
 from margin_jax.data.sampler import pk_batches
-from margin_jax.epoch import DivergedError
+from margin_jax.epoch import DivergedError, EpochRecord
 from margin_jax.evaluation.embedding import embed_images, pair_distances
 from margin_jax.evaluation.verification import choose_threshold, verification_report
 from margin_jax.losses import batch_all_triplet_loss
@@ -33,7 +33,7 @@ def _selection_loss(vectors: Array, labels: Array, distance: str) -> Array:
 
 def make_validator(
     config: TrainConfig, data: RunData, encoder: Encoder, mesh: Mesh
-) -> Callable[[TrainState, int], dict[str, float]]:
+) -> Callable[[TrainState, EpochRecord], dict[str, float]]:
     """Tells the AUC on the validation pairs, and the released code's validation loss."""
     labels = data.dataset.labels[data.validation]
     pairs = data.pairs["validation"]
@@ -49,7 +49,7 @@ def make_validator(
             epoch=0,
         )
 
-    def validate(state: TrainState, epoch: int) -> dict[str, float]:
+    def validate(state: TrainState, record: EpochRecord) -> dict[str, float]:
         vectors = embed_images(
             encoder.apply,
             state.params,
@@ -59,8 +59,8 @@ def make_validator(
             mesh,
         )
         if not np.all(np.isfinite(vectors)):
-            message = f"embeddings are not finite after epoch {epoch}"
-            raise DivergedError(message, epoch, int(state.step))
+            message = f"embeddings are not finite after epoch {record.epoch}"
+            raise DivergedError(message, record.epoch, record.steps)
         distances = pair_distances(vectors, rows, config.distance)
         threshold = choose_threshold(distances, pairs.same)
         report = verification_report(distances, pairs.same, threshold=threshold)

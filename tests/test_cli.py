@@ -189,6 +189,16 @@ def test_help_shows_every_option_with_its_default(capsys, monkeypatch):
         assert text in shown
 
 
+def test_resume_begins_what_a_kill_left_half_made(tmp_path, capsys):
+    (tmp_path / "data.json").write_text("{}")
+    (tmp_path / "config.json.partial").write_text("{")
+    small = ["--max-identities", "60", "--identities-per-batch", "8", "--epochs", "1"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "--resume", "--out", str(tmp_path), *small, "--encoder", "mlp"])
+    assert not stopped.value.code, capsys.readouterr().err
+    assert (tmp_path / "report.json").is_file()
+
+
 def test_interrupted_it_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
     arguments = ["train", "--out", out, "--max-identities", 60, "--identities-per-batch", 8]

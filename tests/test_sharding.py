@@ -261,6 +261,12 @@ def test_a_job_of_two_is_refused_as_one(tmp_path):
     assert all("Traceback" not in line for line in shown)
 
 
+def test_a_job_of_two_different_runs_is_refused(tmp_path):
+    first, second = job(tmp_path / "run")
+    shown = run_together(first, [*second, "--seed", "7"], status=2)
+    assert all("do not have the same run" in line for line in shown)
+
+
 def test_sigterm_to_one_process_stops_the_job_where_it_can_go_on(tmp_path):
     def terminate(processes):
         deadline = time.monotonic() + 120

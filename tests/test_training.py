@@ -173,7 +173,7 @@ def test_killed_after_any_save_it_goes_on_to_the_last_bit(tiny_fit, tmp_path, mo
     assert read_history(resumed.path) == resumed.history
     assert len({record["margin"] for record in whole.history}) == 3
     assert all(len(record["effective_quantiles"]) == 7 for record in whole.history)
-    with pytest.raises(ValueError, match="mining is all,2:semihard,3:hard, asked for all;"):
+    with pytest.raises(ValueError, match=r"mining is all,2:semihard,3:hard, asked for all$"):
         tiny_fit(tmp_path / "killed", resume=True, **{**options, "mining": "all"})
 
 
@@ -219,12 +219,20 @@ def test_sigterm_saves_and_exits_with_143(tiny_fit, tmp_path, monkeypatch):
         tiny_fit(tmp_path / "other", on_epoch=lambda _: os.kill(os.getpid(), signal.SIGTERM))
     assert stopped.value.when == "after epoch 1"
 
+    close = Checkpoint.close
+    monkeypatch.setattr(
+        Checkpoint, "close", lambda self: (close(self), os.kill(os.getpid(), signal.SIGTERM))
+    )
+    with pytest.raises(SystemExit) as stopped:  # while the last of it is saved
+        tiny_fit(tmp_path / "last", epochs=1)
+    assert stopped.value.when == "after epoch 1"
+
 
 def test_a_run_that_diverges_says_where_and_keeps_its_state(tiny_fit, tmp_path):
     out = tmp_path / "run"
     message = r"epoch 1, step 2 is not finite: loss nan.*identities of its batch: \d+, .*9e\+37"
     with pytest.raises(mj.DivergedError, match=message) as diverged:
-        tiny_fit(out, learning_rate=9e37)
+        tiny_fit(out, learning_rate=9e37, checkpoint_steps=1)  # step 1 is not proven good
     assert (diverged.value.epoch, diverged.value.step) == (1, 2)
     with jax.debug_nans(True), pytest.raises(FloatingPointError, match=r"nan.* in .*\.py, line"):
         tiny_fit(out, learning_rate=9e37, resume=True)
@@ -233,6 +241,50 @@ def test_a_run_that_diverges_says_where_and_keeps_its_state(tiny_fit, tmp_path):
     run = tiny_fit(out, resume=True, allow_changes=True)  # from the state before it went wrong
     assert np.isfinite(run.report["test"]["auc"])
     assert read_config(out).learning_rate == 0.001
+    (change,) = map(json.loads, (out / "changes.jsonl").read_text().splitlines())
+    assert change == {"whole_epochs": 0, "changed": "learning_rate is 9e+37, asked for 0.001"}
+
+
+def test_what_no_change_can_be_asked_for(tiny_fit, tmp_path):
+    """What would mix two splits, make the best epoch another, or tell what did not happen."""
+    tiny_fit(tmp_path, epochs=2)
+    again = {"resume": True, "allow_changes": True}
+    for change in (
+        {"seed": 1, "epochs": 3},
+        {"select": "loss", "epochs": 3},
+        {"images_per_identity": 3, "epochs": 3},
+        {"optimizer": "adagrad", "epochs": 3},
+        {"learning_rate": 0.5, "epochs": 2},
+        {"epochs": 1},
+    ):
+        with pytest.raises(ValueError, match=r"as another run: .*asked for [^;]*$"):
+            tiny_fit(tmp_path, **{"epochs": 2, **again, **change})
+    assert read_config(tmp_path).epochs == 2
+    assert not (tmp_path / "changes.jsonl").exists()
+
+
+def test_a_run_without_its_checkpoint_is_not_begun_anew(tiny_fit, tmp_path):
+    tiny_fit(tmp_path, epochs=1)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match="nothing in checkpoints; --overwrite begins anew"):
+        tiny_fit(tmp_path, resume=True)
+    assert len(read_history(tmp_path)) == 1
+    assert (tmp_path / "report.json").is_file()
+
+
+def test_a_callback_that_fails_loses_no_epoch(tiny_fit, tmp_path):
+    whole = tiny_fit(tmp_path / "whole")
+
+    def disconnected(record):
+        if record["epoch"] == 2:
+            raise ConnectionError("no network")  # an OSError, but not of the run folder
+
+    seen = []
+    with pytest.raises(ConnectionError):
+        tiny_fit(tmp_path / "run", on_epoch=disconnected)
+    run = tiny_fit(tmp_path / "run", resume=True, on_epoch=lambda r: seen.append(r["epoch"]))
+    assert seen == [3]
+    assert timeless(run.history) == timeless(whole.history)
 
 
 class Point(nn.Module):
@@ -248,6 +300,7 @@ def test_a_collapse_is_said(tiny_fit, tmp_path):
     with pytest.warns(UserWarning, match=r"collapsed.*the margin, 0.2, .*Lower the learning rate"):
         run = tiny_fit(tmp_path, encoder=mj.Encoder(Point()), epochs=1)
     assert run.history[0]["loss"] == pytest.approx(0.2, rel=0.1)
+    assert run.history[0]["collapsed"]
 
 
 def test_a_full_disk_stops_the_run_and_leaves_its_last_state(tiny_fit, tmp_path, monkeypatch):

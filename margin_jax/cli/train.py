@@ -73,7 +73,7 @@ def train(
     import jax  # and flax and orbax: not needed for --help
 
     from margin_jax import multihost as job
-    from margin_jax.run import is_run, read_config
+    from margin_jax.run import CONFIG, read_config
     from margin_jax.training import fit
 
     job.start(coordinator, processes, process, detect=multihost)
@@ -82,7 +82,7 @@ def train(
     # What is given belongs to the run that goes on, and may make no sense without the rest of it.
     resume = given.get("resume", False)
     folder = Path(given["out"]) if resume and "out" in given else TrainConfig(**given).folder
-    if resume and is_run(folder):
+    if resume and (folder / CONFIG).is_file():  # a kill can come before it is written
         config = read_config(folder).replace(**{"out": str(folder), **given})
     else:
         config = TrainConfig(**given)
@@ -91,15 +91,20 @@ def train(
     for name in ("memory_limit", "manual_dir", "devices", "checkpoint_steps"):
         if name in given:
             command += f" --{name.replace('_', '-')} {shlex.quote(str(given[name]))}"
+    if jax.process_count() > 1:
+        command = "the same command for every process, with --resume"
     # In the context of this thread: a global one is forgotten once any code has left its own.
     watched = jax.debug_nans(True) if debug_nans else contextlib.nullcontext()
     with _saying_how_to_go_on(command, config), watched:
         run = fit(config, progress=True)
-    typer.echo(summary(run))
+    if job.is_first():
+        typer.echo(summary(run))
 
 
 @config_options(
-    without=("schedule", "seed", "resume"), epochs=COMPARE_EPOCHS, out="runs/compare-DATASET"
+    without=("schedule", "seed", "resume", "allow_changes"),
+    epochs=COMPARE_EPOCHS,
+    out="runs/compare-DATASET",
 )
 def compare(
     *,

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from margin_jax.data.images import Images
 from margin_jax.data.loader import read_ahead
 from margin_jax.distances import DistanceFn, get_distance, paired
-from margin_jax.sharding import local_mesh, own_rows, place_rows, replicated
+from margin_jax.sharding import local_mesh, own_rows, place_copies, place_rows, replicated
 from margin_jax.step import ApplyFn
 
 _BATCH = 256
@@ -39,7 +39,9 @@ def embed_images(
         mesh: devices that share the work, on all of which the weights are. Default: one device.
     """
     rows = np.arange(len(images)) if rows is None else rows
-    mesh = local_mesh() if mesh is None else mesh
+    if mesh is None:
+        mesh = local_mesh()
+        params, batch_stats = place_copies((params, batch_stats), mesh)
     size = max(min(_BATCH, _round_up(len(rows))) // mesh.size, 1) * mesh.size
     own = own_rows(mesh, size)
     plan = [rows[start : start + size] for start in range(0, len(rows), size)]
