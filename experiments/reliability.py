@@ -20,7 +20,8 @@ Every life that comes to its end must leave the history and the report of the un
 the last bit but for timing. What happened is written after every trial; the exit status is 1 if
 anything was lost.
 
-Measured: RESULT
+The last result is in ``experiments/results/reliability.json``: nothing lost. Two CPU cores, jax
+0.10.2, half an hour, for half of which other work ran; the disks were file systems in memory.
 """
 
 import argparse

@@ -163,7 +163,7 @@ def _saying_how_to_go_on(command: str, config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        said = f"every checkpoint is in {config.folder}; go on with: {command}"
+        said = f"every finished epoch is in {config.folder}; go on with: {command}"
         if not config.folder.is_dir():  # still loading
             said = "nothing was saved yet"
         typer.echo(f"\nInterrupted: {said}", err=True)
