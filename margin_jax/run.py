@@ -223,7 +223,10 @@ def prepare_folder(config: TrainConfig, data: RunData) -> None:
     described.encode()  # names that are no text fail here, before anything is removed
     if is_run(folder):
         if config.resume and (folder / CONFIG).is_file():
-            _check_same(config, described, folder)
+            changed = _check_same(config, described, folder)
+            if changed:
+                trained = len(read_history(folder))
+                _append(folder / CHANGES, {"whole_epochs": trained, "changed": changed})
             return
         remove(folder)
     try:
@@ -239,8 +242,11 @@ def prepare_folder(config: TrainConfig, data: RunData) -> None:
         raise ValueError(f"cannot write the run folder {folder}: {error.strerror}") from error
 
 
-def _check_same(config: TrainConfig, described: str, folder: Path) -> None:
-    """Refuses to resume what is not the same run; more epochs of it are, if its rule allows."""
+def _check_same(config: TrainConfig, described: str, folder: Path) -> str:
+    """Refuses to resume what is not the same run; more epochs of it are, if its rule allows.
+
+    Returns what changes all the same, because it was asked for, in words.
+    """
     saved = read_config(folder).experiment()
     asked = config.experiment()
     # What is laid out over the whole run can not be made longer.
@@ -265,9 +271,7 @@ def _check_same(config: TrainConfig, described: str, folder: Path) -> None:
         raise ValueError(
             f"cannot resume {folder}: there is nothing in {CHECKPOINTS}; --overwrite begins anew"
         )
-    if names:
-        with open(folder / CHANGES, "a", encoding="utf-8") as file:
-            file.write(to_json({"whole_epochs": trained, "changed": changed}) + "\n")
+    return changed
 
 
 def best_epoch(history: list[dict[str, Any]], select: str) -> int:
@@ -336,11 +340,15 @@ def append_history(folder: Path, record: dict[str, Any]) -> None:
     Raises:
         OSError: if the disk is full, say.
     """
+    _append(folder / HISTORY, record)
+
+
+def _append(path: Path, value: dict[str, Any]) -> None:
     try:
-        with open(folder / HISTORY, "a", encoding="utf-8") as file:
-            file.write(to_json(record) + "\n")
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(to_json(value) + "\n")
     except OSError as error:
-        raise OSError(f"can not write {folder / HISTORY}: {error.strerror}") from error
+        raise OSError(f"can not write {path}: {error.strerror}") from error
 
 
 def write_report(folder: Path, report: dict[str, Any], pictures: dict[str, Any]) -> None:
