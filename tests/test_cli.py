@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from margin_jax import cli
 from margin_jax.config import TrainConfig
+
+TPU_SCRIPT = Path(__file__).parent.parent / "experiments" / "train_tpu.py"
 
 
 def run(*arguments, **environment):
@@ -197,6 +200,16 @@ def test_resume_begins_what_a_kill_left_half_made(tmp_path, capsys):
         cli.main(["train", "--resume", "--out", str(tmp_path), *small, "--encoder", "mlp"])
     assert not stopped.value.code, capsys.readouterr().err
     assert (tmp_path / "report.json").is_file()
+
+
+def test_the_tpu_script_is_the_command_with_other_defaults():
+    """An option given replaces the default, here by one that no run can have."""
+    shown = subprocess.run(
+        [sys.executable, str(TPU_SCRIPT), "--dtype", "float16"], capture_output=True, text=True
+    )
+    assert shown.returncode == 2
+    assert shown.stderr.count("\n") == 1
+    assert "got 'float16'" in shown.stderr
 
 
 def test_interrupted_it_says_how_to_go_on(tmp_path):
