@@ -16,3 +16,8 @@ def check_choice(what: str, value: object, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{what} must be one of {', '.join(names)}; got {value!r}.{hint}")
+
+
+def one_of(choices: Iterable[str]) -> str:
+    """The choices as a sentence of a help text."""
+    return f"One of: {', '.join(choices)}."

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from margin_jax.augmentation import make_augment
-from margin_jax.choices import check_choice
+from margin_jax.choices import check_choice, one_of
 from margin_jax.data import DATASETS, OWN, check_dataset
 from margin_jax.data.sampler import SAMPLERS, SMALL_IDENTITIES
 from margin_jax.data.splits import check_split
@@ -46,10 +46,6 @@ def as_file_name(text: str) -> str:
     return text.translate(str.maketrans(":,/", "---", "= "))
 
 
-def _one_of(choices: Iterable[str]) -> str:
-    return f"One of: {', '.join(choices)}."
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides how a run goes. The defaults train on glyphs with DAMS.
@@ -64,7 +60,7 @@ class TrainConfig:
             "Data",
             "glyphs: letters in twelve typefaces, nothing to download; folder: your own images in "
             "--data-dir; tfds:NAME[:CONFIG]: of TensorFlow Datasets; `margin-jax datasets` lists "
-            f"some. {_one_of(DATASETS)}",
+            f"some. {one_of(DATASETS)}",
         ),
     ] = "glyphs"
     data_dir: Annotated[
@@ -118,7 +114,7 @@ class TrainConfig:
             "How the margin moves: dams raises it by --increase after every epoch with a share of "
             "easy triplets of at least --threshold; linear, exponential, cosine and litm go from "
             "--margin to --margin-end over the run; constant stays. NAME:KEY=VALUE,... sets any "
-            f"parameter; `margin-jax schedules` lists them. {_one_of(SCHEDULES)}",
+            f"parameter; `margin-jax schedules` lists them. {one_of(SCHEDULES)}",
         ),
     ] = "dams"
     margin: Annotated[float, Option("Margin", "The margin in the first epoch.")] = 0.2
@@ -130,7 +126,7 @@ class TrainConfig:
     ] = 0.95
     increase: Annotated[float, Option("Margin", "dams: what is then added to the margin.")] = 0.05
 
-    distance: Annotated[str, Option("Loss", f"Between embeddings. {_one_of(DISTANCES)}")] = (
+    distance: Annotated[str, Option("Loss", f"Between embeddings. {one_of(DISTANCES)}")] = (
         "euclidean"
     )
     reduction: Annotated[
@@ -138,14 +134,14 @@ class TrainConfig:
         Option(
             "Loss",
             "mean_active: over triplets with a loss; mean: over all valid ones. "
-            f"{_one_of(REDUCTIONS)}",
+            f"{one_of(REDUCTIONS)}",
         ),
     ] = "mean_active"
     mining: Annotated[
         str,
         Option(
             "Loss",
-            f"Which active triplets train; all,11:semihard changes in epoch 11. {_one_of(MININGS)}",
+            f"Which active triplets train; all,11:semihard changes in epoch 11. {one_of(MININGS)}",
         ),
     ] = "all"
     histogram: Annotated[
@@ -155,15 +151,14 @@ class TrainConfig:
 
     epochs: Annotated[int, Option("Training", "Times through the training identities.")] = 30
     seed: Annotated[int, Option("Training", "Of weights, split, batches and pairs.")] = 0
-    optimizer: Annotated[str, Option("Training", f"{_one_of(_OPTIMIZERS)}")] = "adam"
+    optimizer: Annotated[str, Option("Training", f"{one_of(_OPTIMIZERS)}")] = "adam"
     learning_rate: Annotated[float, Option("Training", "At its highest.")] = 1e-3
     learning_rate_schedule: Annotated[
         str,
         Option(
             "Training",
             "constant; exponential: to 1 % over the run; step97: 3 % less every 2.4 epochs; "
-            "warmup_linear: up over a tenth of the run, then down to 1 %. "
-            f"{_one_of(_LEARNING_RATES)}",
+            f"warmup_linear: up over a tenth, then down to 1 %. {one_of(_LEARNING_RATES)}",
         ),
     ] = "constant"
     identities_per_batch: Annotated[int, Option("Training", "P of the PK sampler.")] = 32
@@ -172,7 +167,7 @@ class TrainConfig:
         str,
         Option(
             "Training",
-            f"What to do with identities of fewer than K images. {_one_of(SMALL_IDENTITIES)}",
+            f"What to do with identities of fewer than K images. {one_of(SMALL_IDENTITIES)}",
         ),
     ] = "drop"
     sampler: Annotated[
@@ -181,7 +176,7 @@ class TrainConfig:
             "Training",
             "pk: an image at most once an epoch, which ends when fewer than P identities have K "
             "unused images; balanced: every image of identities with at least K of them. "
-            f"{_one_of(SAMPLERS)}",
+            f"{one_of(SAMPLERS)}",
         ),
     ] = "pk"
     fillers: Annotated[
@@ -196,7 +191,7 @@ class TrainConfig:
             "by commas: random changes to the training images.",
         ),
     ] = "none"
-    encoder: Annotated[str, Option("Network", f"The network. {_one_of(_ENCODERS)}")] = "small_cnn"
+    encoder: Annotated[str, Option("Network", f"The network. {one_of(_ENCODERS)}")] = "small_cnn"
     pretrained: Annotated[
         bool,
         Option(
@@ -217,7 +212,10 @@ class TrainConfig:
         bool,
         Option("Network", "The first layer keeps the size of the images, for 28 to 64 pixels."),
     ] = False
-    dtype: Annotated[str, Option("Network", f"Of the computation. {_one_of(_DTYPES)}")] = "float32"
+    width: Annotated[
+        float, Option("Network", "small_cnn: channels, as a multiple of 32, 64, 128 and 128.")
+    ] = 1.0
+    dtype: Annotated[str, Option("Network", f"Of the computation. {one_of(_DTYPES)}")] = "float32"
     devices: Annotated[
         int | None,
         Option("Training", "Devices that share a batch. Default: all accelerators, or one CPU."),
@@ -228,7 +226,7 @@ class TrainConfig:
         Option(
             "Training",
             "The best epoch: highest validation AUC, or (the released code's rule) lowest mean "
-            f"batch-all loss at a margin of 1 on validation. {_one_of(SELECTIONS)}",
+            f"batch-all loss at a margin of 1 on validation. {one_of(SELECTIONS)}",
         ),
     ] = "auc"
 
@@ -264,12 +262,14 @@ class TrainConfig:
             check_choice(name, getattr(self, name), names)
         if self.encoder == OWN and (self.small_stem or self.dtype != "float32"):
             raise ValueError("small_stem and dtype are for encoders by name; got them with own")
-        for name in ("margin", "margin_end", "threshold", "increase", "learning_rate"):
+        if self.width != 1 and self.encoder != "small_cnn":
+            raise ValueError(f"width is for small_cnn; got {self.width} with {self.encoder}")
+        for name in ("margin", "margin_end", "threshold", "increase", "learning_rate", "width"):
             value = getattr(self, name)
             if not 0 <= value < 1e38:  # what float32 can hold
                 raise ValueError(f"{name} must be finite and at least 0; got {value}")
-        if self.learning_rate == 0:
-            raise ValueError("learning_rate must be above 0; got 0.0")
+            if value == 0 and name in ("learning_rate", "width"):
+                raise ValueError(f"{name} must be above 0; got 0.0")
         at_least = {
             "epochs": 1,
             "seed": 0,

@@ -174,6 +174,7 @@ def get_encoder(config: TrainConfig, own: Encoder | None) -> Encoder:
     return own or make_encoder(
         config.encoder,
         config.embedding_size,
+        width=config.width,
         dtype=config.dtype,
         small_stem=config.small_stem,
         colour=config.begins_with_weights,

@@ -67,7 +67,7 @@ class Encoder:
         """
         channels = jnp.zeros(3 if self.colour else image_shape[-1], jnp.float32)
         images = jnp.zeros((1, *image_shape[:-1], len(channels)), jnp.float32)
-        variables = jax.jit(functools.partial(self.module.init, train=False))(key, images)
+        variables = _init(self.module, key, images)
         batch_stats = {
             "module": variables.get("batch_stats", {}),
             "image_mean": channels,
@@ -115,11 +115,18 @@ class Encoder:
         return embeddings, {**batch_stats, "module": updated.get("batch_stats", {})}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _init(module: nn.Module, key: Array, images: Array) -> Any:
+    """Compiled once for a module, however many runs begin with it."""
+    return module.init(key, images, train=False)
+
+
 @functools.cache
 def make_encoder(
     name: str,
     embedding_size: int,
     *,
+    width: float = 1.0,
     dtype: str = "float32",
     small_stem: bool = False,
     colour: bool = False,
@@ -129,6 +136,7 @@ def make_encoder(
     Args:
         name: one of ENCODERS.
         embedding_size: length of an embedding.
+        width: small_cnn: its channels are this many times 32, 64, 128 and 128.
         dtype: of the computation, "float32" or "bfloat16"; parameters, batch statistics and
             embeddings are float32 whatever it is.
         small_stem: the first layer keeps the size of the image, for images of 28 to 64 pixels.
@@ -142,7 +150,8 @@ def make_encoder(
     if small_stem and name not in _SMALL_STEMS:
         raise ValueError(f"small_stem is for {', '.join(_SMALL_STEMS)}; got it with {name}")
     if name == "small_cnn":
-        return Encoder(SmallCNN(embedding_size=embedding_size, dtype=jnp.dtype(dtype)))
+        features = tuple(max(round(width * n), 1) for n in SmallCNN.features)
+        return Encoder(SmallCNN(embedding_size, features, jnp.dtype(dtype)))
     stem = {"small_stem": True} if small_stem else {}
     trunk = TRUNKS[name](dtype=jnp.dtype(dtype), **stem)
     head = HEADS[name](embedding_size=embedding_size, dtype=jnp.dtype(dtype))

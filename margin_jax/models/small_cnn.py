@@ -31,11 +31,25 @@ class SmallCNN(nn.Module):
         for features in self.features:
             x = nn.Conv(features, (3, 3), use_bias=False, dtype=self.dtype)(x)
             x = nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype)(x)
-            x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2), padding="SAME")
+            x = max_pool(nn.relu(x))
         corners = [x[:, rows, cols] for rows in halves(x.shape[1]) for cols in halves(x.shape[2])]
         x = jnp.concatenate([jnp.mean(corner, axis=(1, 2)) for corner in corners], axis=-1)
         x = nn.Dense(self.embedding_size, dtype=self.dtype)(x)
         return l2_normalise(x.astype(jnp.float32))
+
+
+def max_pool(x: Array) -> Array:
+    """The maximum of each 2 × 2 pixels; of fewer at the end of an odd height or width.
+
+    Not ``nn.max_pool``, whose gradient is a search in windows: on a CPU this makes a training step
+    of the whole network a quarter shorter.
+    """
+    height, width = x.shape[1:3]
+    ends = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
+    x = jnp.pad(x, ends, constant_values=-jnp.inf)
+    top, bottom = x[:, ::2], x[:, 1::2]
+    rows = jnp.maximum(top, bottom)
+    return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
 
 
 def halves(n: int) -> tuple[slice, slice]:

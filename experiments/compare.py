@@ -1,0 +1,346 @@
+"""The grid: every schedule tuned with the same budget, then trained on the same reported seeds.
+
+    python experiments/compare.py --data DATA
+
+DATA is a folder with `omniglot` (images_background_small1.zip of brendenlake/omniglot, unpacked)
+and `lfw` (a folder for each person, of LFW deep-funneled; 96 pixels a side are enough). For the
+wider grid add `cub` (the folder `images` of CUB-200-2011), and MNIST prepared by
+`margin-jax datasets`:
+
+    python experiments/compare.py --data DATA --datasets omniglot,lfw,cub,mnist --schedules all \\
+        --seeds 10
+
+A cell is a data set, a reduction of the loss, a schedule and a seed, and leaves one JSON in
+`experiments/results/cells`: figures, the epochs in short, and the command that repeats it. Started
+again, the grid goes on where it was, also in the middle of a cell.
+
+What makes it fair:
+
+- *Tuning.* Every schedule has CANDIDATES of its own, as many as every other; each is trained on the
+  seeds 100 and 101. The one with the best mean validation AUC is trained on the seeds 0 to 4, which
+  are the reported ones. `dams` as published has nothing to tune and is reported beside it.
+- *Splits.* A seed has one split of the identities, one initialisation, one order of batches and one
+  set of pairs, whatever the schedule, so differences are paired.
+- *Pairs.* All pairs of the test images, beside the run's own (all same pairs or up to 100,000, even
+  over identities) and the published 1,000.
+- *Reductions.* The mean over the active triplets and the mean over all of them are tuned and
+  reported apart. Nothing is dropped; the report lists every cell.
+
+On a CPU a process has one core, so that a cell's figures do not depend on how many there are, and
+all cells of a data set and a reduction are trained in one process, which compiles once.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+CELLS = Path(__file__).parent / "results" / "cells"
+# Of every cell; with a rate that falls to the end, the last epochs are no longer noise.
+OPTIMISER = {"learning_rate": 3e-3, "learning_rate_schedule": "warmup_linear"}
+REDUCTIONS = ("mean_active", "mean")
+TUNING_SEEDS = (100, 101)
+
+# What every cell of a data set has in common. The networks are narrow, so that the grid is a matter
+# of hours; the number of epochs is such that the tuned constant no longer gains.
+DATASETS = {
+    "omniglot": {
+        "dataset": "folder",
+        "image_size": 28,
+        "width": 0.5,
+        "identities_per_batch": 16,
+        "images_per_identity": 4,
+        "epochs": 40,
+    },
+    "lfw": {
+        "dataset": "folder",
+        "image_size": 48,
+        "width": 0.25,
+        "identities_per_batch": 32,
+        "images_per_identity": 2,
+        "epochs": 20,
+    },
+    "cub": {
+        "dataset": "folder",
+        "image_size": 48,
+        "width": 0.5,
+        "split": "halves",
+        "identities_per_batch": 16,
+        "images_per_identity": 4,
+        "augment": "flip",
+        "epochs": 20,
+    },
+    "mnist": {
+        "dataset": "tfds:mnist",
+        "width": 0.5,
+        "identities_per_batch": 4,
+        "images_per_identity": 16,
+        "epochs": 5,
+    },
+}
+
+# The same number of settings for each schedule; all of them can begin at a small margin.
+CANDIDATES = {
+    "constant": ["constant:0.02", "constant:0.05", "constant:0.2", "constant:0.5"],
+    "linear": [
+        "linear:margin=0.05,margin_end=0.2",
+        "linear:margin=0.05,margin_end=0.5",
+        "linear:margin=0.2,margin_end=1",
+        "linear:margin=0.5,margin_end=0.05",
+    ],
+    "dams": [
+        "dams:margin=0.2,threshold=0.95,increase=0.05",
+        "dams:margin=0.05,threshold=0.95,increase=0.05",
+        "dams:margin=0.05,threshold=0.95,increase=0.01",
+        "dams:margin=0.05,threshold=0.8,increase=0.05",
+    ],
+    "litm": [
+        "litm:margin=0.02,margin_end=0.2",
+        "litm:margin=0.05,margin_end=0.2",
+        "litm:margin=0.05,margin_end=0.5",
+        "litm:margin=0.2,margin_end=1",
+    ],
+    "target_easy_fraction": [
+        f"target_easy_fraction:margin=0.05,target={target},low=0.02"
+        for target in (0.8, 0.9, 0.95, 0.99)
+    ],
+    "exponential": [
+        "exponential:margin=0.02,margin_end=0.2",
+        "exponential:margin=0.05,margin_end=0.5",
+        "exponential:margin=0.2,margin_end=1",
+        "exponential:margin=0.5,margin_end=0.05",
+    ],
+    "cosine": [
+        "cosine:margin=0.05,margin_end=0.2",
+        "cosine:margin=0.05,margin_end=0.5",
+        "cosine:margin=0.2,margin_end=1",
+        "cosine:margin=0.5,margin_end=0.05",
+    ],
+    "automargin": [f"automargin:margin=0.05,k={k}" for k in (2, 4, 8, 16)],
+    "quantile_margin": [
+        f"quantile_margin:margin=0.05,quantile={quantile},low=0.02"
+        for quantile in (0.01, 0.05, 0.1, 0.2)
+    ],
+}
+DEFAULT = ("constant", "linear", "dams", "litm", "target_easy_fraction")
+PUBLISHED = "dams:margin=0.2,threshold=0.95,increase=0.05"
+
+# Of the records of a run, what a cell keeps.
+COLUMNS = (
+    *("margin", "loss", "gradient_norm", "easy_fraction", "hard_fraction", "mean_effective"),
+    *("std_effective", "validation_auc"),
+)
+
+
+def cell_path(folder: Path, name: str, reduction: str, schedule: str, seed: int) -> Path:
+    from margin_jax.config import as_file_name
+
+    return folder / name / reduction / f"{as_file_name(schedule)}-seed{seed}.json"
+
+
+def train_cell(path: Path, options: dict, data, scratch: Path, extra: dict | None = None) -> dict:
+    """Trains a cell, unless it is there, and writes its JSON.
+
+    Args:
+        path: of the JSON.
+        options: of `mj.TrainConfig`.
+        data: the `ImageDataset` that they name.
+        scratch: a folder for run folders; the cell's is removed when its JSON is written.
+        extra: what else its JSON shall say, such as the name of the data set.
+    """
+    import jax
+
+    import margin_jax as mj
+    from margin_jax.run import to_json, write_text
+
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    started, folder = time.perf_counter(), scratch / "-".join(path.with_suffix("").parts[-3:])
+    config = mj.TrainConfig(**options, out=str(folder), resume=True)
+    run = mj.fit(config, dataset=data)
+    tested = np.isin(data.identities, run.data["identities"]["test"])
+    rows = np.flatnonzero(tested[data.labels])
+    every = mj.all_pairs_report(
+        run.embed(data.images, rows), data.labels[rows], threshold=run.threshold
+    )
+    history = [
+        {**record, "hard_fraction": record["hard"] / record["valid"]} for record in run.history
+    ]
+    published = run.report["test"].pop("published")
+    cell = {
+        **(extra or {}),
+        "schedule": config.schedule,
+        "reduction": config.reduction,
+        "seed": config.seed,
+        "command": command(options),
+        "images": fingerprint(data),
+        "machine": machine(),
+        "versions": {"margin_jax": mj.__version__, "jax": jax.__version__},
+        "seconds": round(time.perf_counter() - started, 1),
+        "best_epoch": run.report["best_epoch"],
+        "validation": shortened(run.report["validation"]),
+        "test": {
+            "all_pairs": shortened(every.to_json()),
+            "pairs": shortened(run.report["test"]),
+            "published_pairs": shortened(published),
+        },
+        "epochs": {name: [significant(record[name]) for record in history] for name in COLUMNS},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, to_json(cell) + "\n")
+    shutil.rmtree(folder)
+    return cell
+
+
+def command(options: dict) -> str:
+    """The command line that repeats a cell, on as many cores.
+
+    Sums are shared out over the cores, so their last bits, and soon a whole run, depend on the
+    number of cores. `margin-jax evaluate cell --pairs all` then gives the figures of all pairs.
+    """
+    said = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    pinned = ["taskset", "--cpu-list", "0"] if cores == 1 else []
+    return shlex.join([*pinned, "margin-jax", "train", *said, "--out", "cell"])
+
+
+def shortened(report: dict) -> dict:
+    """The figures of a verification report that the tables are made of."""
+    names = ("auc", "eer", "accuracy", "threshold", "same", "different")
+    return {name: report[name] for name in names if name in report}
+
+
+def significant(value: float | None) -> float | None:
+    """To five digits."""
+    return None if value is None else float(f"{value:.5g}")
+
+
+def fingerprint(data) -> dict:
+    """What the images are, so that another machine can tell whether its own are the same."""
+    digest = hashlib.sha256(np.ascontiguousarray(data.images)).hexdigest()
+    return {"shape": list(data.images.shape), "identities": len(data.identities), "sha256": digest}
+
+
+def machine() -> str:
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return jax.devices()[0].device_kind
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    model = [line.split(":")[1].strip() for line in text.splitlines() if "model name" in line]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} core{'' if cores == 1 else 's'} of {model[0] if model else 'a CPU'}"
+
+
+def tuned(cells: list[dict]) -> str:
+    """The schedule with the best mean validation AUC over the tuning seeds; the first, if equal."""
+    means: dict[str, list[float]] = {}
+    for cell in cells:
+        if cell["seed"] in TUNING_SEEDS:
+            means.setdefault(cell["schedule"], []).append(cell["validation"]["auc"])
+    return max(means, key=lambda schedule: np.mean(means[schedule]))
+
+
+def train_shape(name: str, reduction: str, arguments: argparse.Namespace, core: int | None) -> None:
+    """All cells of a data set and a reduction, in one process."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})  # before JAX counts the cores
+    import margin_jax as mj
+
+    options = {**DATASETS[name], **OPTIMISER, "reduction": reduction}
+    if options["dataset"] == "folder":
+        options["data_dir"] = name
+    os.chdir(arguments.data)  # so that the commands in the cells hold no path of this machine
+    config = mj.TrainConfig(**options)
+    data = mj.load_dataset(config.dataset, config.data_dir, config.image_size, strict=True)
+
+    def train(schedule: str, seed: int) -> dict:
+        path = cell_path(arguments.out, name, reduction, schedule, seed)
+        done = path.exists()
+        cell = train_cell(
+            path,
+            {**options, "schedule": schedule, "seed": seed},
+            data,
+            arguments.scratch,
+            {"dataset": name},
+        )
+        if not done:
+            auc = cell["test"]["all_pairs"]["auc"]
+            print(
+                f"{name} {reduction} {schedule} seed {seed}: validation "
+                f"{cell['validation']['auc']:.4f}, test {auc:.4f}, {cell['seconds']:.0f} s",
+                flush=True,
+            )
+        return cell
+
+    chosen = [PUBLISHED]
+    for family in arguments.schedules:
+        grid = itertools.product(CANDIDATES[family], TUNING_SEEDS)
+        chosen.append(tuned([train(schedule, seed) for schedule, seed in grid]))
+    for seed in range(arguments.seeds):
+        for schedule in dict.fromkeys(chosen):
+            train(schedule, seed)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of the images")
+    parser.add_argument("--datasets", default="omniglot,lfw", help=f"of {', '.join(DATASETS)}")
+    parser.add_argument("--reductions", default=",".join(REDUCTIONS))
+    parser.add_argument("--schedules", default=",".join(DEFAULT), help="or: all")
+    parser.add_argument("--seeds", type=int, default=5, help="how many are reported")
+    parser.add_argument("--out", type=Path, default=CELLS, help="where the cells go")
+    parser.add_argument("--scratch", type=Path, default=Path("runs/grid"), help="for run folders")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="on a GPU: 1")
+    arguments = parser.parse_args(argv)
+    if arguments.schedules == "all":
+        arguments.schedules = ",".join(CANDIDATES)
+    for what, known in (
+        ("datasets", DATASETS),
+        ("reductions", REDUCTIONS),
+        ("schedules", CANDIDATES),
+    ):
+        values = getattr(arguments, what).split(",")
+        for value in set(values) - set(known):
+            parser.error(f"--{what} must be some of {', '.join(known)}; got {value}")
+        setattr(arguments, what, values)
+    for path in ("data", "out", "scratch"):
+        setattr(arguments, path, getattr(arguments, path).absolute())
+    if not arguments.data.is_dir():
+        parser.error(f"--data must be a folder; there is none at {arguments.data}")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
+    shapes = list(itertools.product(arguments.datasets, arguments.reductions))
+    pinned = os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and hasattr(os, "sched_setaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if pinned else [None] * arguments.processes
+    running: dict[multiprocessing.Process, int | None] = {}
+    free, failed = cores[: arguments.processes], False
+    context = multiprocessing.get_context("spawn")
+    while shapes or running:
+        while shapes and free:
+            core = free.pop()
+            process = context.Process(target=train_shape, args=(*shapes.pop(0), arguments, core))
+            process.start()
+            running[process] = core
+        time.sleep(0.2)
+        for process in [process for process in running if not process.is_alive()]:
+            failed |= process.exitcode != 0
+            free.append(running.pop(process))
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
