@@ -1,4 +1,4 @@
-"""The grid: every schedule tuned with the same budget, then trained on the same reported seeds.
+r"""The grid: every schedule tuned with the same budget, then trained on the same reported seeds.
 
     python experiments/compare.py --data DATA
 
@@ -7,7 +7,7 @@ and `lfw` (a folder for each person, of LFW deep-funneled; 96 pixels a side are 
 wider grid add `cub` (the folder `images` of CUB-200-2011), and MNIST prepared by
 `margin-jax datasets`:
 
-    python experiments/compare.py --data DATA --datasets omniglot,lfw,cub,mnist --schedules all \\
+    python experiments/compare.py --data DATA --datasets omniglot,lfw,cub,mnist --schedules all \
         --seeds 10
 
 A cell is a data set, a reduction of the loss, a schedule and a seed, and leaves one JSON in
@@ -40,7 +40,9 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +69,7 @@ DATASETS = {
         "width": 0.25,
         "identities_per_batch": 32,
         "images_per_identity": 2,
-        "epochs": 20,
+        "epochs": 12,
     },
     "cub": {
         "dataset": "folder",
@@ -147,7 +149,9 @@ def cell_path(folder: Path, name: str, reduction: str, schedule: str, seed: int)
     return folder / name / reduction / f"{as_file_name(schedule)}-seed{seed}.json"
 
 
-def train_cell(path: Path, options: dict, data, scratch: Path, extra: dict | None = None) -> dict:
+def train_cell(
+    path: Path, options: dict, data: Any, scratch: Path, extra: dict | None = None
+) -> dict:
     """Trains a cell, unless it is there, and writes its JSON.
 
     Args:
@@ -224,7 +228,7 @@ def significant(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")
 
 
-def fingerprint(data) -> dict:
+def fingerprint(data: Any) -> dict:
     """What the images are, so that another machine can tell whether its own are the same."""
     digest = hashlib.sha256(np.ascontiguousarray(data.images)).hexdigest()
     return {"shape": list(data.images.shape), "identities": len(data.identities), "sha256": digest}
@@ -251,18 +255,32 @@ def tuned(cells: list[dict]) -> str:
     return max(means, key=lambda schedule: np.mean(means[schedule]))
 
 
-def train_shape(name: str, reduction: str, arguments: argparse.Namespace, core: int | None) -> None:
-    """All cells of a data set and a reduction, in one process."""
+def pin(core: int | None) -> None:
+    """One core for this process; before JAX counts them."""
     if core is not None:
-        os.sched_setaffinity(0, {core})  # before JAX counts the cores
+        os.sched_setaffinity(0, {core})
+
+
+def open_dataset(name: str, folder: Path) -> tuple[dict, Any]:
+    """What all cells of a data set have in common, and its images.
+
+    Goes into the folder, so that the commands in the cells hold no path of this machine.
+    """
     import margin_jax as mj
 
-    options = {**DATASETS[name], **OPTIMISER, "reduction": reduction}
+    options = {**DATASETS[name], **OPTIMISER}
     if options["dataset"] == "folder":
         options["data_dir"] = name
-    os.chdir(arguments.data)  # so that the commands in the cells hold no path of this machine
+    os.chdir(folder)
     config = mj.TrainConfig(**options)
-    data = mj.load_dataset(config.dataset, config.data_dir, config.image_size, strict=True)
+    return options, mj.load_dataset(config.dataset, config.data_dir, config.image_size, strict=True)
+
+
+def train_shape(name: str, reduction: str, arguments: argparse.Namespace, core: int | None) -> None:
+    """All cells of a data set and a reduction, in one process."""
+    pin(core)
+    options, data = open_dataset(name, arguments.data)
+    options["reduction"] = reduction
 
     def train(schedule: str, seed: int) -> dict:
         path = cell_path(arguments.out, name, reduction, schedule, seed)
@@ -321,25 +339,34 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def main(argv: list[str] | None = None) -> None:
-    arguments = parse(argv)
-    shapes = list(itertools.product(arguments.datasets, arguments.reductions))
+def share_out(work: Callable[..., None], jobs: list[tuple], processes: int) -> bool:
+    """Does `work(*job, core)` for every job, so many at a time, and tells whether all went well.
+
+    On a CPU each has a core of its own; else the core is None.
+    """
     pinned = os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" and hasattr(os, "sched_setaffinity")
-    cores = sorted(os.sched_getaffinity(0)) if pinned else [None] * arguments.processes
-    running: dict[multiprocessing.Process, int | None] = {}
-    free, failed = cores[: arguments.processes], False
+    free = sorted(os.sched_getaffinity(0))[:processes] if pinned else [None] * processes
+    running: dict[Any, int | None] = {}
+    waiting, well = list(jobs), True
     context = multiprocessing.get_context("spawn")
-    while shapes or running:
-        while shapes and free:
+    while waiting or running:
+        while waiting and free:
             core = free.pop()
-            process = context.Process(target=train_shape, args=(*shapes.pop(0), arguments, core))
+            process = context.Process(target=work, args=(*waiting.pop(0), core))
             process.start()
             running[process] = core
         time.sleep(0.2)
         for process in [process for process in running if not process.is_alive()]:
-            failed |= process.exitcode != 0
+            well &= process.exitcode == 0
             free.append(running.pop(process))
-    sys.exit(failed)
+    return well
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
+    shapes = itertools.product(arguments.datasets, arguments.reductions)
+    jobs = [(*shape, arguments) for shape in shapes]
+    sys.exit(not share_out(train_shape, jobs, arguments.processes))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,260 @@
+"""Claim 1 of arXiv 2603.26389 in the open: effective margins outgrow μ, until they do not.
+
+    python experiments/effective_margin.py
+
+The effective margin of a triplet is d(a,n) − d(a,p). The paper says that during training that of
+many triplets exceeds the margin μ that was set, provided that enough triplets still violate μ.
+
+*The toy.* Identities are the components of a Gaussian mixture in 16 dimensions: their means are
+drawn with a standard deviation of 1, their samples around them with that of the dial *overlap*. A
+network of two hidden layers embeds fresh samples (there is nothing to learn by heart), 32
+components of 4 samples a batch, 25 batches an epoch, for 30 epochs, Adam at 1e-3, μ constant.
+
+*Real sets.* The constant margins of `compare.py`'s tuning, on Omniglot and LFW, read from
+`experiments/results/cells`.
+
+Writes `experiments/results/effective_margin.md` and its pictures.
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import margin_jax as mj
+from margin_jax.plots import BLUE, GREEN, GREY, ORANGE, PALETTE
+
+RESULTS = Path(__file__).parent / "results"
+OVERLAPS = (0.25, 0.5, 1.0)
+MARGINS = (0.02, 0.05, 0.2, 0.5)
+REDUCTIONS = ("mean_active", "mean")
+DIMENSIONS, COMPONENTS, P, K = 16, 100, 32, 4
+EPOCHS, STEPS = 30, 25
+NAMES = {"omniglot": "Omniglot", "lfw": "LFW"}
+
+
+class Network(nn.Module):
+    """Two hidden layers, and an embedding of length 1 in 16 dimensions."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float32[batch, DIMENSIONS] to float32[batch, 16]."""
+        for _ in range(2):
+            x = nn.relu(nn.Dense(64)(x))
+        x = nn.Dense(16)(x)
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def batches(overlap: float, epoch: int):
+    """The batches of an epoch: `(samples, components)`."""
+    means = np.random.default_rng(0).normal(size=(COMPONENTS, DIMENSIONS))
+    rng = np.random.default_rng((1, epoch))
+    for _ in range(STEPS):
+        components = np.repeat(rng.choice(COMPONENTS, P, replace=False), K)
+        samples = means[components] + overlap * rng.normal(size=(P * K, DIMENSIONS))
+        yield samples.astype(np.float32), components.astype(np.int32)
+
+
+def train(overlap: float, margin: float, reduction: str, epochs: int) -> list[mj.EpochRecord]:
+    """The records of a training on the mixture."""
+    network, optimizer, schedule = Network(), optax.adam(1e-3), mj.constant(margin)
+
+    def apply(params, batch_stats, samples, *, train, key):
+        return network.apply({"params": params}, samples), batch_stats
+
+    step = mj.make_train_step(apply, optimizer, reduction=reduction, histogram=True)
+    params = network.init(jax.random.key(0), np.zeros((1, DIMENSIONS), np.float32))["params"]
+    state = mj.create_state(params, {}, optimizer, schedule, jax.random.key(1))
+    history = []
+    for epoch in range(epochs):
+        state, record = mj.train_epoch(state, step, batches(overlap, epoch), schedule)
+        history.append(record)
+    return history
+
+
+def read_cells(folder: Path) -> dict[tuple[str, str, float], list[dict]]:
+    """The constant margins among the cells: by data set, reduction and margin, one a seed."""
+    found: dict[tuple[str, str, float], list[dict]] = {}
+    for path in sorted(folder.glob("*/*/constant-*.json")):
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        margin = cell["epochs"]["margin"][0]
+        found.setdefault((cell["dataset"], cell["reduction"], margin), []).append(cell["epochs"])
+    return found
+
+
+def tidy(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot_bands(toy: dict) -> Figure:
+    """Effective margins of the toy by epoch against μ, for every overlap and reduction."""
+    figure = Figure(figsize=(10, 5.6), dpi=130, layout="constrained")
+    grid = figure.subplots(len(REDUCTIONS), len(OVERLAPS), sharex=True, sharey=True)
+    for row, reduction in enumerate(REDUCTIONS):
+        for column, overlap in enumerate(OVERLAPS):
+            axes, history = grid[row, column], toy[overlap, 0.2, reduction]
+            epochs = [record.epoch for record in history]
+            quantiles = np.array([record.effective_quantiles for record in history]).T
+            for i in range(3):
+                name = ("1 to 99 %", "5 to 95 %", "25 to 75 %")[i]
+                axes.fill_between(
+                    epochs,
+                    quantiles[i],
+                    quantiles[-1 - i],
+                    color=BLUE,
+                    alpha=0.15,
+                    lw=0,
+                    label=name,
+                )
+            axes.plot(epochs, quantiles[3], color=BLUE, label="median")
+            axes.axhline(0.2, color=ORANGE, label="μ = 0.2")
+            axes.axhline(0, color=GREY, lw=0.8)
+            tidy(axes)
+            if row == 0:
+                axes.set_title(f"overlap {overlap:g}", fontsize="medium")
+            if column == 0:
+                axes.set_ylabel(f"{reduction}\nd(a,n) − d(a,p)")
+            violating = 1 - history[-1].easy_fraction
+            text = f"{violating:.1%} still below μ"
+            axes.text(0.97, 0.04, text, transform=axes.transAxes, ha="right", color=ORANGE)
+    for axes in grid[-1]:
+        axes.set_xlabel("epoch")
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=5, frameon=False)
+    return figure
+
+
+def plot_growth(curves: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray, float]]]]) -> Figure:
+    """The mean effective margin in units of μ, against the share of triplets that violate μ."""
+    figure = Figure(figsize=(10, 6.4), dpi=130, layout="constrained")
+    grid = figure.subplots(len(REDUCTIONS), len(curves), sharex=True, sharey=True, squeeze=False)
+    for column, (title, by_reduction) in enumerate(curves.items()):
+        for row, reduction in enumerate(REDUCTIONS):
+            axes = grid[row, column]
+            for violating, mean, margin in by_reduction.get(reduction, []):
+                colour = PALETTE[MARGINS.index(margin)]
+                shown = violating > 0  # the axis is logarithmic
+                axes.plot(violating[shown], (mean / margin)[shown], color=colour, lw=1.2, alpha=0.8)
+                axes.plot(violating[shown][-1], (mean / margin)[shown][-1], "o", color=colour, ms=3)
+            axes.axhline(1, color="black", lw=0.8)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            tidy(axes)
+            if row == 0:
+                axes.set_title(title, fontsize="medium")
+            if column == 0:
+                axes.set_ylabel(f"{reduction}\nmean effective margin / μ")
+    grid[0, 0].set_xlim(1, 1e-5)  # training goes from left to right
+    for axes in grid[-1]:
+        axes.set_xlabel("share of triplets that violate μ")
+    lines = [grid[0, 0].plot([], [], color=PALETTE[i])[0] for i in range(len(MARGINS))]
+    names = [f"μ = {margin:g}" for margin in MARGINS]
+    figure.legend(lines, names, loc="outside upper center", ncols=len(names), frameon=False)
+    return figure
+
+
+def plot_stop(curves: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray, float]]]]) -> Figure:
+    """How much the mean effective margin grows in an epoch, against the share violating μ."""
+    figure = Figure(figsize=(10, 3.6), dpi=130, layout="constrained")
+    grid = figure.subplots(1, len(curves), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (title, by_reduction) in zip(grid, curves.items(), strict=True):
+        for colour, (reduction, runs) in zip((GREEN, ORANGE), by_reduction.items(), strict=True):
+            x = np.concatenate([violating[1:] for violating, _, _ in runs])
+            y = np.concatenate([np.diff(mean) / mean[:-1] for _, mean, _ in runs])
+            axes.plot(x, 100 * y, ".", color=colour, ms=3, alpha=0.35)
+            edges = np.geomspace(1e-5, 1, 11)
+            middles = np.sqrt(edges[1:] * edges[:-1])
+            inside = [(x >= low) & (x < high) for low, high in itertools.pairwise(edges)]
+            medians = [100 * np.median(y[i]) if i.sum() >= 5 else np.nan for i in inside]
+            axes.plot(middles, medians, "-", color=colour, lw=2, label=reduction)
+        axes.axhline(0, color="black", lw=0.8)
+        axes.set_xscale("log")
+        axes.set_xlabel("share of triplets that violate μ")
+        axes.set_title(title, fontsize="medium")
+        tidy(axes)
+    grid[0].set_xlim(1, 1e-5)
+    grid[0].set_ylim(-5, 30)
+    grid[0].set_ylabel("growth in an epoch (%)")
+    handles, names = grid[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def table(curves: dict) -> str:
+    """Where every constant margin ended."""
+    lines = [
+        "| data | reduction | μ | violating μ, first → last epoch | mean effective margin / μ "
+        "| its growth an epoch, at the end |",
+        "|---|---|---|---|---|---|",
+    ]
+    for title, by_reduction in curves.items():
+        for reduction, runs in by_reduction.items():
+            for margin in MARGINS:
+                own = [(v, m) for v, m, its in runs if its == margin]
+                if not own:
+                    continue
+                last = max(len(own[0][0]) // 10, 1)
+                first = np.mean([v[0] for v, _ in own])
+                end = np.mean([v[-1] for v, _ in own])
+                ratio = np.mean([m[-1] / margin for _, m in own])
+                growth = np.mean([(m[-1] / m[-1 - last]) ** (1 / last) - 1 for _, m in own])
+                lines.append(
+                    f"| {title} | {reduction} | {margin:g} | {first:.1%} → {end:.2%} | "
+                    f"{ratio:.1f} | {growth:+.2%} |"
+                )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cells", type=Path, default=RESULTS / "cells")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the toy")
+    arguments = parser.parse_args(argv)
+
+    toy = {}
+    for overlap in OVERLAPS:
+        for reduction in REDUCTIONS:
+            for margin in MARGINS:
+                history = train(overlap, margin, reduction, arguments.epochs)
+                toy[overlap, margin, reduction] = history
+                print(
+                    f"overlap {overlap:g}, μ {margin:g}, {reduction}: mean effective margin "
+                    f"{history[-1].mean_effective / margin:.1f} μ, "
+                    f"{1 - history[-1].easy_fraction:.2%} violate it",
+                    flush=True,
+                )
+    curves: dict = {}
+    for (overlap, margin, reduction), history in toy.items():
+        violating = np.array([1 - record.easy_fraction for record in history])
+        mean = np.array([record.mean_effective for record in history])
+        place = curves.setdefault(f"mixture, overlap {overlap:g}", {})
+        place.setdefault(reduction, []).append((violating, mean, margin))
+    for (name, reduction, margin), runs in read_cells(arguments.cells).items():
+        if margin in MARGINS and name in NAMES:
+            place = curves.setdefault(NAMES[name], {r: [] for r in REDUCTIONS})
+            for epochs in runs:
+                violating = 1 - np.array(epochs["easy_fraction"])
+                place[reduction].append((violating, np.array(epochs["mean_effective"]), margin))
+
+    plot_bands(toy).savefig(arguments.out / "effective_margin_toy.png")
+    plot_growth(curves).savefig(arguments.out / "effective_margin_growth.png")
+    plot_stop(curves).savefig(arguments.out / "effective_margin_stop.png")
+    title, _, text = __doc__.partition("\n\n")
+    parts = [f"# {title}", text.strip()]
+    parts += [f"![{name}](effective_margin_{name}.png)" for name in ("toy", "growth", "stop")]
+    parts.append(table(curves))
+    (arguments.out / "effective_margin.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""From the cells of `compare.py` to tables and pictures, in seconds.
+
+    python experiments/report.py
+
+Reads `experiments/results/cells` and writes `experiments/results/schedules.md` with its pictures.
+Every cell that is there is in it.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from compare import CANDIDATES, CELLS, PUBLISHED, TUNING_SEEDS, tuned
+from matplotlib.figure import Figure
+
+import margin_jax as mj
+from margin_jax.plots import PALETTE
+
+RESULTS = CELLS.parent
+AS_PUBLISHED = "dams as published"
+KINDS = {"all_pairs": "all pairs", "pairs": "even pairs", "published_pairs": "1,000 pairs"}
+NAMES = {"omniglot": "Omniglot", "lfw": "LFW", "cub": "CUB-200-2011", "mnist": "MNIST"}
+REDUCTION = {"mean_active": "mean over active triplets", "mean": "mean over all triplets"}
+
+
+class Shape:
+    """The cells of one data set and one reduction.
+
+    Attributes:
+        name, reduction: which.
+        cells: all of them, as read.
+        chosen: by what is compared, the text of its schedule.
+        seeds: those that everything compared was trained on.
+        comparisons: by kind of pairs, an `mj.Comparison` over those seeds.
+    """
+
+    def __init__(self, name: str, reduction: str, cells: list[dict]) -> None:
+        self.name, self.reduction, self.cells = name, reduction, cells
+        reported = [cell for cell in cells if cell["seed"] not in TUNING_SEEDS]
+        trained = {cell["schedule"] for cell in reported}
+        self.chosen = {}
+        for family, candidates in CANDIDATES.items():
+            own = [cell for cell in cells if cell["schedule"] in candidates]
+            tuning = [cell for cell in own if cell["seed"] in TUNING_SEEDS]
+            if len(tuning) == len(candidates) * len(TUNING_SEEDS) and tuned(own) in trained:
+                self.chosen[family] = tuned(own)
+        if PUBLISHED in trained:
+            self.chosen[AS_PUBLISHED] = PUBLISHED
+        by_place = {(cell["schedule"], cell["seed"]): cell for cell in reported}
+        self.seeds = sorted(
+            seed
+            for seed in {cell["seed"] for cell in reported}
+            if all((schedule, seed) in by_place for schedule in self.chosen.values())
+        )
+        histories = {
+            label: {seed: records(by_place[schedule, seed]) for seed in self.seeds}
+            for label, schedule in self.chosen.items()
+        }
+        self.comparisons = {
+            kind: mj.Comparison(
+                tuple(self.chosen),
+                tuple(self.seeds),
+                {
+                    label: {s: {"test": by_place[schedule, s]["test"][kind]} for s in self.seeds}
+                    for label, schedule in self.chosen.items()
+                },
+                histories,
+            )
+            for kind in KINDS
+        }
+
+    @property
+    def title(self) -> str:
+        """For a heading."""
+        return f"{NAMES.get(self.name, self.name)}, {REDUCTION[self.reduction]}"
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is something to compare with the tuned constant, over several seeds."""
+        return "constant" in self.chosen and len(self.chosen) > 1 and len(self.seeds) > 1
+
+    def ranks(self) -> dict[str, float]:
+        """By what is compared: its place by mean AUC of all pairs, 1 the best; ties share."""
+        comparison = self.comparisons["all_pairs"]
+        means = {label: comparison.summary(label, "auc").mean for label in self.chosen}
+        return {
+            label: 1 + sum(m > mean for m in means.values()) + (ties(means, mean) - 1) / 2
+            for label, mean in means.items()
+        }
+
+
+def ties(means: dict[str, float], mean: float) -> int:
+    return sum(m == mean for m in means.values())
+
+
+def records(cell: dict) -> list[dict]:
+    """The epochs of a cell as a run's history has them."""
+    columns = cell["epochs"]
+    rows = zip(*columns.values(), strict=True)
+    return [
+        {"epoch": i, **dict(zip(columns, row, strict=True))} for i, row in enumerate(rows, start=1)
+    ]
+
+
+def read_shapes(folder: Path) -> list[Shape]:
+    """Everything that is in a folder of cells, in the order of their names."""
+    shapes = []
+    for place in sorted(folder.glob("*/*")):
+        cells = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(place.glob("*.json"))]
+        if cells:
+            shapes.append(Shape(place.parent.name, place.name, cells))
+    return shapes
+
+
+def setting(schedule: str) -> str:
+    """The parameters of a schedule in short."""
+    return schedule.partition(":")[2].replace("margin=", "μ=").replace("margin_end=", "to ")
+
+
+def plus_minus(mean: float, interval: float, sign: str = "") -> str:
+    """In bold, where a difference exceeds its interval."""
+    text = f"{mean:{sign}.4f} ± {interval:.4f}"
+    return f"**{text}**" if sign and abs(mean) > interval else text
+
+
+def table(shape: Shape) -> str:
+    """Every schedule of a shape: what it was tuned to, its figures, its differences."""
+    lines = [
+        "| schedule | tuned to | margin | easy at the end | AUC | difference | EER | difference "
+        "| AUC difference, even pairs | 1,000 pairs |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    every = shape.comparisons["all_pairs"]
+    for label, schedule in shape.chosen.items():
+        ends = [every.histories[label][seed][-1] for seed in shape.seeds]
+        start = every.histories[label][shape.seeds[0]][0]["margin"]
+        end = np.mean([record["margin"] for record in ends])
+        easy = np.mean([record["easy_fraction"] for record in ends])
+        row = [label, setting(schedule), f"{start:.2f} → {end:.2f}", f"{easy:.1%}"]
+        is_baseline = label == every.baseline
+        for figure in ("auc", "eer"):
+            summary = every.summary(label, figure)
+            row.append(plus_minus(summary.mean, summary.interval))
+            difference = plus_minus(summary.difference, summary.difference_interval, "+")
+            row.append("–" if is_baseline else difference)
+        for kind in ("pairs", "published_pairs"):
+            summary = shape.comparisons[kind].summary(label, "auc")
+            difference = plus_minus(summary.difference, summary.difference_interval, "+")
+            row.append("–" if is_baseline else difference)
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def short_table(shapes: Iterable[Shape]) -> str:
+    """A row a schedule: its difference in AUC to the tuned constant on each shape, and its rank."""
+    shapes = [shape for shape in shapes if shape.complete]
+    labels = dict.fromkeys(label for shape in shapes for label in shape.chosen)
+    lines = [
+        f"| schedule | {' | '.join(shape.title for shape in shapes)} | mean rank |",
+        f"|---|{'---|' * (len(shapes) + 1)}",
+    ]
+    for label in labels:
+        row = [label]
+        for shape in shapes:
+            if label not in shape.chosen:
+                row.append("")
+                continue
+            summary = shape.comparisons["all_pairs"].summary(label, "auc")
+            row.append(
+                f"{summary.mean:.4f}"
+                if label == "constant"
+                else plus_minus(summary.difference, summary.difference_interval, "+")
+            )
+        ranks = [shape.ranks()[label] for shape in shapes if label in shape.chosen]
+        row.append(f"{np.mean(ranks):.1f}")
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def tuning_table(shape: Shape) -> str:
+    """The mean validation AUC of every candidate over the tuning seeds."""
+    lines = ["| schedule | candidates, and their validation AUC |", "|---|---|"]
+    for family, candidates in CANDIDATES.items():
+        shown = []
+        for schedule in candidates:
+            values = [
+                cell["validation"]["auc"]
+                for cell in shape.cells
+                if cell["schedule"] == schedule and cell["seed"] in TUNING_SEEDS
+            ]
+            if values:
+                text = f"{setting(schedule)}: {np.mean(values):.4f}"
+                shown.append(f"**{text}**" if shape.chosen.get(family) == schedule else text)
+        if shown:
+            lines.append(f"| {family} | {'; '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def cells_table(shape: Shape) -> str:
+    """The test AUC over all pairs of every reported cell."""
+    values = shape.comparisons["all_pairs"]
+    head = " | ".join(f"seed {seed}" for seed in shape.seeds)
+    lines = [f"| schedule | {head} |", f"|---|{'---|' * len(shape.seeds)}"]
+    for label in shape.chosen:
+        row = " | ".join(f"{value:.4f}" for value in values.values(label, "auc"))
+        lines.append(f"| {label} | {row} |")
+    return "\n".join(lines)
+
+
+def plot_differences(shapes: list[Shape]) -> Figure:
+    """Paired differences in AUC to the tuned constant with their 95 % intervals."""
+    figure = Figure(figsize=(8, 0.9 + 1.15 * len(shapes)), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    labels = [
+        label
+        for label in dict.fromkeys(label for shape in shapes for label in shape.chosen)
+        if label != "constant"
+    ]
+    for colour, (i, label) in zip(PALETTE * 2, enumerate(labels), strict=False):
+        at, means, widths = [], [], []
+        for j, shape in enumerate(shapes):
+            if label in shape.chosen:
+                summary = shape.comparisons["all_pairs"].summary(label, "auc")
+                at.append(-j - 0.8 * (i + 0.5) / len(labels) + 0.4)
+                means.append(summary.difference)
+                widths.append(summary.difference_interval)
+        axes.errorbar(means, at, xerr=widths, fmt="o", color=colour, ms=4, lw=1.5, label=label)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set_yticks([-j for j in range(len(shapes))], [s.title.replace(", ", "\n") for s in shapes])
+    axes.set_xlabel("test AUC minus the tuned constant's, paired by seed, with 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def plot_curves(shapes: list[Shape]) -> Figure:
+    """Margin, easy share, gradient and validation AUC by epoch, means over seeds; one data set."""
+    shown = (
+        ("margin", "margin μ", "linear"),
+        ("easy_fraction", "easy triplets", "linear"),
+        ("gradient_norm", "length of the gradient", "log"),
+        ("validation_auc", "validation AUC", "linear"),
+    )
+    figure = Figure(figsize=(4.6 * len(shapes), 10), dpi=130, layout="constrained")
+    grid = figure.subplots(len(shown), len(shapes), sharex=True, sharey="row", squeeze=False)
+    for column, shape in enumerate(shapes):
+        for row, (name, title, scale) in enumerate(shown):
+            axes = grid[row, column]
+            histories = shape.comparisons["all_pairs"].histories
+            for colour, (label, runs) in zip(PALETTE * 2, histories.items(), strict=False):
+                curves = np.array([[record[name] for record in run] for run in runs.values()])
+                epochs = 1 + np.arange(curves.shape[1])
+                entry = label if row == column == 0 else None
+                axes.plot(epochs, curves.mean(axis=0), color=colour, lw=1.6, label=entry)
+            axes.set_yscale(scale)
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+            if column == 0:
+                axes.set_ylabel(title)
+        grid[0, column].set_title(shape.title, fontsize="medium")
+        grid[-1, column].set_xlabel("epoch")
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def markdown(shapes: list[Shape]) -> str:
+    """The whole report."""
+    complete = [shape for shape in shapes if shape.complete]
+    compared = sum(len(shape.chosen) - 1 for shape in complete)
+    seconds = sum(cell["seconds"] for shape in shapes for cell in shape.cells)
+    machines = sorted({cell["machine"] for shape in shapes for cell in shape.cells})
+    count = sum(len(shape.cells) for shape in shapes)
+    parts = [
+        "# Margin schedules, each tuned alike",
+        "Written by `python experiments/report.py` from "
+        f"`experiments/results/cells`: {count} cells, {seconds / 3600:.1f} hours on "
+        f"{', '.join(machines)} each. How they were made, and what makes the comparison fair, "
+        "is in `experiments/compare.py`.",
+        "Test figures are of the best epoch by validation AUC, as mean ± half the 95 % interval "
+        "(Student's t) over the reported seeds; differences are to the tuned constant, paired by "
+        "seed, and **bold** where they exceed their interval. "
+        f"Of {compared} differences about {0.05 * compared:.0f} would do so by chance. *All pairs* "
+        "are those of every test image with every other; *even pairs* give no identity more than "
+        "ten times the average; *1,000 pairs* are as published.",
+        "## In short",
+        short_table(complete),
+        "AUC of all pairs: the tuned constant's own, and the others' difference to it.",
+        "![Differences to the tuned constant](schedules_differences.png)",
+    ]
+    for shape in shapes:
+        parts.append(f"## {shape.title}")
+        if not shape.complete:
+            parts.append(f"Not finished: {len(shape.cells)} cells so far.")
+            continue
+        command = shape.cells[0]["command"]
+        parts += [
+            f"Seeds {', '.join(map(str, shape.seeds))}. All cells as this one, but for schedule "
+            f"and seed:\n\n```bash\n{command}\n```",
+            table(shape),
+            "Test AUC of all pairs, cell by cell:",
+            cells_table(shape),
+            f"Tuning, mean over the seeds {' and '.join(map(str, TUNING_SEEDS))}:",
+            tuning_table(shape),
+        ]
+    for name in dict.fromkeys(shape.name for shape in complete):
+        parts.append(f"![{NAMES.get(name, name)} by epoch](schedules_{name}.png)")
+    return "\n\n".join(parts) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cells", type=Path, default=CELLS)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args(argv)
+    shapes = read_shapes(arguments.cells)
+    complete = [shape for shape in shapes if shape.complete]
+    if not complete:
+        parser.error(f"{arguments.cells} holds no tuned constant with another schedule beside it")
+    (arguments.out / "schedules.md").write_text(markdown(shapes), encoding="utf-8")
+    plot_differences(complete).savefig(arguments.out / "schedules_differences.png")
+    for name in dict.fromkeys(shape.name for shape in complete):
+        own = [shape for shape in complete if shape.name == name]
+        plot_curves(own).savefig(arguments.out / f"schedules_{name}.png")
+    print(short_table(complete))
+
+
+if __name__ == "__main__":
+    main()
