@@ -98,7 +98,7 @@ def tidy(axes: Axes) -> None:
 def plot_bands(toy: dict) -> Figure:
     """Effective margins of the toy by epoch against μ, for every overlap and reduction."""
     figure = Figure(figsize=(10, 5.6), dpi=130, layout="constrained")
-    grid = figure.subplots(len(REDUCTIONS), len(OVERLAPS), sharex=True, sharey=True)
+    grid = figure.subplots(len(REDUCTIONS), len(OVERLAPS), sharex=True, sharey=True, squeeze=False)
     for row, reduction in enumerate(REDUCTIONS):
         for column, overlap in enumerate(OVERLAPS):
             axes, history = grid[row, column], toy[overlap, 0.2, reduction]

@@ -1,0 +1,250 @@
+"""The studies: tuning is fair, a cell's own command repeats it, reports follow from the cells."""
+
+import itertools
+import json
+import math
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import margin_jax as mj
+from margin_jax import cli
+
+ROOT = Path(__file__).parent.parent
+CELLS = ROOT / "experiments" / "results" / "cells"
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """Imports a script of `experiments` by its name."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    return lambda name: __import__(name)
+
+
+def made_up_cell(schedule, seed, validation=0.9, test=0.9):
+    """What `compare.train_cell` writes, of three epochs."""
+    margin = mj.TrainConfig(schedule=schedule).schedule_parameters()[1]["margin"]
+    figures = {"auc": test, "eer": 1 - test}
+    epochs = {name: [0.5, 0.4, 0.3] for name in ("loss", "gradient_norm", "easy_fraction")}
+    epochs |= {"margin": [margin] * 3, "validation_auc": [0.5, validation, 0.8]}
+    epochs |= {"mean_effective": [0.1, 0.2, 0.3]}
+    return {
+        "dataset": "omniglot",
+        "reduction": "mean",
+        "schedule": schedule,
+        "seed": seed,
+        "command": "margin-jax train",
+        "machine": "1 core",
+        "seconds": 1.0,
+        "epochs": epochs,
+        "validation": {"auc": validation},
+        "test": dict.fromkeys(("all_pairs", "pairs", "published_pairs"), figures),
+    }
+
+
+def write_cells(study, folder, cells):
+    for cell in cells:
+        place = (cell["dataset"], cell["reduction"], cell["schedule"], cell["seed"])
+        path = study("compare").cell_path(folder, *place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(cell), encoding="utf-8")
+
+
+@pytest.fixture
+def made_up(study, tmp_path):
+    """Cells of two tuned schedules over three seeds, of which dams is better by 1, 2 and 4 %."""
+    compare = study("compare")
+    cells = []
+    for family, best in (("constant", "constant:0.05"), ("dams", compare.CANDIDATES["dams"][2])):
+        for schedule, seed in itertools.product(compare.CANDIDATES[family], compare.TUNING_SEEDS):
+            cells.append(made_up_cell(schedule, seed, 0.8 + 0.1 * (schedule == best)))
+        for seed, gain in enumerate((0.01, 0.02, 0.04)):
+            test = 0.9 + 0.001 * seed + gain * (family == "dams")
+            # Better on validation, with a seed that must not be looked at.
+            cells.append(made_up_cell(best, seed, 0.1, test))
+    write_cells(study, tmp_path, cells)
+    return tmp_path
+
+
+class TestFairness:
+    def test_every_schedule_has_as_many_candidates(self, study):
+        compare = study("compare")
+        assert {len(own) for own in compare.CANDIDATES.values()} == {4}
+        for family, schedules in compare.CANDIDATES.items():
+            assert len(set(schedules)) == 4
+            for schedule in schedules:
+                config = mj.TrainConfig(schedule=schedule)
+                assert config.schedule_parameters()[0] == family
+        margins = [float(text.split(":")[1]) for text in compare.CANDIDATES["constant"]]
+        assert min(margins) <= 0.05
+        assert compare.PUBLISHED in compare.CANDIDATES["dams"]
+
+    def test_tuning_looks_at_validation_and_its_own_seeds_only(self, study):
+        cells = [
+            made_up_cell("constant:0.2", 100, validation=0.8, test=0.99),
+            made_up_cell("constant:0.2", 101, validation=0.9, test=0.99),
+            made_up_cell("constant:0.05", 100, validation=0.87, test=0.5),
+            made_up_cell("constant:0.05", 101, validation=0.85, test=0.5),
+            made_up_cell("constant:0.2", 0, validation=1.0, test=0.99),
+        ]
+        assert study("compare").tuned(cells) == "constant:0.05"
+
+    def test_reported_seeds_are_not_those_of_the_tuning(self, study):
+        compare = study("compare")
+        arguments = compare.parse(["--data", str(ROOT)])
+        assert not set(range(arguments.seeds)) & set(compare.TUNING_SEEDS)
+        assert arguments.seeds == 5
+
+
+class TestACell:
+    @pytest.fixture
+    def options(self):
+        return {
+            "dataset": "glyphs",
+            "encoder": "mlp",
+            "embedding_size": 8,
+            "image_size": 12,
+            "epochs": 2,
+            "max_identities": 60,
+            "identities_per_batch": 8,
+            "schedule": "dams:margin=0.1,threshold=0.5",
+            "reduction": "mean",
+            "seed": 3,
+        }
+
+    def test_its_command_repeats_it(self, study, tmp_path, monkeypatch, options, capsys):
+        compare = study("compare")
+        data = mj.load_dataset("glyphs", None, 12).first(60)
+        path = tmp_path / "cells" / "glyphs" / "mean" / "dams-seed3.json"
+        trained = compare.train_cell(path, options, data, tmp_path / "scratch", {"dataset": "g"})
+        assert json.loads(path.read_text(encoding="utf-8")) == trained
+        assert not any((tmp_path / "scratch").iterdir())
+        words = shlex.split(trained["command"])
+        words = words[words.index("margin-jax") + 1 :]
+
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as left:
+            cli.main(words)
+        assert not left.value.code
+        report = json.loads((tmp_path / "cell" / "report.json").read_text(encoding="utf-8"))
+        assert report["test"]["auc"] == trained["test"]["pairs"]["auc"]
+        assert report["test"]["published"]["auc"] == trained["test"]["published_pairs"]["auc"]
+        assert report["best_epoch"] == trained["best_epoch"]
+        lines = (tmp_path / "cell" / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        margins = [json.loads(line)["margin"] for line in lines]
+        assert trained["epochs"]["margin"] == pytest.approx(margins, rel=1e-4)
+        with pytest.raises(SystemExit):
+            cli.main(["evaluate", "cell", "--pairs", "all", "--out", "all.json"])
+        every = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
+        assert every["auc"] == trained["test"]["all_pairs"]["auc"]
+        capsys.readouterr()
+
+    def test_what_is_there_is_not_trained_again(self, study, tmp_path, options):
+        path = tmp_path / "cell.json"
+        path.write_text('{"kept": 1}', encoding="utf-8")
+        assert study("compare").train_cell(path, options, None, tmp_path) == {"kept": 1}
+
+
+class TestReport:
+    def test_figures_are_those_of_plain_loops(self, study, made_up):
+        (shape,) = study("report").read_shapes(made_up)
+        assert shape.seeds == [0, 1, 2]
+        assert list(shape.chosen) == ["constant", "dams"]
+        summary = shape.comparisons["all_pairs"].summary("dams", "auc")
+        differences = [0.01, 0.02, 0.04]
+        mean = sum(differences) / 3
+        spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / 2)
+        assert summary.difference == pytest.approx(mean)
+        assert summary.difference_interval == pytest.approx(4.302653 * spread / math.sqrt(3))
+        assert shape.ranks() == {"constant": 2, "dams": 1}
+
+    def test_it_writes_all_that_it_links(self, study, made_up, tmp_path, capsys):
+        out = tmp_path / "out"
+        out.mkdir()
+        study("report").main(["--cells", str(made_up), "--out", str(out)])
+        text = (out / "schedules.md").read_text(encoding="utf-8")
+        assert "22 cells" in text
+        for picture in ("schedules_differences.png", "schedules_omniglot.png"):
+            assert f"({picture})" in text
+            assert (out / picture).stat().st_size > 10_000
+        assert "| dams | +0.0233 ± 0.0379 | 1.0 |" in capsys.readouterr().out
+
+    def test_a_seed_that_one_lacks_is_not_averaged_and_not_hidden(self, study, made_up):
+        path = study("compare").cell_path(made_up, "omniglot", "mean", "constant:0.05", 2)
+        path.unlink()
+        report = study("report")
+        (shape,) = report.read_shapes(made_up)
+        assert shape.seeds == [0, 1]
+        assert "Seeds 0, 1." in report.markdown([shape])
+
+    def test_without_cells_it_says_what_is_missing(self, study, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            study("report").main(["--cells", str(tmp_path), "--out", str(tmp_path)])
+        assert "holds no tuned constant" in capsys.readouterr().err
+
+
+class TestCommittedResults:
+    @pytest.fixture
+    def shapes(self, study):
+        return study("report").read_shapes(CELLS)
+
+    def test_the_grid_is_whole(self, study, shapes):
+        compare = study("compare")
+        assert {(s.name, s.reduction) for s in shapes} >= set(
+            itertools.product(("omniglot", "lfw"), compare.REDUCTIONS)
+        )
+        for shape in shapes:
+            assert {*compare.DEFAULT, "dams as published"} <= set(shape.chosen)
+            assert shape.seeds == [0, 1, 2, 3, 4]
+
+    def test_nothing_but_schedule_and_seed_differs_within_a_shape(self, shapes):
+        for shape in shapes:
+            said = {
+                tuple(
+                    word
+                    for word in shlex.split(cell["command"])
+                    if not word.startswith(("--schedule=", "--seed="))
+                )
+                for cell in shape.cells
+            }
+            assert len(said) == 1
+            assert len({json.dumps(cell["images"]) for cell in shape.cells}) == 1
+
+    def test_the_report_is_of_these_cells(self, study, shapes):
+        written = (CELLS.parent / "schedules.md").read_text(encoding="utf-8")
+        assert study("report").markdown(shapes) == written
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        assert study("report").short_table(shapes) in readme
+
+
+def test_effective_margins_of_the_mixture(study, tmp_path, monkeypatch):
+    effective = study("effective_margin")
+    monkeypatch.setattr(effective, "OVERLAPS", (0.5,))
+    monkeypatch.setattr(effective, "STEPS", 4)
+    effective.main(["--epochs", "3", "--out", str(tmp_path), "--cells", str(tmp_path)])
+    names = {path.name for path in tmp_path.iterdir()}
+    pictures = {f"effective_margin_{name}.png" for name in ("toy", "growth", "stop")}
+    assert names == pictures | {"effective_margin.md"}
+    text = (tmp_path / "effective_margin.md").read_text(encoding="utf-8")
+    assert text.count("| mixture, overlap 0.5 |") == 8
+    samples, components = next(effective.batches(0.0, 0))
+    for component in np.unique(components):  # without spread an identity is one point
+        assert np.ptp(samples[components == component], axis=0).max() == 0
+
+
+def test_the_gradient_study_reads_the_grid_s_cells(study, tmp_path, monkeypatch):
+    gradient, compare = study("gradient"), study("compare")
+    monkeypatch.setattr(gradient, "CELLS", tmp_path / "cells")
+    cells = [
+        {**made_up_cell(schedule, 100, test=test), "reduction": reduction}
+        for reduction in compare.REDUCTIONS
+        for schedule, test in (("constant:0.2", 0.9), ("constant:0.02", 0.95))
+    ]
+    write_cells(study, tmp_path / "cells", cells)
+    found = gradient.read(tmp_path / "changed")
+    assert len(found) == 4
+    table = gradient.variations_table(found)
+    assert "| constant:0.02 | 0.9500 | +0.0500 | 0.750 |" in table
+    assert gradient.plot(found).axes
