@@ -63,9 +63,8 @@ def make_augment(text: str) -> Augment | None:
             that are not uint8[n, h, w, c], or whose smaller side is not above PIXELS.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from margin_jax.augmentation import make_augment
-        >>> augment = make_augment("flip,shift:4,crop:0.8")
+        >>> import jax, jax.numpy as jnp, margin_jax as mj
+        >>> augment = mj.make_augment("flip,shift:4,crop:0.8")
         >>> augment(jnp.zeros((8, 32, 32, 3), jnp.uint8), jax.random.key(0)).shape
         (8, 32, 32, 3)
     """

@@ -146,6 +146,19 @@ def train_epoch(
         ValueError: if `batches` is empty, or the schedule needs a histogram that `train_step` does
             not keep.
         FloatingPointError: at the first step whose loss or gradient is not finite, naming it.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, margin_jax as mj, optax
+        >>> def embed(params, batch_stats, images, *, train, key):
+        ...     return images @ params, batch_stats
+        >>> schedule, optimizer = mj.dams(margin=0.2), optax.sgd(0.1)
+        >>> state = mj.create_state(jnp.eye(2), {}, optimizer, schedule, jax.random.key(0))
+        >>> images = jnp.array([[0.0, 1.0], [0.1, 1.0], [1.0, 0.0], [1.0, 0.1]])
+        >>> batches = [(images, jnp.array([0, 0, 1, 1]))] * 3
+        >>> train_step = mj.make_train_step(embed, optimizer)
+        >>> state, record = mj.train_epoch(state, train_step, batches, schedule)
+        >>> record.steps, record.valid, record.easy, round(record.next_margin, 4)
+        (3, 24, 24, 0.25)
     """
     state, part = train_steps(
         state, train_step, batches, needs_histogram=schedule.needs_histogram, on_step=on_step

@@ -164,7 +164,7 @@ class EpochTotals:
     histogram: np.ndarray | None = None
 
     def add(self, stats: TripletStats, histogram: Array | None = None) -> "EpochTotals":
-        """These totals and those of one more batch, wherever it is: see `TripletStats.totals`.
+        """These totals and those of one more batch, wherever it is (:meth:`TripletStats.totals`).
 
         Args:
             stats: of the batch.

@@ -38,11 +38,18 @@ def load_dataset(
         data_dir: for a folder, its path; for TensorFlow Datasets, where they are prepared.
         image_size: height and width in pixels. Default: the dataset's own.
         strict: an unreadable image is an error instead of being skipped and listed.
-        manual_dir, label_key: of TensorFlow Datasets, see :func:`margin_jax.data.tfds.load`.
+        manual_dir: of TensorFlow Datasets, files that would be downloaded, or that only you can.
+        label_key: of TensorFlow Datasets, the feature that names the identity. Default: the label.
         memory_limit: in bytes; images of larger sets are decoded anew whenever they are asked for.
 
     Raises:
         ValueError: an unknown name, or what the dataset itself refuses.
+
+    Example:
+        >>> import margin_jax as mj
+        >>> letters = mj.load_dataset("glyphs")
+        >>> letters.images.shape, len(letters.identities)
+        ((7236, 28, 28, 1), 603)
     """
     check_dataset(name)
     if name == "glyphs":

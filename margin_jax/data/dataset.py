@@ -40,6 +40,13 @@ class ImageDataset:
         Raises:
             ValueError: for other shapes.
             TypeError: for images that are not uint8.
+
+        Example:
+            >>> import numpy as np, margin_jax as mj
+            >>> images = np.zeros((4, 8, 8, 1), np.uint8)
+            >>> mine = mj.ImageDataset.from_arrays(images, np.array(["bo", "bo", "al", "al"]))
+            >>> mine.identities, mine.labels.tolist()
+            (('al', 'bo'), [1, 1, 0, 0])
         """
         images, labels = np.asarray(images), np.asarray(labels)
         if images.dtype != np.uint8:

@@ -50,7 +50,7 @@ def pk_batches(
     random among those with at least K unused images, and K random images of each. The epoch ends
     when fewer than P such identities remain, as in the code released with arXiv 2603.26389. On
     long-tailed sets that leaves many images out of an epoch (other ones in the next); the
-    :class:`Coverage` says how many.
+    :class:`~margin_jax.data.sampler.Coverage` says how many.
 
     "balanced" uses every image of an identity with at least K of them. The images of each identity
     are cut at random into groups of K, the last one completed with images of the one before, and
@@ -80,6 +80,15 @@ def pk_batches(
     Raises:
         ValueError: if not even one batch can be made, for more fillers than there are images of
             dropped identities, or by the policy "error".
+
+    Example:
+        >>> import numpy as np, margin_jax as mj
+        >>> labels = np.array([0, 0, 1, 1, 2, 2, 3, 3, 4])
+        >>> batches, coverage = mj.pk_batches(labels, 2, 2, seed=0, epoch=0)
+        >>> batches.shape
+        (2, 4)
+        >>> coverage
+        Coverage(images=9, used=8, small=1, left=0, repeated=0)
     """
     p, k = identities_per_batch, images_per_identity
     check_choice("small_identities", small_identities, SMALL_IDENTITIES)

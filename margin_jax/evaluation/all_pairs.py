@@ -64,10 +64,9 @@ def all_pairs_report(
             that is NaN, or pairs of one kind only.
 
     Example:
-        >>> import numpy as np
-        >>> from margin_jax.evaluation.all_pairs import all_pairs_report
+        >>> import numpy as np, margin_jax as mj
         >>> x = np.array([[0.0], [1.0], [5.0], [7.0]])
-        >>> report = all_pairs_report(x, np.array([0, 0, 1, 1]), threshold=1.5)
+        >>> report = mj.all_pairs_report(x, np.array([0, 0, 1, 1]), threshold=1.5)
         >>> report.same, report.different, report.accuracy
         (2, 4, 0.8333333333333334)
     """

@@ -60,6 +60,15 @@ class Schedule(NamedTuple):
         Raises:
             ValueError: if its numbers have other names than those of this schedule. States of
                 schedules without a memory are all alike.
+
+        Example:
+            >>> import json, margin_jax as mj
+            >>> schedule = mj.dams(margin=0.25)
+            >>> text = json.dumps(schedule.init().to_json())
+            >>> text
+            '{"margin": 0.25, "epoch": 0}'
+            >>> float(schedule.from_json(json.loads(text)).margin)
+            0.25
         """
         like = self.init()
         leaves = jax.tree_util.tree_leaves_with_path(like)

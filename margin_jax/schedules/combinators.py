@@ -50,6 +50,8 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
     Example:
         >>> import margin_jax as mj
         >>> schedule = mj.join_schedules([mj.constant(0.1), mj.dams(margin=0.2)], [5])
+        >>> round(float(schedule.init().margin), 4)
+        0.1
     """
     if len(schedules) < 1 or len(boundaries) != len(schedules) - 1:
         raise ValueError(

@@ -54,6 +54,16 @@ def dams(
     Raises:
         ValueError: for values out of those ranges.
 
+    Example:
+        >>> import jax.numpy as jnp, margin_jax as mj
+        >>> x, labels = jnp.array([[0.0], [0.5], [5.0], [6.0]]), jnp.array([0, 0, 1, 1])
+        >>> _, stats = mj.batch_all_triplet_loss(x, labels, 0.2)
+        >>> epoch = mj.EpochTotals().add(stats).stats()
+        >>> schedule = mj.dams(margin=0.2, threshold=0.95, increase=0.05)
+        >>> state = schedule.update(schedule.init(), epoch)
+        >>> float(epoch.easy_fraction), round(float(state.margin), 4)
+        (1.0, 0.25)
+
     References:
         "Maintaining Difficulty: A Margin Scheduler for Triplet Loss in Siamese Networks Training",
         `arXiv 2603.26389 <https://arxiv.org/abs/2603.26389>`_; the defaults are those of its
@@ -239,6 +249,16 @@ def target_easy_fraction(
 
     Raises:
         ValueError: for values out of those ranges.
+
+    Example:
+        >>> import jax.numpy as jnp, margin_jax as mj
+        >>> x, labels = jnp.array([[0.0], [0.5], [5.0], [6.0]]), jnp.array([0, 0, 1, 1])
+        >>> _, stats = mj.batch_all_triplet_loss(x, labels, 0.2)
+        >>> epoch = mj.EpochTotals().add(stats).stats()  # all easy: 0.1 more than the target
+        >>> schedule = mj.target_easy_fraction(margin=0.2, target=0.9)
+        >>> state = schedule.update(schedule.init(), epoch)
+        >>> round(float(epoch.std_effective), 3), round(float(state.margin), 3)
+        (0.612, 0.414)
     """
     start = finite("margin", margin)
     wanted = np.float32(share("target", target))
