@@ -1,0 +1,64 @@
+"""The API reference, made from the docstrings: ``sphinx-build -W docs build/docs``."""
+
+import dataclasses
+import typing
+
+from jax.typing import ArrayLike
+from sphinx.util.typing import stringify_annotation
+
+import margin_jax as mj
+
+project = "margin-jax"
+author = "The margin-jax authors"
+project_copyright = author
+release = version = mj.__version__
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+default_role = "code"  # in docstrings, `name` is a parameter
+smartquotes = False  # "--option" keeps its hyphens
+html_theme = "furo"
+html_title = f"margin-jax {release}"
+html_copy_source = False
+html_show_sphinx = False
+
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+python_maximum_signature_line_length = 90
+toc_object_entries_show_parents = "hide"
+
+# As lists, whose entries may have several names ("same, different: numbers of pairs").
+napoleon_use_param = False
+napoleon_use_rtype = False
+napoleon_custom_sections = [("Attributes", "params_style"), "Gradients over devices"]
+
+# Every cross reference must resolve but those to other libraries: looking them up takes a network.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(jax|numpy|optax|flax|collections|pathlib|typing)\..*"),
+    ("py:class", "int32|float32|batch"),  # a property's type and shape, "int32[batch]"
+]
+
+
+def add_options(app, what, name, obj, options, lines):
+    """The fields of a configuration, from the texts that the command line shows."""
+    if name == "margin_jax.TrainConfig":
+        hints = typing.get_type_hints(obj, include_extras=True)
+        lines += ["", "Attributes:"]
+        for field in dataclasses.fields(obj):
+            (option,) = hints[field.name].__metadata__
+            default = "" if field.default is None else f" Default: ``{field.default!r}``."
+            lines.append(f"    {field.name}: {option.help}{default}")
+
+
+def shorten(app, what, name, obj, options, signature, returned):
+    """A signature that calls JAX's long union of what can be an array by its name."""
+    union = stringify_annotation(ArrayLike, "smart")
+    if name == "margin_jax.TrainConfig":
+        signature = "(**options)"
+    return signature and signature.replace(union, "~jax.typing.ArrayLike"), returned
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", add_options, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", shorten)
