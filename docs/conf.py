@@ -1,6 +1,7 @@
 """The API reference, made from the docstrings: ``sphinx-build -W docs build/docs``."""
 
 import dataclasses
+import re
 import typing
 
 from jax.typing import ArrayLike
@@ -15,7 +16,7 @@ release = version = mj.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 default_role = "code"  # in docstrings, `name` is a parameter
-smartquotes = False  # "--option" keeps its hyphens
+smartquotes_action = "D"  # dashes, but quotes as they are typed
 html_theme = "furo"
 html_title = f"margin-jax {release}"
 html_copy_source = False
@@ -47,7 +48,8 @@ def add_options(app, what, name, obj, options, lines):
         for field in dataclasses.fields(obj):
             (option,) = hints[field.name].__metadata__
             default = "" if field.default is None else f" Default: ``{field.default!r}``."
-            lines.append(f"    {field.name}: {option.help}{default}")
+            text = re.sub(r"--[\w-]+", r"``\g<0>``", option.help)
+            lines.append(f"    {field.name}: {text}{default}")
 
 
 def shorten(app, what, name, obj, options, signature, returned):
