@@ -50,7 +50,7 @@ VARIATIONS: dict[str, dict] = {
     "K = 2, P = 32": {"images_per_identity": 2, "identities_per_batch": 32},
 }
 SWEEP = (
-    *(f"constant:{margin}" for margin in (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)),
+    *(f"constant:{margin}" for margin in (0.002, 0.005, 0.01, 0.02, 0.05, 0.2, 0.5)),
     "exponential:margin=0.2,margin_end=0.01",
 )
 SHORT = {PUBLISHED: "dams as published"}

@@ -1,4 +1,4 @@
-"""The README's commands and snippets are run, so that they stay true."""
+"""What README and guide tell to run is run, so that it stays true."""
 
 import os
 import re
@@ -11,11 +11,16 @@ import pytest
 from margin_jax import cli
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+}
+README, GUIDE = PAGES[ROOT / "README.md"], PAGES[ROOT / "docs" / "guide.md"]
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, *texts):
+    """The code in that language, of the README if nothing else is said."""
+    found = [re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) for text in texts or [README]]
+    return [block for of_page in found for block in of_page]
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def elsewhere(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("snippet", blocks("python"))
+@pytest.mark.parametrize("snippet", dict.fromkeys(blocks("python", *PAGES.values())))
 def test_snippets_run(snippet, elsewhere):
     shown = subprocess.run(
         [sys.executable, "-W", "error", "-c", snippet],
@@ -67,7 +72,7 @@ def test_the_first_command_trains(tmp_path):
     )
     assert shown.returncode == 0, shown.stderr
     for name in re.findall(
-        r"`(\w+(?:\.\w+)?/?)`", README.split("| `report.json`")[1].split("\n\n")[0]
+        r"`(\w+(?:\.\w+)?/?)`", GUIDE.split("| `report.json`")[1].split("\n\n")[0]
     ):
         assert (tmp_path / "runs" / "glyphs-dams-0" / name).exists() or not name.endswith(
             ("json", "/")
@@ -82,9 +87,9 @@ def test_ci_does_what_the_readme_says():
     assert test.strip().removeprefix(".venv/bin/") in ci
 
 
-def test_commands_and_options_in_the_readme_exist(capsys, monkeypatch):
+def test_commands_and_options_exist(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    lines = [line for block in blocks("bash", *PAGES.values()) for line in block.splitlines()]
     used = [
         line.split("#")[0].split("margin-jax ")[1].split()
         for line in lines
@@ -108,7 +113,11 @@ def test_commands_and_options_in_the_readme_exist(capsys, monkeypatch):
         assert {a for a in arguments if a.startswith("--") and a not in shown} == set()
 
 
-def test_pictures_and_links_exist():
-    targets = re.findall(r"\]\((?!http)([^)]+)\)", README)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pictures_and_links_exist(page):
+    targets = re.findall(r"\]\((?!http)([^)]+)\)", PAGES[page])
     assert targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+    assert [t for t in targets if not t.startswith("#") and not (page.parent / t).exists()] == []
+    headings = re.findall(r"^## (.+)$", PAGES[page], re.MULTILINE)
+    anchors = {"#" + re.sub(r"[^\w-]", "", h.lower().replace(" ", "-")) for h in headings}
+    assert {t for t in targets if t.startswith("#")} <= anchors
