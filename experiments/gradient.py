@@ -10,9 +10,9 @@ tenth as far. RMSprop looks back about ten steps and would undo that.
 
 So, on Omniglot as in `compare.py`: three schedules (a small and the usual constant margin, DAMS as
 published) and both reductions, and then one thing changed at a time; and margins from 0.002 on. The
-seeds are 100, 101 and 102: none of those that `compare.py` reports. Started again, it goes on where
-it was. Writes cells into `experiments/results/gradient`, and `experiments/results/gradient.md` with
-its picture (`--report` alone, in seconds).
+seeds are those of the tuning, 100 and 101, none of which `compare.py` reports. Started again, it
+goes on where it was. Writes cells into `experiments/results/gradient`, and from them
+`experiments/results/gradient.md` with its picture (`--report`: only that, in seconds).
 """
 
 import argparse
@@ -28,6 +28,7 @@ from compare import (
     CELLS,
     PUBLISHED,
     REDUCTIONS,
+    TUNING_SEEDS,
     cell_path,
     open_dataset,
     pin,
@@ -40,7 +41,7 @@ from margin_jax.plots import PALETTE
 
 RESULTS = CELLS.parent
 CHANGED = RESULTS / "gradient"
-SEEDS = (100, 101, 102)
+SEEDS = TUNING_SEEDS
 SCHEDULES = ("constant:0.02", "constant:0.2", PUBLISHED)
 VARIATIONS: dict[str, dict] = {
     "as in the grid": {},

@@ -7,7 +7,7 @@ import pytest
 
 from margin_jax.evaluation.embedding import embed_images
 from margin_jax.models import make_encoder
-from margin_jax.models.small_cnn import l2_normalise
+from margin_jax.models.small_cnn import l2_normalise, max_pool
 
 
 def encoder():
@@ -82,3 +82,38 @@ def test_l2_normalise_at_zero():
 def test_unknown_encoder_names_the_nearest():
     with pytest.raises(ValueError, match="Did you mean 'small_cnn'"):
         make_encoder("smal_cnn", 16)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (5, 7), (1, 2)])
+def test_max_pool_takes_the_largest_of_each_four_pixels_and_moves_only_that(shape):
+    x = np.random.default_rng(0).normal(size=(2, *shape, 3)).astype(np.float32)
+    height, width = -(-shape[0] // 2), -(-shape[1] // 2)
+    expected, moved = np.empty((2, height, width, 3), np.float32), np.zeros_like(x)
+    for n in range(2):
+        for row in range(height):
+            for column in range(width):
+                for channel in range(3):
+                    window = x[n, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2, channel]
+                    best = np.unravel_index(np.argmax(window), window.shape)
+                    expected[n, row, column, channel] = window[best]
+                    moved[n, 2 * row + best[0], 2 * column + best[1], channel] = 1
+    pooled, gradient = jax.value_and_grad(lambda x: jnp.sum(max_pool(x)))(jnp.asarray(x))
+    np.testing.assert_array_equal(max_pool(jnp.asarray(x)), expected)
+    np.testing.assert_array_equal(gradient, moved)
+    assert pooled == pytest.approx(expected.sum(), rel=1e-5)
+
+
+def test_width_multiplies_the_channels():
+    params, _ = make_encoder("small_cnn", 16, width=0.25).init(jax.random.key(0), (28, 28, 1))
+    channels = [params[f"Conv_{i}"]["kernel"].shape[-1] for i in range(4)]
+    assert channels == [8, 16, 32, 32]
+    narrowest, _ = make_encoder("small_cnn", 16, width=1e-3).init(jax.random.key(0), (28, 28, 1))
+    assert narrowest["Conv_0"]["kernel"].shape[-1] == 1
+
+
+def test_a_second_run_compiles_no_initialisation(caplog):
+    net = make_encoder("small_cnn", 24)
+    net.init(jax.random.key(0), (28, 28, 1))
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        net.init(jax.random.key(1), (28, 28, 1))
+    assert "Compiling" not in caplog.text
