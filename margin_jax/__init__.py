@@ -46,6 +46,15 @@ if TYPE_CHECKING:
         verification_report,
     )
     from margin_jax.models import Encoder
+    from margin_jax.plots import (
+        plot_comparison,
+        plot_contact_sheet,
+        plot_distances,
+        plot_effective_margin,
+        plot_loss,
+        plot_margin,
+        plot_roc,
+    )
     from margin_jax.run import Run, load_run
     from margin_jax.state import TrainState, create_state
     from margin_jax.step import make_train_step
@@ -74,6 +83,13 @@ _LAZY = {
     "make_augment": "augmentation",
     "make_train_step": "step",
     "pk_batches": "data.sampler",
+    "plot_comparison": "plots",
+    "plot_contact_sheet": "plots",
+    "plot_distances": "plots",
+    "plot_effective_margin": "plots",
+    "plot_loss": "plots",
+    "plot_margin": "plots",
+    "plot_roc": "plots",
     "retrieval_report": "evaluation.retrieval",
     "train_epoch": "epoch",
     "verification_report": "evaluation.verification",
@@ -119,6 +135,13 @@ __all__ = [
     "make_train_step",
     "mining_schedule",
     "pk_batches",
+    "plot_comparison",
+    "plot_contact_sheet",
+    "plot_distances",
+    "plot_effective_margin",
+    "plot_loss",
+    "plot_margin",
+    "plot_roc",
     "quantile_margin",
     "retrieval_report",
     "target_easy_fraction",

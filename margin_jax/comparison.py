@@ -8,7 +8,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -51,8 +51,8 @@ class Comparison:
 
     schedules: tuple[str, ...]
     seeds: tuple[int, ...]
-    reports: dict[str, dict[int, dict[str, Any]]]
-    histories: dict[str, dict[int, list[dict[str, Any]]]]
+    reports: dict[str, dict[int, dict[str, Any]]] = field(repr=False)
+    histories: dict[str, dict[int, list[dict[str, Any]]]] = field(repr=False)
 
     @property
     def baseline(self) -> str:
@@ -93,6 +93,10 @@ class Comparison:
                 cells.append("–" if name == self.baseline else paired)
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows of it."""
+        return self.table()
 
     def to_json(self) -> dict[str, Any]:
         """Every cell's test figures, and the summaries."""

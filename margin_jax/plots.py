@@ -1,4 +1,8 @@
-"""Pictures of a run. Each function returns a matplotlib figure and touches no global state."""
+"""Pictures of a run. Each function returns a matplotlib figure and touches no global state.
+
+A history is a list of records, one an epoch, such as ``run.history``. Of a loop of one's own, any
+dictionaries will do that have what is drawn, ``vars`` of an `EpochRecord` for example.
+"""
 
 import itertools
 from typing import TYPE_CHECKING, Any
@@ -12,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from margin_jax.data.dataset import ImageDataset
+    from margin_jax.figure import Figure
     from margin_jax.schedules.response import Response
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
@@ -29,7 +33,7 @@ def plot_margin(history: History, watched: float | None = None) -> "Figure":
     """The margin in force, and below it the share of easy triplets, by epoch.
 
     Args:
-        history: records of the epochs.
+        history: a record an epoch, with epoch, margin and easy_fraction.
         watched: the share at which the schedule acts, drawn as a line.
     """
     figure, (above, below) = _epoch_figure(rows=2)
@@ -47,7 +51,12 @@ def plot_margin(history: History, watched: float | None = None) -> "Figure":
 
 
 def plot_loss(history: History, best_epoch: int) -> "Figure":
-    """Training loss, and below it the validation AUC with the best epoch marked, by epoch."""
+    """Training loss, and below it the validation AUC with the best epoch marked, by epoch.
+
+    Args:
+        history: a record an epoch, with epoch, loss and validation_auc.
+        best_epoch: from 1, as in ``run.report``.
+    """
     figure, (above, below) = _epoch_figure(rows=2)
     epochs = _column(history, "epoch")
     above.plot(epochs, _column(history, "loss"), color=BLUE)
@@ -67,6 +76,10 @@ def plot_effective_margin(history: History) -> "Figure":
     """Mean and spread of d(a,n) − d(a,p) over all valid triplets by epoch, with μ drawn on it.
 
     Quantiles stand for the spread where they were recorded.
+
+    Args:
+        history: a record an epoch, with epoch, margin, mean_effective, std_effective and, if there
+            are any, effective_quantiles.
     """
     figure, (axes,) = _epoch_figure()
     epochs = _column(history, "epoch")
@@ -95,7 +108,13 @@ def plot_effective_margin(history: History) -> "Figure":
 
 
 def plot_distances(distances: np.ndarray, same: np.ndarray, threshold: float) -> "Figure":
-    """Distances of same and of different test pairs, and the threshold between them."""
+    """Distances of same and of different test pairs, and the threshold between them.
+
+    Args:
+        distances: float[pairs], as from ``run.distances``.
+        same: bool[pairs].
+        threshold: such as ``run.threshold``.
+    """
     figure, (axes,) = _figure()
     bins = np.linspace(0.0, float(np.max(distances)), 61).tolist()
     for kind, colour, name in ((same, BLUE, "same"), (~same, ORANGE, "different")):
@@ -193,7 +212,7 @@ def plot_contact_sheet(dataset: "ImageDataset", identities: int = 10, images: in
         identities: rows at most, evenly spread over the images by the size of their identities.
         images: columns at most, evenly spread over the images of an identity.
     """
-    from matplotlib.figure import Figure
+    from margin_jax.figure import Figure  # slow to import
 
     sizes = np.bincount(dataset.labels, minlength=len(dataset.identities))
     by_size = np.argsort(-sizes, kind="stable")
@@ -234,7 +253,7 @@ def _styles() -> "Iterator[tuple[str, str]]":
 
 
 def _figure(rows: int = 1) -> "tuple[Figure, list[Axes]]":
-    from matplotlib.figure import Figure
+    from margin_jax.figure import Figure  # slow to import
 
     figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     grid = figure.subplots(rows, sharex=True, squeeze=False)[:, 0]

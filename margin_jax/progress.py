@@ -1,19 +1,32 @@
-"""The progress bar of a run, in terminals and notebooks alike."""
+"""The progress of a run: a bar in terminals and notebooks, a line an epoch everywhere else."""
 
-from tqdm.auto import tqdm
+import sys
+import warnings
+
+from tqdm import TqdmWarning
+
+with warnings.catch_warnings():
+    # It is about notebooks without ipywidgets, where nothing needs them: lines are printed.
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm
 
 
 class ProgressBar:
-    """Counts epochs in fractions, with the loss, the margin, the easy share and the validation."""
+    """Counts epochs in fractions, with the loss, the margin, the easy share and the validation.
+
+    What can not be drawn over, such as a file, gets a line after every epoch instead of a bar.
+    """
 
     def __init__(self, title: str, epochs: int, done: int, enabled: bool) -> None:
         self._bar = tqdm(
             desc=title,
             total=epochs,
             initial=done,
-            disable=not enabled,
+            disable=not (enabled and _can_be_drawn()),
             bar_format="{l_bar}{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}]{postfix}",
         )
+        self._lines = enabled and self._bar.disable
+        self._title, self._epochs = title, epochs
         self._figures: dict[str, str] = {}
         self._done, self._epoch, self._steps = float(done), done, 1
 
@@ -32,6 +45,11 @@ class ProgressBar:
         self._figures["val AUC"] = f"{auc:.4f}"
         self._epoch += 1
         self._show(self._epoch)
+        if self._lines:
+            told = ", ".join(f"{name}={figure}" for name, figure in self._figures.items())
+            # A notebook marks what comes from stderr as if it were an error.
+            file = sys.stdout if _in_notebook() else sys.stderr
+            print(f"{self._title}: {self._epoch}/{self._epochs} epochs, {told}", file=file)
 
     def _show(self, done: float) -> None:
         self._bar.set_postfix(self._figures, refresh=False)
@@ -43,3 +61,13 @@ class ProgressBar:
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
+
+
+def _can_be_drawn() -> bool:
+    """Whether a bar can be drawn over: as a widget of a notebook, or in a terminal."""
+    widget = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
+    return widget or sys.stderr.isatty()
+
+
+def _in_notebook() -> bool:
+    return "ipykernel.zmqshell" in sys.modules

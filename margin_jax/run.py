@@ -15,7 +15,7 @@
 import json
 import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from margin_jax.evaluation.embedding import embed_images, pair_distances
 from margin_jax.evaluation.verification import VerificationReport, verification_report
 from margin_jax.models import Encoder, make_encoder
 from margin_jax.protocol import RunData
+from margin_jax.report_lines import report_rows, table, training_line
 from margin_jax.schedules import spec
 
 CONFIG, DATA, PAIRS = "config.json", "data.json", "pairs.npz"
@@ -60,12 +61,12 @@ class Run:
 
     path: Path
     config: TrainConfig
-    history: list[dict[str, Any]]
-    report: dict[str, Any]
-    data: dict[str, Any]
-    encoder: Encoder
-    params: Any
-    batch_stats: Any
+    history: list[dict[str, Any]] = field(repr=False)
+    report: dict[str, Any] = field(repr=False)
+    data: dict[str, Any] = field(repr=False)
+    encoder: Encoder = field(repr=False)
+    params: Any = field(repr=False)
+    batch_stats: Any = field(repr=False)
 
     @property
     def threshold(self) -> float:
@@ -118,6 +119,18 @@ class Run:
             same: bool[pairs].
         """
         return verification_report(distances, same, threshold=self.threshold)
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows of it: the figures that the command line prints."""
+        test = self.report["test"]
+        return "\n\n".join(
+            [
+                training_line(self.report, self.history),
+                table(report_rows(test)),
+                *(f"note: {warning}" for warning in test["warnings"]),
+                f"threshold {self.threshold:.4f}, chosen on validation; run folder `{self.path}`",
+            ]
+        )
 
 
 def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:

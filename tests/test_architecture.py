@@ -12,6 +12,8 @@ PACKAGE = Path(mj.__file__).parent
 # A module imports only modules above it.
 ORDER = [
     "choices",
+    "report_lines",
+    "figure",
     "distances",
     "stats",
     "effective",
@@ -73,7 +75,6 @@ ORDER = [
     "evaluate",
     "comparison",
     "cli.options",
-    "cli.report_lines",
     "cli.train",
     "cli.schedules",
     "cli.datasets",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from margin_jax.cli.options import config_options
-from margin_jax.cli.report_lines import HEADER, figures
 from margin_jax.config import TrainConfig, as_file_name
+from margin_jax.report_lines import HEADER, figures, report_rows, training_line
 from margin_jax.schedules import SCHEDULES
 from margin_jax.schedules.spec import split_specs
 
@@ -179,20 +179,13 @@ def _saying_how_to_go_on(command: str, config: TrainConfig) -> Iterator[None]:
 
 def summary(run: "Run") -> str:
     """What a person wants to know of a finished run."""
-    test, last = run.report["test"], run.history[-1]
-    raw = test["raw_pixels"]
+    test = run.report["test"]
     lines = [
         "",
-        f"best epoch {run.report['best_epoch']} of {run.report['epochs']}; margin "
-        f"{run.history[0]['margin']:.2f} -> {last['margin']:.2f}; easy triplets "
-        f"{run.history[0]['easy_fraction']:.1%} -> {last['easy_fraction']:.1%}",
+        training_line(run.report, run.history),
         "",
         HEADER,
-        figures("embedding", test),
-        figures("  published number", test["published"]),
-        *([figures("  hard pairs", test["hard"])] if "hard" in test else []),
-        *([figures("raw pixels", raw)] if raw else []),
-        *([figures("  hard pairs", raw["hard"])] if raw and "hard" in raw else []),
+        *(figures(name, report) for name, report in report_rows(test)),
         "",
         *(f"  note: {warning}" for warning in test["warnings"]),
         f"threshold {test['threshold']:.4f}, chosen on validation; "

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from margin_jax.cli.report_lines import HEADER, figures
+from margin_jax.report_lines import HEADER, figures
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
 

@@ -49,6 +49,15 @@ class RetrievalReport:
             "images": self.images,
         }
 
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows of it."""
+        shares = {f"Recall@{k}": recall for k, recall in self.recall_at.items()}
+        shares |= {"MAP@R": self.map_at_r, "R-precision": self.r_precision}
+        cells = {name: f"{share:.2%}" for name, share in shares.items()}
+        cells |= {"queries": f"{self.queries:,}", "images": f"{self.images:,}"}
+        rows = [" | ".join(cells), "|".join(["---:"] * len(cells)), " | ".join(cells.values())]
+        return "\n".join(f"| {row} |" for row in rows)
+
 
 def retrieval_report(
     embeddings: np.ndarray,

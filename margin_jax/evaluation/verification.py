@@ -5,10 +5,12 @@ distance are therefore decided together: the ROC has one point for each distinct
 area counts a tie between a same and a different pair as one half.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from margin_jax.report_lines import table
 
 FPRS = (1e-2, 1e-3)
 # A rate measured on fewer false matches than this says little.
@@ -38,9 +40,9 @@ class VerificationReport:
     same: int
     different: int
     warnings: tuple[str, ...]
-    fpr: np.ndarray
-    tpr: np.ndarray
-    thresholds: np.ndarray
+    fpr: np.ndarray = field(repr=False)
+    tpr: np.ndarray = field(repr=False)
+    thresholds: np.ndarray = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The figures without the curve, ready for ``json.dumps``."""
@@ -54,6 +56,11 @@ class VerificationReport:
             "different_pairs": self.different,
             "warnings": list(self.warnings),
         }
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows of it."""
+        notes = [f"note: {warning}" for warning in self.warnings]
+        return "\n\n".join([table([("verification", self.to_json())]), *notes])
 
 
 def choose_threshold(distances: np.ndarray, same: np.ndarray) -> float:
