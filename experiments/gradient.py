@@ -46,9 +46,9 @@ SCHEDULES = ("constant:0.02", "constant:0.2", PUBLISHED)
 VARIATIONS: dict[str, dict] = {
     "as in the grid": {},
     "rmsprop, short memory": {"optimizer": "rmsprop", "learning_rate": 3e-4},
-    "constant learning rate 0.001": {"learning_rate": 1e-3, "learning_rate_schedule": "constant"},
     "embeddings of 16 numbers": {"embedding_size": 16},
     "K = 2, P = 32": {"images_per_identity": 2, "identities_per_batch": 32},
+    "constant learning rate 0.001": {"learning_rate": 1e-3, "learning_rate_schedule": "constant"},
 }
 SWEEP = (
     *(f"constant:{margin}" for margin in (0.002, 0.005, 0.01, 0.02, 0.05, 0.2, 0.5)),

@@ -247,6 +247,7 @@ def plot_curves(shapes: list[Shape]) -> Figure:
     )
     figure = Figure(figsize=(4.6 * len(shapes), 10), dpi=130, layout="constrained")
     grid = figure.subplots(len(shown), len(shapes), sharex=True, sharey="row", squeeze=False)
+    settled: list[float] = []
     for column, shape in enumerate(shapes):
         for row, (name, title, scale) in enumerate(shown):
             axes = grid[row, column]
@@ -256,6 +257,9 @@ def plot_curves(shapes: list[Shape]) -> Figure:
                 epochs = 1 + np.arange(curves.shape[1])
                 entry = label if row == column == 0 else None
                 axes.plot(epochs, curves.mean(axis=0), color=colour, lw=1.6, label=entry)
+                if name == "validation_auc":  # the first epochs are all alike
+                    settled.append(curves.mean(axis=0)[len(epochs) // 10 :].min())
+                    axes.set_ylim(bottom=min(settled))
             axes.set_yscale(scale)
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
