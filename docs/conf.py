@@ -36,6 +36,7 @@ napoleon_custom_sections = [("Attributes", "params_style"), "Gradients over devi
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(jax|numpy|optax|flax|collections|pathlib|typing)\..*"),
+    ("py:class", "Figure"),  # matplotlib's, imported where one is drawn
     ("py:class", "int32|float32|batch"),  # a property's type and shape, "int32[batch]"
 ]
 
