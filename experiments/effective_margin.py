@@ -27,8 +27,8 @@ Omniglot, at about twice one of 0.5. What ends its growth is not one thing:
 
 On LFW, where a fifth and more violate μ after twelve epochs, growth had not ended.
 
-Writes `experiments/results/effective_margin.md` and its pictures. On two cores, beside other work, it
-took a minute and a half (jax 0.10.2).
+Writes `experiments/results/effective_margin.md` and its pictures. On two cores, beside other work,
+it took a minute and a half (jax 0.10.2).
 """
 
 import argparse
