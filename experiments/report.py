@@ -81,6 +81,11 @@ class Shape:
         """Whether there is something to compare with the tuned constant, over several seeds."""
         return "constant" in self.chosen and len(self.chosen) > 1 and len(self.seeds) > 1
 
+    def moved(self, label: str) -> bool:
+        """Whether the margin was ever another than at the start."""
+        histories = self.comparisons["all_pairs"].histories[label].values()
+        return len({record["margin"] for history in histories for record in history}) > 1
+
     def ranks(self) -> dict[str, float]:
         """By what is compared: its place by mean AUC of all pairs, 1 the best; ties share."""
         comparison = self.comparisons["all_pairs"]
@@ -116,7 +121,12 @@ def read_shapes(folder: Path) -> list[Shape]:
 
 def setting(schedule: str) -> str:
     """The parameters of a schedule in short."""
-    return schedule.partition(":")[2].replace("margin=", "μ=").replace("margin_end=", "to ")
+    return (
+        schedule.partition(":")[2]
+        .replace("margin=", "μ=")
+        .replace("margin_end=", "to ")
+        .replace(",", ", ")
+    )
 
 
 def plus_minus(mean: float, interval: float, sign: str = "") -> str:
@@ -168,11 +178,9 @@ def short_table(shapes: Iterable[Shape]) -> str:
                 row.append("")
                 continue
             summary = shape.comparisons["all_pairs"].summary(label, "auc")
-            row.append(
-                f"{summary.mean:.4f}"
-                if label == "constant"
-                else plus_minus(summary.difference, summary.difference_interval, "+")
-            )
+            difference = plus_minus(summary.difference, summary.difference_interval, "+")
+            mark = "" if shape.moved(label) else " †"
+            row.append(f"{summary.mean:.4f}" if label == "constant" else difference + mark)
         ranks = [shape.ranks()[label] for shape in shapes if label in shape.chosen]
         row.append(f"{np.mean(ranks):.1f}")
         lines.append(f"| {' | '.join(row)} |")
@@ -292,7 +300,8 @@ def markdown(shapes: list[Shape]) -> str:
         "ten times the average; *1,000 pairs* are as published.",
         "## In short",
         short_table(complete),
-        "AUC of all pairs: the tuned constant's own, and the others' difference to it.",
+        "AUC of all pairs: the tuned constant's own, and the others' difference to it. †: the "
+        "margin never moved, so two constants are compared.",
         "![Differences to the tuned constant](schedules_differences.png)",
     ]
     for shape in shapes:
