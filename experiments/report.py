@@ -260,14 +260,15 @@ def plot_curves(shapes: list[Shape]) -> Figure:
         for row, (name, title, scale) in enumerate(shown):
             axes = grid[row, column]
             histories = shape.comparisons["all_pairs"].histories
-            for colour, (label, runs) in zip(PALETTE * 2, histories.items(), strict=False):
+            for style, colour, (label, runs) in zip(
+                ("-", "--", "-", "--", "-", ":") * 2, PALETTE * 2, histories.items(), strict=False
+            ):
                 curves = np.array([[record[name] for record in run] for run in runs.values()])
                 epochs = 1 + np.arange(curves.shape[1])
                 entry = label if row == column == 0 else None
-                axes.plot(epochs, curves.mean(axis=0), color=colour, lw=1.6, label=entry)
-                if name == "validation_auc":  # the first epochs are all alike
-                    settled.append(curves.mean(axis=0)[len(epochs) // 10 :].min())
-                    axes.set_ylim(bottom=min(settled))
+                axes.plot(epochs, curves.mean(axis=0), style, color=colour, lw=1.6, label=entry)
+                if name == "validation_auc":  # of all but the first epochs, which are alike
+                    settled += curves.mean(axis=0)[len(epochs) // 6 :].tolist()
             axes.set_yscale(scale)
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
@@ -275,6 +276,7 @@ def plot_curves(shapes: list[Shape]) -> Figure:
                 axes.set_ylabel(title)
         grid[0, column].set_title(shape.title, fontsize="medium")
         grid[-1, column].set_xlabel("epoch")
+    grid[-1, 0].set_ylim(min(settled) - 0.005, max(settled) + 0.005)
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     return figure
 
