@@ -28,7 +28,9 @@ def made_up_cell(schedule, seed, validation=0.9, test=0.9):
     margin = mj.TrainConfig(schedule=schedule).schedule_parameters()[1]["margin"]
     figures = {"auc": test, "eer": 1 - test}
     epochs = {name: [0.5, 0.4, 0.3] for name in ("loss", "gradient_norm", "easy_fraction")}
-    epochs |= {"margin": [margin] * 3, "validation_auc": [0.5, validation, 0.8]}
+    step = 0.0 if schedule.startswith("constant") else 0.05
+    margins = [margin, margin + step, margin + 2 * step]
+    epochs |= {"margin": margins, "validation_auc": [0.5, validation, 0.8]}
     epochs |= {"mean_effective": [0.1, 0.2, 0.3]}
     return {
         "dataset": "omniglot",
@@ -170,6 +172,14 @@ class TestReport:
             assert f"({picture})" in text
             assert (out / picture).stat().st_size > 10_000
         assert "| dams | +0.0233 ± 0.0379 | 1.0 |" in capsys.readouterr().out
+
+    def test_a_schedule_that_never_acted_is_marked(self, study, made_up):
+        for path in made_up.glob("*/*/dams-*.json"):
+            cell = json.loads(path.read_text(encoding="utf-8"))
+            cell["epochs"]["margin"] = cell["epochs"]["margin"][:1] * 3
+            path.write_text(json.dumps(cell), encoding="utf-8")
+        report = study("report")
+        assert "| dams | +0.0233 ± 0.0379 † |" in report.short_table(report.read_shapes(made_up))
 
     def test_a_seed_that_one_lacks_is_not_averaged_and_not_hidden(self, study, made_up):
         path = study("compare").cell_path(made_up, "omniglot", "mean", "constant:0.05", 2)
