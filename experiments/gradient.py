@@ -29,8 +29,8 @@ goes on where it was.
   embedding widens every one of these gaps.
 
 The constant learning rate is not trained yet. The rest took half an hour on two cores (AMD EPYC,
-jax 0.10.2) beside other work. No new rule follows: what helped most, a small constant margin over the
-active triplets, is none.
+jax 0.10.2) beside other work. No new rule follows: what helped most, a small constant margin over
+the active triplets, is none.
 
 Writes cells into `experiments/results/gradient`, and from them
 `experiments/results/gradient.md` with its picture (`--report`: only that, in seconds).
@@ -181,6 +181,7 @@ def plot(found: dict) -> Figure:
                 label = f"{SHORT.get(schedule, schedule)}, {reduction}"
                 left.plot(1 + np.arange(len(norm)), norm, style, color=colour, label=label)
     left.set_yscale("log")
+    left.set_ylim(bottom=1e-5)  # room for the legend
     left.set_xlabel("epoch")
     left.set_ylabel("length of the gradient")
     left.set_title("Over all triplets the gradient fades", fontsize="medium")
