@@ -27,26 +27,28 @@ Omniglot, at about twice one of 0.5. What ends its growth is not one thing:
 
 On LFW, where a fifth and more violate μ after twelve epochs, growth had not ended.
 
-Writes `experiments/results/effective_margin.md` and its pictures. On two cores, beside other work,
-it took a minute and a half (jax 0.10.2).
+Writes `experiments/results/effective_margin.json`, and from it and the cells
+`experiments/results/effective_margin.md` and its pictures (`--report`: only that, in seconds). On
+two cores, beside other work, it took a minute and a half (jax 0.10.2).
 """
 
 import argparse
 import functools
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from compare import significant
 from flax import linen as nn
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import margin_jax as mj
-from margin_jax.plots import BLUE, GREEN, GREY, ORANGE, PALETTE
+from margin_jax.plots import BLUE, GREEN, GREY, ORANGE, PALETTE, tidy
 
 RESULTS = Path(__file__).parent / "results"
 OVERLAPS = (0.25, 0.5, 1.0)
@@ -91,8 +93,8 @@ def make_step(reduction: str):
     return network, optimizer, step
 
 
-def train(overlap: float, margin: float, reduction: str, epochs: int) -> list[mj.EpochRecord]:
-    """The records of a training on the mixture."""
+def train(overlap: float, margin: float, reduction: str, epochs: int) -> dict[str, list]:
+    """What a training on the mixture comes to, by epoch."""
     (network, optimizer, step), schedule = make_step(reduction), mj.constant(margin)
     params = network.init(jax.random.key(0), np.zeros((1, DIMENSIONS), np.float32))["params"]
     state = mj.create_state(params, {}, optimizer, schedule, jax.random.key(1))
@@ -100,33 +102,60 @@ def train(overlap: float, margin: float, reduction: str, epochs: int) -> list[mj
     for epoch in range(epochs):
         state, record = mj.train_epoch(state, step, batches(overlap, epoch), schedule)
         history.append(record)
-    return history
+    return {
+        "violating": [significant(1 - record.easy_fraction) for record in history],
+        "mean_effective": [significant(record.mean_effective) for record in history],
+        "quantiles": [[significant(q) for q in record.effective_quantiles] for record in history],
+    }
 
 
-def read_cells(folder: Path) -> dict[tuple[str, str, float], list[dict]]:
-    """The constant margins among the cells: by data set, reduction and margin, one a seed."""
-    found: dict[tuple[str, str, float], list[dict]] = {}
+def train_toy(epochs: int) -> Iterator[dict]:
+    """Every overlap, margin and reduction of the mixture."""
+    for overlap, reduction, margin in itertools.product(OVERLAPS, REDUCTIONS, MARGINS):
+        figures = train(overlap, margin, reduction, epochs)
+        print(
+            f"overlap {overlap:g}, μ {margin:g}, {reduction}: mean effective margin "
+            f"{figures['mean_effective'][-1] / margin:.1f} μ, "
+            f"{figures['violating'][-1]:.2%} violate it",
+            flush=True,
+        )
+        yield {"overlap": overlap, "margin": margin, "reduction": reduction, **figures}
+
+
+# By title and reduction: of every run the share violating μ and the mean effective margin by epoch,
+# and μ.
+Curves = dict[str, dict[str, list[tuple[np.ndarray, np.ndarray, float]]]]
+
+
+def read_curves(toy: list[dict], folder: Path) -> Curves:
+    """Those of the mixture, and of the constant margins among the cells in a folder."""
+    curves: Curves = {}
+    for run in toy:
+        place = curves.setdefault(f"mixture, overlap {run['overlap']:g}", {})
+        figures = np.array(run["violating"]), np.array(run["mean_effective"])
+        place.setdefault(run["reduction"], []).append((*figures, run["margin"]))
     for path in sorted(folder.glob("*/*/constant-*.json")):
         cell = json.loads(path.read_text(encoding="utf-8"))
-        margin = cell["epochs"]["margin"][0]
-        found.setdefault((cell["dataset"], cell["reduction"], margin), []).append(cell["epochs"])
-    return found
+        epochs, name = cell["epochs"], cell["dataset"]
+        margin = epochs["margin"][0]
+        if margin in MARGINS and name in NAMES:
+            place = curves.setdefault(NAMES[name], {reduction: [] for reduction in REDUCTIONS})
+            figures = 1 - np.array(epochs["easy_fraction"]), np.array(epochs["mean_effective"])
+            place[cell["reduction"]].append((*figures, margin))
+    return curves
 
 
-def tidy(axes: Axes) -> None:
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def plot_bands(toy: dict) -> Figure:
+def plot_bands(toy: list[dict]) -> Figure:
     """Effective margins of the toy by epoch against μ, for every overlap and reduction."""
     figure = Figure(figsize=(10, 5.6), dpi=130, layout="constrained")
     grid = figure.subplots(len(REDUCTIONS), len(OVERLAPS), sharex=True, sharey=True, squeeze=False)
     for row, reduction in enumerate(REDUCTIONS):
         for column, overlap in enumerate(OVERLAPS):
-            axes, history = grid[row, column], toy[overlap, 0.2, reduction]
-            epochs = [record.epoch for record in history]
-            quantiles = np.array([record.effective_quantiles for record in history]).T
+            axes = grid[row, column]
+            wanted = {"overlap": overlap, "margin": 0.2, "reduction": reduction}
+            (run,) = [run for run in toy if wanted.items() <= run.items()]
+            quantiles = np.array(run["quantiles"]).T
+            epochs = 1 + np.arange(quantiles.shape[1])
             for i in range(3):
                 name = ("1 to 99 %", "5 to 95 %", "25 to 75 %")[i]
                 axes.fill_between(
@@ -146,8 +175,7 @@ def plot_bands(toy: dict) -> Figure:
                 axes.set_title(f"overlap {overlap:g}", fontsize="medium")
             if column == 0:
                 axes.set_ylabel(f"{reduction}\nd(a,n) − d(a,p)")
-            violating = 1 - history[-1].easy_fraction
-            text = f"{violating:.1%} still below μ"
+            text = f"{run['violating'][-1]:.1%} still below μ"
             axes.text(0.97, 0.04, text, transform=axes.transAxes, ha="right", color=ORANGE)
     for axes in grid[-1]:
         axes.set_xlabel("epoch")
@@ -156,7 +184,7 @@ def plot_bands(toy: dict) -> Figure:
     return figure
 
 
-def plot_growth(curves: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray, float]]]]) -> Figure:
+def plot_growth(curves: Curves) -> Figure:
     """The mean effective margin in units of μ, against the share of triplets that violate μ."""
     figure = Figure(figsize=(10, 6.4), dpi=130, layout="constrained")
     grid = figure.subplots(len(REDUCTIONS), len(curves), sharex=True, sharey=True, squeeze=False)
@@ -184,7 +212,7 @@ def plot_growth(curves: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray, f
     return figure
 
 
-def plot_stop(curves: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray, float]]]]) -> Figure:
+def plot_stop(curves: Curves) -> Figure:
     """How much the mean effective margin grows in an epoch, against the share violating μ."""
     figure = Figure(figsize=(10, 3.6), dpi=130, layout="constrained")
     grid = figure.subplots(1, len(curves), sharex=True, sharey=True, squeeze=False)[0]
@@ -211,7 +239,7 @@ def plot_stop(curves: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray, flo
     return figure
 
 
-def table(curves: dict) -> str:
+def table(curves: Curves) -> str:
     """Where every constant margin ended."""
     lines = [
         "| data | reduction | μ | violating μ, first → last epoch | mean effective margin / μ "
@@ -236,46 +264,33 @@ def table(curves: dict) -> str:
     return "\n".join(lines)
 
 
+def markdown(curves: Curves) -> str:
+    """What came of it, as this file says, and the figures."""
+    title, _, text = __doc__.partition("\n\n")
+    pictures = [f"![{name}](effective_margin_{name}.png)" for name in ("toy", "growth", "stop")]
+    return "\n\n".join([f"# {title}", text.strip(), *pictures, table(curves)]) + "\n"
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cells", type=Path, default=RESULTS / "cells")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the toy")
+    parser.add_argument("--report", action="store_true", help="only from what is trained already")
     arguments = parser.parse_args(argv)
 
-    toy = {}
-    for overlap in OVERLAPS:
-        for reduction in REDUCTIONS:
-            for margin in MARGINS:
-                history = train(overlap, margin, reduction, arguments.epochs)
-                toy[overlap, margin, reduction] = history
-                print(
-                    f"overlap {overlap:g}, μ {margin:g}, {reduction}: mean effective margin "
-                    f"{history[-1].mean_effective / margin:.1f} μ, "
-                    f"{1 - history[-1].easy_fraction:.2%} violate it",
-                    flush=True,
-                )
-    curves: dict = {}
-    for (overlap, margin, reduction), history in toy.items():
-        violating = np.array([1 - record.easy_fraction for record in history])
-        mean = np.array([record.mean_effective for record in history])
-        place = curves.setdefault(f"mixture, overlap {overlap:g}", {})
-        place.setdefault(reduction, []).append((violating, mean, margin))
-    for (name, reduction, margin), runs in read_cells(arguments.cells).items():
-        if margin in MARGINS and name in NAMES:
-            place = curves.setdefault(NAMES[name], {r: [] for r in REDUCTIONS})
-            for epochs in runs:
-                violating = 1 - np.array(epochs["easy_fraction"])
-                place[reduction].append((violating, np.array(epochs["mean_effective"]), margin))
-
+    trained = arguments.out / "effective_margin.json"
+    if not arguments.report:
+        toy = list(train_toy(arguments.epochs))
+        trained.write_text("[\n" + ",\n".join(map(json.dumps, toy)) + "\n]\n", encoding="utf-8")
+    elif not trained.exists():
+        parser.error(f"--report reads {trained}, which is not there: run it without")
+    toy = json.loads(trained.read_text(encoding="utf-8"))
+    curves = read_curves(toy, arguments.cells)
     plot_bands(toy).savefig(arguments.out / "effective_margin_toy.png")
     plot_growth(curves).savefig(arguments.out / "effective_margin_growth.png")
     plot_stop(curves).savefig(arguments.out / "effective_margin_stop.png")
-    title, _, text = __doc__.partition("\n\n")
-    parts = [f"# {title}", text.strip()]
-    parts += [f"![{name}](effective_margin_{name}.png)" for name in ("toy", "growth", "stop")]
-    parts.append(table(curves))
-    (arguments.out / "effective_margin.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    (arguments.out / "effective_margin.md").write_text(markdown(curves), encoding="utf-8")
 
 
 if __name__ == "__main__":

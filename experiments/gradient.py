@@ -61,10 +61,11 @@ from compare import (
 )
 from matplotlib.figure import Figure
 
-from margin_jax.plots import PALETTE
+from margin_jax.plots import PALETTE, tidy
 
 RESULTS = CELLS.parent
 CHANGED = RESULTS / "gradient"
+NAMED = {"omniglot": "Omniglot", "lfw": "LFW"}
 SEEDS = TUNING_SEEDS
 SCHEDULES = ("constant:0.02", "constant:0.2", PUBLISHED)
 VARIATIONS: dict[str, dict] = {
@@ -81,43 +82,51 @@ SWEEP = (
 SHORT = {PUBLISHED: "dams as published"}
 
 
-def plan(reduction: str) -> Iterator[tuple[str, str, int]]:
-    """Every cell of a reduction: variation, schedule, seed."""
-    yield from itertools.product(["as in the grid"], SWEEP, SEEDS)
+def plan() -> Iterator[tuple[str, str, int]]:
+    """Every cell of a data set and a reduction: variation, schedule, seed."""
     yield from itertools.product(VARIATIONS, SCHEDULES, SEEDS)
+    yield from itertools.product(["as in the grid"], SWEEP, SEEDS)
 
 
-def place(folder: Path, variation: str, reduction: str, schedule: str, seed: int) -> Path:
+def place(
+    folder: Path, name: str, variation: str, reduction: str, schedule: str, seed: int
+) -> Path:
     """Where a cell is: those that the grid has trained for its tuning are there."""
-    of_grid = cell_path(CELLS, "omniglot", reduction, schedule, seed)
+    of_grid = cell_path(CELLS, name, reduction, schedule, seed)
     if not VARIATIONS[variation] and of_grid.exists():
         return of_grid
-    return cell_path(folder, re.sub(r"\W+", "-", variation), reduction, schedule, seed)
+    return cell_path(folder / name, re.sub(r"\W+", "-", variation), reduction, schedule, seed)
 
 
-def train(reduction: str, arguments: argparse.Namespace, core: int | None) -> None:
-    """All cells of a reduction, in one process."""
+def train(name: str, reduction: str, arguments: argparse.Namespace, core: int | None) -> None:
+    """All cells of a data set and a reduction, in one process."""
     pin(core)
-    options, data = open_dataset("omniglot", arguments.data)
-    for variation, schedule, seed in plan(reduction):
+    options, data = open_dataset(name, arguments.data)
+    for variation, schedule, seed in dict.fromkeys(plan()):
+        if variation not in arguments.variations:
+            continue
         changed = {"reduction": reduction, "schedule": schedule, "seed": seed}
         cell = train_cell(
-            place(CHANGED, variation, reduction, schedule, seed),
+            place(arguments.cells, name, variation, reduction, schedule, seed),
             {**options, **changed, **VARIATIONS[variation]},
             data,
             arguments.scratch,
-            {"dataset": "omniglot", "variation": variation},
+            {"dataset": name, "variation": variation},
         )
         auc = cell["test"]["all_pairs"]["auc"]
-        print(f"{variation} {reduction} {schedule} seed {seed}: test {auc:.4f}", flush=True)
+        print(f"{name} {variation} {reduction} {schedule} seed {seed}: test {auc:.4f}", flush=True)
 
 
-def read(folder: Path) -> dict[tuple[str, str, str], list[dict]]:
-    """By variation, reduction and schedule: the cells of those seeds that are there."""
-    found: dict[tuple[str, str, str], list[dict]] = {}
+# By variation, reduction and schedule.
+Found = dict[tuple[str, str, str], list[dict]]
+
+
+def read(folder: Path, name: str) -> Found:
+    """The cells of a data set, of those seeds that are there."""
+    found: Found = {}
     for reduction in REDUCTIONS:
-        for variation, schedule, seed in dict.fromkeys(plan(reduction)):
-            path = place(folder, variation, reduction, schedule, seed)
+        for variation, schedule, seed in dict.fromkeys(plan()):
+            path = place(folder, name, variation, reduction, schedule, seed)
             if path.exists():
                 cell = json.loads(path.read_text(encoding="utf-8"))
                 found.setdefault((variation, reduction, schedule), []).append(cell)
@@ -128,7 +137,7 @@ def aucs(cells: list[dict]) -> np.ndarray:
     return np.array([cell["test"]["all_pairs"]["auc"] for cell in cells])
 
 
-def variations_table(found: dict) -> str:
+def variations_table(found: Found) -> str:
     """Test AUC of every schedule under every change, and how far the gradient fell."""
     lines = [
         "| changed | reduction | schedule | AUC, mean of the seeds | minus constant 0.2, by seed "
@@ -155,81 +164,103 @@ def variations_table(found: dict) -> str:
     return "\n".join(lines)
 
 
-def sweep_table(found: dict) -> str:
+def sweep_table(found: Found) -> str:
     """Test AUC of margins from nearly 0 on."""
     lines = [
         f"| schedule | {' | '.join(f'{r}: AUC by seed, mean' for r in REDUCTIONS)} |",
         "|---|---|---|",
     ]
     for schedule in SWEEP:
-        row = [schedule]
+        row = []
         for reduction in REDUCTIONS:
             values = aucs(found.get(("as in the grid", reduction, schedule), []))
             shown = ", ".join(f"{value:.4f}" for value in values)
             row.append(f"{shown}: **{values.mean():.4f}**" if len(values) else "")
-        lines.append(f"| {' | '.join(row)} |")
+        if any(row):
+            lines.append(f"| {' | '.join([schedule, *row])} |")
     return "\n".join(lines)
 
 
-def plot(found: dict) -> Figure:
-    """Gradient by epoch; test AUC against a constant margin."""
-    figure = Figure(figsize=(10, 4), dpi=130, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for style, reduction in zip(("-", "--"), REDUCTIONS, strict=True):
-        for colour, schedule in zip(PALETTE, SCHEDULES, strict=False):
-            cells = found.get(("as in the grid", reduction, schedule), [])
-            if cells:
-                norm = np.mean([cell["epochs"]["gradient_norm"] for cell in cells], axis=0)
-                label = f"{SHORT.get(schedule, schedule)}, {reduction}"
-                left.plot(1 + np.arange(len(norm)), norm, style, color=colour, label=label)
-    left.set_yscale("log")
-    left.set_ylim(bottom=1e-5)  # room for the legend
-    left.set_xlabel("epoch")
-    left.set_ylabel("length of the gradient")
-    left.set_title("Over all triplets the gradient fades", fontsize="medium")
-    left.legend(fontsize="x-small")
-    for colour, reduction in zip(PALETTE, REDUCTIONS, strict=False):
-        margins, means, low, high = [], [], [], []
-        for schedule in SWEEP:
-            values = aucs(found.get(("as in the grid", reduction, schedule), []))
-            name, _, margin = schedule.partition(":")
-            if len(values) and name == "constant":
-                margins.append(float(margin))
-                means.append(values.mean())
-                low.append(values.min())
-                high.append(values.max())
-        right.plot(margins, means, "o-", color=colour, label=reduction)
-        right.fill_between(margins, low, high, color=colour, alpha=0.15, lw=0)
-    right.set_xscale("log")
-    right.set_xlabel("constant margin μ")
-    right.set_ylabel("test AUC, mean and range of the seeds")
-    right.set_title("What a constant margin is worth", fontsize="medium")
-    right.legend()
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+def plot(by_name: dict[str, Found]) -> Figure:
+    """A row a data set: gradient by epoch; test AUC against a constant margin."""
+    figure = Figure(figsize=(10, 0.6 + 3.4 * len(by_name)), dpi=130, layout="constrained")
+    grid = figure.subplots(len(by_name), 2, squeeze=False, sharex="col")
+    for (left, right), (name, found) in zip(grid, by_name.items(), strict=True):
+        for style, reduction in zip(("-", "--"), REDUCTIONS, strict=True):
+            for colour, schedule in zip(PALETTE, SCHEDULES, strict=False):
+                cells = found.get(("as in the grid", reduction, schedule), [])
+                if cells:
+                    norm = np.mean([cell["epochs"]["gradient_norm"] for cell in cells], axis=0)
+                    label = f"{SHORT.get(schedule, schedule)}, {reduction}"
+                    left.plot(1 + np.arange(len(norm)), norm, style, color=colour, label=label)
+        for colour, reduction in zip(PALETTE, REDUCTIONS, strict=False):
+            margins, values = [], []
+            for schedule in SWEEP:
+                own = aucs(found.get(("as in the grid", reduction, schedule), []))
+                kind, _, margin = schedule.partition(":")
+                if len(own) and kind == "constant":
+                    margins.append(float(margin))
+                    values.append((own.mean(), own.min(), own.max()))
+            means, low, high = np.reshape(values, (-1, 3)).T
+            right.plot(margins, means, "o-", color=colour, label=reduction)
+            right.fill_between(margins, low, high, color=colour, alpha=0.15, lw=0)
+        left.set_yscale("log")
+        if left is not grid[0, 0]:
+            left.sharey(grid[0, 0])
+        left.set_ylabel(f"{NAMED[name]}\nlength of the gradient")
+        right.set_ylabel("test AUC, mean and range")
+        tidy(left)
+        tidy(right)
+    grid[0, 1].set_xscale("log")
+    grid[0, 0].set_title("What becomes of the gradient", fontsize="medium")
+    grid[0, 1].set_title("What a constant margin is worth", fontsize="medium")
+    grid[-1, 0].set_xlabel("epoch")
+    grid[-1, 1].set_xlabel("constant margin μ")
+    grid[0, 1].legend()
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
-def main(argv: list[str] | None = None) -> None:
+def markdown(by_name: dict[str, Found]) -> str:
+    """What came of it, as this file says, and the figures."""
+    title, _, text = __doc__.partition("\n\n")
+    parts = [f"# {title}", text.strip(), "![Gradient and margin](gradient.png)"]
+    for name, found in by_name.items():
+        parts += [f"## {NAMED[name]}: one thing changed", variations_table(found)]
+        parts += [f"## {NAMED[name]}: constant margins from nearly 0 on", sweep_table(found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of the images")
+    parser.add_argument("--datasets", default=",".join(NAMED))
+    parser.add_argument("--variations", default=";".join(VARIATIONS), help="split by semicolons")
+    parser.add_argument("--cells", type=Path, default=CHANGED, help="where the cells go")
     parser.add_argument("--scratch", type=Path, default=Path("runs/gradient"))
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="on a GPU: 1")
     parser.add_argument("--report", action="store_true", help="only from the cells that are there")
     arguments = parser.parse_args(argv)
-    arguments.data, arguments.scratch = arguments.data.absolute(), arguments.scratch.absolute()
+    arguments.datasets = arguments.datasets.split(",")
+    arguments.variations = arguments.variations.split(";")
+    for what, known in (("datasets", NAMED), ("variations", VARIATIONS)):
+        for value in set(getattr(arguments, what)) - set(known):
+            parser.error(f"--{what} must be some of {', '.join(known)}; got {value}")
+    for path in ("data", "cells", "scratch"):
+        setattr(arguments, path, getattr(arguments, path).absolute())
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
     well = True
     if not arguments.report:
-        jobs = [(reduction, arguments) for reduction in REDUCTIONS]
+        jobs = [(*shape, arguments) for shape in itertools.product(arguments.datasets, REDUCTIONS)]
         well = share_out(train, jobs, arguments.processes)
-    found = read(CHANGED)
-    title, _, text = __doc__.partition("\n\n")
-    parts = [f"# {title}", text.strip(), "![Gradient and margin](gradient.png)"]
-    parts += ["## One thing changed", variations_table(found)]
-    parts += ["## Constant margins from nearly 0 on", sweep_table(found)]
-    (RESULTS / "gradient.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    plot(found).savefig(RESULTS / "gradient.png")
+    by_name = {name: read(arguments.cells, name) for name in NAMED}
+    (RESULTS / "gradient.md").write_text(markdown(by_name), encoding="utf-8")
+    plot(by_name).savefig(RESULTS / "gradient.png")
     sys.exit(not well)
 
 

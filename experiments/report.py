@@ -16,7 +16,7 @@ from compare import CANDIDATES, CELLS, PUBLISHED, TUNING_SEEDS, tuned
 from matplotlib.figure import Figure
 
 import margin_jax as mj
-from margin_jax.plots import PALETTE
+from margin_jax.plots import PALETTE, tidy
 
 RESULTS = CELLS.parent
 AS_PUBLISHED = "dams as published"
@@ -238,8 +238,7 @@ def plot_differences(shapes: list[Shape]) -> Figure:
     axes.axvline(0, color="black", lw=0.8)
     axes.set_yticks([-j for j in range(len(shapes))], [s.title.replace(", ", "\n") for s in shapes])
     axes.set_xlabel("test AUC minus the tuned constant's, paired by seed, with 95 % interval")
-    axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes, "x")
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
     return figure
@@ -270,8 +269,7 @@ def plot_curves(shapes: list[Shape]) -> Figure:
                 if name == "validation_auc":  # of all but the first epochs, which are alike
                     settled += curves.mean(axis=0)[len(epochs) // 6 :].tolist()
             axes.set_yscale(scale)
-            axes.grid(alpha=0.3)
-            axes.spines[["top", "right"]].set_visible(False)
+            tidy(axes)
             if column == 0:
                 axes.set_ylabel(title)
         grid[0, column].set_title(shape.title, fontsize="medium")

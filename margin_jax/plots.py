@@ -5,7 +5,7 @@ dictionaries will do that have what is drawn, ``vars`` of an `EpochRecord` for e
 """
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -258,9 +258,14 @@ def _figure(rows: int = 1) -> "tuple[Figure, list[Axes]]":
     figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     grid = figure.subplots(rows, sharex=True, squeeze=False)[:, 0]
     for axes in grid:
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     return figure, list(grid)
+
+
+def tidy(axes: "Axes", lines: Literal["both", "x", "y"] = "both") -> None:
+    """Faint lines to read values by, and no frame above and to the right."""
+    axes.grid(axis=lines, alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _epoch_figure(rows: int = 1) -> "tuple[Figure, list[Axes]]":

@@ -228,6 +228,22 @@ class TestCommittedResults:
         readme = (ROOT / "README.md").read_text(encoding="utf-8")
         assert study("report").short_table(shapes) in readme
 
+    def test_the_gradient_study_is_of_these_cells(self, study):
+        gradient = study("gradient")
+        by_name = {name: gradient.read(gradient.CHANGED, name) for name in gradient.NAMED}
+        for found in by_name.values():
+            for schedule, reduction in itertools.product(gradient.SCHEDULES, gradient.REDUCTIONS):
+                assert len(found["as in the grid", reduction, schedule]) == len(gradient.SEEDS)
+        written = (CELLS.parent / "gradient.md").read_text(encoding="utf-8")
+        assert gradient.markdown(by_name) == written
+
+    def test_the_effective_margins_are_of_these_cells(self, study):
+        effective = study("effective_margin")
+        toy = json.loads((CELLS.parent / "effective_margin.json").read_text(encoding="utf-8"))
+        assert len(toy) == len(effective.OVERLAPS) * len(effective.MARGINS) * 2
+        written = (CELLS.parent / "effective_margin.md").read_text(encoding="utf-8")
+        assert effective.markdown(effective.read_curves(toy, CELLS)) == written
+
 
 def test_effective_margins_of_the_mixture(study, tmp_path, monkeypatch):
     effective = study("effective_margin")
@@ -236,9 +252,12 @@ def test_effective_margins_of_the_mixture(study, tmp_path, monkeypatch):
     effective.main(["--epochs", "3", "--out", str(tmp_path), "--cells", str(tmp_path)])
     names = {path.name for path in tmp_path.iterdir()}
     pictures = {f"effective_margin_{name}.png" for name in ("toy", "growth", "stop")}
-    assert names == pictures | {"effective_margin.md"}
+    assert names == pictures | {"effective_margin.md", "effective_margin.json"}
     text = (tmp_path / "effective_margin.md").read_text(encoding="utf-8")
     assert text.count("| mixture, overlap 0.5 |") == 8
+    (tmp_path / "effective_margin.md").unlink()
+    effective.main(["--report", "--out", str(tmp_path), "--cells", str(tmp_path)])
+    assert (tmp_path / "effective_margin.md").read_text(encoding="utf-8") == text
     samples, components = next(effective.batches(0.0, 0))
     for component in np.unique(components):  # without spread an identity is one point
         assert np.ptp(samples[components == component], axis=0).max() == 0
@@ -253,8 +272,8 @@ def test_the_gradient_study_reads_the_grid_s_cells(study, tmp_path, monkeypatch)
         for schedule, test in (("constant:0.2", 0.9), ("constant:0.02", 0.95))
     ]
     write_cells(study, tmp_path / "cells", cells)
-    found = gradient.read(tmp_path / "changed")
+    found = gradient.read(tmp_path / "changed", "omniglot")
     assert len(found) == 4
     table = gradient.variations_table(found)
     assert "| constant:0.02 | 0.9500 | +0.0500 | 0.750 |" in table
-    assert gradient.plot(found).axes
+    assert len(gradient.plot({"omniglot": found, "lfw": {}}).axes) == 4

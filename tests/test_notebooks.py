@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import nbclient
@@ -19,8 +20,9 @@ import margin_jax as mj
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Where the repository is published: every badge leads there.
-REPOSITORY = "margin-jax/margin-jax"
+REPOSITORY = PROJECT["urls"]["Source"].removeprefix("https://github.com/")
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     f"(https://colab.research.google.com/github/{REPOSITORY}/blob/main/colab/{{}})"

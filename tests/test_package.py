@@ -65,10 +65,30 @@ def test_the_wheel_says_what_it_is(metadata):
     assert metadata["Summary"] == mj.__doc__.splitlines()[0].replace(".", " (DAMS).")
     assert metadata["Keywords"]
     assert metadata["Description-Content-Type"] == "text/markdown"
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert metadata.get_payload(decode=True).decode().strip() == readme.strip()
     known = pytest.importorskip("trove_classifiers").classifiers
     assert set(metadata.get_all("Classifier")) <= known
+
+
+def test_its_readme_is_the_repository_s_with_links_that_lead_there(metadata):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = metadata.get_payload(decode=True).decode()
+    paths = re.findall(r"\]\((?!https?:)([^)]+)\)", readme)
+    assert len(paths) > 5
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert re.findall(r"\]\((?!https?:)([^)]+)\)", shown) == []
+
+    (repository,) = [
+        text.partition(", ")[2]
+        for text in metadata.get_all("Project-URL")
+        if text.startswith("Source, ")
+    ]
+    raw = repository.replace("//github.com/", "//raw.githubusercontent.com/")
+    (picture,) = re.findall(r"!\[[^\]]*\]\((?!https?:)([^)]+)\)", readme)
+    assert f"]({raw}/main/{picture})" in shown
+    back = shown.replace(f"]({raw}/main/", "](")
+    for path in paths:
+        back = back.replace(f"]({repository}/blob/main/{path})", f"]({path})")
+    assert back.strip() == readme.strip()
 
 
 def test_extras_that_messages_and_the_readme_name_exist(metadata):
