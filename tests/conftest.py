@@ -17,6 +17,15 @@ jax.config.update("jax_num_cpu_devices", 8)
 # A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Files whose tests are few and long: last, one process of the tests would wait for them.
+LONG = ("test_reliability", "test_notebooks", "test_loops", "test_readme", "test_docs")
+
+
+def pytest_collection_modifyitems(items):
+    """The long files come first, in that order."""
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
 
 @pytest.fixture(scope="session")
 def tiny_encoder():

@@ -196,6 +196,10 @@ BAD = {
     "no run": lambda run, letters: ["evaluate", letters],
     "no folder": lambda run, letters: ["evaluate", letters / "missing"],
     "pairs alone": lambda run, letters: ["evaluate", run, "--pairs", "pairs.csv"],
+    "a number of saved pairs": lambda run, letters: ["evaluate", run, "--count", "10"],
+    "a seed of all pairs": lambda run, letters: [
+        *("evaluate", run, "--data-dir", letters, "--pairs", "all", "--seed", "1")
+    ],
     "no images": lambda run, letters: ["embed", run, run / "figures" / "nothing"],
     "nothing to embed": lambda run, letters: ["embed", run, run / "checkpoints"],
     "not an image": lambda run, letters: ["verify", run, letters / "Q/0.png", run / "config.json"],

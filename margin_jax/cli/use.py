@@ -28,8 +28,13 @@ def evaluate(
         bool,
         typer.Option("--retrieval", help="Also Recall@k and MAP@R of all images of --data-dir."),
     ] = False,
-    count: Annotated[int, typer.Option(help="How many pairs to draw at most.")] = 100_000,
-    seed: Annotated[int, typer.Option(help="Of the pairs that are drawn.")] = 0,
+    count: Annotated[
+        int | None,
+        typer.Option(help="How many pairs to draw at most from --data-dir. Default: 100,000."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the pairs that are drawn from --data-dir. Default: 0.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Verify with a run's best weights and threshold: its saved pairs, or other images."""
@@ -43,6 +48,11 @@ def evaluate(
     from margin_jax.run import load_run, to_json, write_text
 
     loaded = load_run(run)
+    drawn = {name: value for name, value in (("count", count), ("seed", seed)) if value is not None}
+    if drawn and (data_dir is None or pairs is not None):
+        raise ValueError(
+            f"{' and '.join(drawn)} are for pairs that are drawn: with data_dir, and without pairs"
+        )
     folds, trained_on = None, tuple[str, ...]()
     listed = None if pairs in (None, "all") else pairs
     if listed is not None and data_dir is None:
@@ -58,7 +68,7 @@ def evaluate(
     elif pairs == "all":
         report = evaluate_all_pairs(loaded, embedded)
     else:
-        report = evaluate_run(loaded, embedded, count=count, seed=seed)
+        report = evaluate_run(loaded, embedded, **drawn)
     said = report.to_json()
     typer.echo("\n".join([HEADER, figures("embedding", said)]))
     if folds is not None:
