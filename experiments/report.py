@@ -7,12 +7,14 @@ Every cell that is there is in it.
 """
 
 import argparse
+import collections
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from compare import CANDIDATES, CELLS, PUBLISHED, TUNING_SEEDS, tuned
+from compare import CANDIDATES, CELLS, PUBLISHED, TUNING_SEEDS, options_of, tuned
 from matplotlib.figure import Figure
 
 import margin_jax as mj
@@ -22,6 +24,8 @@ RESULTS = CELLS.parent
 AS_PUBLISHED = "dams as published"
 KINDS = {"all_pairs": "all pairs", "pairs": "even pairs", "published_pairs": "1,000 pairs"}
 NAMES = {"omniglot": "Omniglot", "lfw": "LFW", "cub": "CUB-200-2011", "mnist": "MNIST"}
+# Where a few identities have most of the same pairs; even pairs then tell something else.
+UNEVEN = {"lfw"}
 REDUCTION = {"mean_active": "mean over active triplets", "mean": "mean over all triplets"}
 
 
@@ -32,12 +36,21 @@ class Shape:
         name, reduction: which.
         cells: all of them, as read.
         chosen: by what is compared, the text of its schedule.
+        unfinished: what was tuned, and trained on fewer than two reported seeds.
         seeds: those that everything compared was trained on.
+        by_place: the reported cells by schedule and seed.
         comparisons: by kind of pairs, an `mj.Comparison` over those seeds.
     """
 
     def __init__(self, name: str, reduction: str, cells: list[dict]) -> None:
         self.name, self.reduction, self.cells = name, reduction, cells
+        settings = {frozenset(shared_options(cell["command"])) for cell in cells}
+        if len(settings) > 1:
+            differing = set.union(*map(set, settings)) - set.intersection(*map(set, settings))
+            raise ValueError(
+                f"the cells of {name}, {reduction}, must differ in schedule and seed alone; they "
+                f"differ in {', '.join(sorted(differing))}"
+            )
         reported = [cell for cell in cells if cell["seed"] not in TUNING_SEEDS]
         trained = {cell["schedule"] for cell in reported}
         self.chosen = {}
@@ -48,14 +61,18 @@ class Shape:
                 self.chosen[family] = tuned(own)
         if PUBLISHED in trained:
             self.chosen[AS_PUBLISHED] = PUBLISHED
-        by_place = {(cell["schedule"], cell["seed"]): cell for cell in reported}
+        counts = collections.Counter(cell["schedule"] for cell in reported)
+        self.unfinished = [name for name, own in self.chosen.items() if counts[own] < 2]
+        for label in self.unfinished:
+            del self.chosen[label]
+        self.by_place = {(cell["schedule"], cell["seed"]): cell for cell in reported}
         self.seeds = sorted(
             seed
             for seed in {cell["seed"] for cell in reported}
-            if all((schedule, seed) in by_place for schedule in self.chosen.values())
+            if all((schedule, seed) in self.by_place for schedule in self.chosen.values())
         )
         histories = {
-            label: {seed: records(by_place[schedule, seed]) for seed in self.seeds}
+            label: {seed: records(self.by_place[schedule, seed]) for seed in self.seeds}
             for label, schedule in self.chosen.items()
         }
         self.comparisons = {
@@ -63,7 +80,9 @@ class Shape:
                 tuple(self.chosen),
                 tuple(self.seeds),
                 {
-                    label: {s: {"test": by_place[schedule, s]["test"][kind]} for s in self.seeds}
+                    label: {
+                        s: {"test": self.by_place[schedule, s]["test"][kind]} for s in self.seeds
+                    }
                     for label, schedule in self.chosen.items()
                 },
                 histories,
@@ -82,9 +101,9 @@ class Shape:
         return "constant" in self.chosen and len(self.chosen) > 1 and len(self.seeds) > 1
 
     def moved(self, label: str) -> bool:
-        """Whether the margin was ever another than at the start."""
-        histories = self.comparisons["all_pairs"].histories[label].values()
-        return len({record["margin"] for history in histories for record in history}) > 1
+        """Whether the margin had become another by the epoch that was chosen, with any seed."""
+        cells = [self.by_place[self.chosen[label], seed] for seed in self.seeds]
+        return any(len(set(cell["epochs"]["margin"][: cell["best_epoch"]])) > 1 for cell in cells)
 
     def ranks(self) -> dict[str, float]:
         """By what is compared: its place by mean AUC of all pairs, 1 the best; ties share."""
@@ -94,6 +113,12 @@ class Shape:
             label: 1 + sum(m > mean for m in means.values()) + (ties(means, mean) - 1) / 2
             for label, mean in means.items()
         }
+
+
+def shared_options(command: str) -> list[str]:
+    """What all cells of a shape must have in common."""
+    mine = ("--schedule=", "--seed=")
+    return [option for option in options_of(command) if not option.startswith(mine)]
 
 
 def ties(means: dict[str, float], mean: float) -> int:
@@ -167,17 +192,26 @@ def short_table(shapes: Iterable[Shape]) -> str:
     """A row a schedule: its difference in AUC to the tuned constant on each shape, and its rank."""
     shapes = [shape for shape in shapes if shape.complete]
     labels = dict.fromkeys(label for shape in shapes for label in shape.chosen)
+    columns = [
+        (shape, kind)
+        for shape in shapes
+        for kind in ("all_pairs", "pairs")
+        if kind == "all_pairs" or shape.name in UNEVEN
+    ]
+    titles = [
+        shape.title + ("" if kind == "all_pairs" else f", {KINDS[kind]}") for shape, kind in columns
+    ]
     lines = [
-        f"| schedule | {' | '.join(shape.title for shape in shapes)} | mean rank |",
-        f"|---|{'---|' * (len(shapes) + 1)}",
+        f"| schedule | {' | '.join(titles)} | mean rank |",
+        f"|---|{'---|' * (len(titles) + 1)}",
     ]
     for label in labels:
         row = [label]
-        for shape in shapes:
+        for shape, kind in columns:
             if label not in shape.chosen:
                 row.append("")
                 continue
-            summary = shape.comparisons["all_pairs"].summary(label, "auc")
+            summary = shape.comparisons[kind].summary(label, "auc")
             difference = plus_minus(summary.difference, summary.difference_interval, "+")
             mark = "" if shape.moved(label) else " †"
             row.append(f"{summary.mean:.4f}" if label == "constant" else difference + mark)
@@ -255,17 +289,18 @@ def plot_curves(shapes: list[Shape]) -> Figure:
     figure = Figure(figsize=(4.6 * len(shapes), 10), dpi=130, layout="constrained")
     grid = figure.subplots(len(shown), len(shapes), sharex=True, sharey="row", squeeze=False)
     settled: list[float] = []
+    labels = dict.fromkeys(label for shape in shapes for label in shape.chosen)
+    looks = itertools.cycle(zip(("-", "--", "-", "--", "-", ":"), PALETTE, strict=False))
+    styles = dict(zip(labels, looks, strict=False))
     for column, shape in enumerate(shapes):
         for row, (name, title, scale) in enumerate(shown):
             axes = grid[row, column]
             histories = shape.comparisons["all_pairs"].histories
-            for style, colour, (label, runs) in zip(
-                ("-", "--", "-", "--", "-", ":") * 2, PALETTE * 2, histories.items(), strict=False
-            ):
+            for label, runs in histories.items():
+                style, colour = styles[label]
                 curves = np.array([[record[name] for record in run] for run in runs.values()])
                 epochs = 1 + np.arange(curves.shape[1])
-                entry = label if row == column == 0 else None
-                axes.plot(epochs, curves.mean(axis=0), style, color=colour, lw=1.6, label=entry)
+                axes.plot(epochs, curves.mean(axis=0), style, color=colour, lw=1.6)
                 if name == "validation_auc":  # of all but the first epochs, which are alike
                     settled += curves.mean(axis=0)[len(epochs) // 6 :].tolist()
             axes.set_yscale(scale)
@@ -275,7 +310,8 @@ def plot_curves(shapes: list[Shape]) -> Figure:
         grid[0, column].set_title(shape.title, fontsize="medium")
         grid[-1, column].set_xlabel("epoch")
     grid[-1, 0].set_ylim(min(settled) - 0.005, max(settled) + 0.005)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    lines = [grid[0, 0].plot([], [], style, color=colour)[0] for style, colour in styles.values()]
+    figure.legend(lines, styles, loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 
@@ -295,13 +331,15 @@ def markdown(shapes: list[Shape]) -> str:
         "Test figures are of the best epoch by validation AUC, as mean ± half the 95 % interval "
         "(Student's t) over the reported seeds; differences are to the tuned constant, paired by "
         "seed, and **bold** where they exceed their interval. "
-        f"Of {compared} differences about {0.05 * compared:.0f} would do so by chance. *All pairs* "
+        f"Of {compared} differences in a column about {0.05 * compared:.0f} would do so by chance. "
+        "*All pairs* "
         "are those of every test image with every other; *even pairs* give no identity more than "
         "ten times the average; *1,000 pairs* are as published.",
         "## In short",
         short_table(complete),
-        "AUC of all pairs: the tuned constant's own, and the others' difference to it. †: the "
-        "margin never moved, so two constants are compared.",
+        "AUC of all pairs, and of even ones where few identities have most of the same pairs: the "
+        "tuned constant's own, and the others' difference to it. The rank is by all pairs. †: the "
+        "margin had not moved by the best epoch, so two constants are compared.",
         "![Differences to the tuned constant](schedules_differences.png)",
     ]
     for shape in shapes:
@@ -311,8 +349,9 @@ def markdown(shapes: list[Shape]) -> str:
             continue
         command = shape.cells[0]["command"]
         parts += [
-            f"Seeds {', '.join(map(str, shape.seeds))}. All cells as this one, but for schedule "
-            f"and seed:\n\n```bash\n{command}\n```",
+            f"Seeds {', '.join(map(str, shape.seeds))}. All cells as this one, run in the data's "
+            f"folder, but for schedule and seed:\n\n```bash\n{command}\n```",
+            *([f"Not finished: {', '.join(shape.unfinished)}."] if shape.unfinished else []),
             table(shape),
             "Test AUC of all pairs, cell by cell:",
             cells_table(shape),
@@ -329,7 +368,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cells", type=Path, default=CELLS)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
-    shapes = read_shapes(arguments.cells)
+    try:
+        shapes = read_shapes(arguments.cells)
+    except ValueError as error:
+        parser.error(str(error))
+    arguments.out.mkdir(parents=True, exist_ok=True)
     complete = [shape for shape in shapes if shape.complete]
     if not complete:
         parser.error(f"{arguments.cells} holds no tuned constant with another schedule beside it")

@@ -1,4 +1,4 @@
-"""`margin-jax train` as it suits a TPU: in bfloat16, with compilations kept for the next start.
+r"""`margin-jax train` as it suits a TPU: in bfloat16, with compilations kept for the next start.
 
 On a TPU VM (one host)::
 
@@ -7,9 +7,9 @@ On a TPU VM (one host)::
 On a slice, the same command on every host, with a run folder that all of them see (a mounted bucket
 or disk; the first process writes to it, all read checkpoints)::
 
-    gcloud compute tpus tpu-vm ssh SLICE --worker=all --command="cd margin-jax &&
-      python experiments/train_tpu.py --multihost --dataset folder --data-dir /mnt/pictures
-      --image-size 112 --identities-per-batch 256 --images-per-identity 4 --out /mnt/runs/first
+    gcloud compute tpus tpu-vm ssh SLICE --worker=all --command="cd margin-jax && \
+      python experiments/train_tpu.py --multihost --dataset folder --data-dir /mnt/pictures \
+      --image-size 112 --identities-per-batch 256 --images-per-identity 4 --out /mnt/runs/first \
       --resume"
 
 With ``--resume`` the same command begins the run or goes on with it, so a job that was preempted

@@ -40,6 +40,7 @@ def made_up_cell(schedule, seed, validation=0.9, test=0.9):
         "command": "margin-jax train",
         "machine": "1 core",
         "seconds": 1.0,
+        "best_epoch": 2,
         "epochs": epochs,
         "validation": {"auc": validation},
         "test": dict.fromkeys(("all_pairs", "pairs", "published_pairs"), figures),
@@ -144,9 +145,18 @@ class TestACell:
         capsys.readouterr()
 
     def test_what_is_there_is_not_trained_again(self, study, tmp_path, options):
-        path = tmp_path / "cell.json"
-        path.write_text('{"kept": 1}', encoding="utf-8")
-        assert study("compare").train_cell(path, options, None, tmp_path) == {"kept": 1}
+        compare, path = study("compare"), tmp_path / "cell.json"
+        kept = {"command": "taskset --cpu-list 0 " + compare.command(options)}
+        path.write_text(json.dumps(kept), encoding="utf-8")
+        assert compare.train_cell(path, options, None, tmp_path) == kept
+
+    def test_what_is_there_and_is_something_else_is_not_taken_for_it(
+        self, study, tmp_path, options
+    ):
+        compare, path = study("compare"), tmp_path / "cell.json"
+        path.write_text(json.dumps({"command": compare.command(options)}), encoding="utf-8")
+        with pytest.raises(ValueError, match=r"cell\.json was trained with other .*--epochs=2"):
+            compare.train_cell(path, options | {"epochs": 3}, None, tmp_path)
 
 
 class TestReport:
@@ -173,13 +183,27 @@ class TestReport:
             assert (out / picture).stat().st_size > 10_000
         assert "| dams | +0.0233 ± 0.0379 | 1.0 |" in capsys.readouterr().out
 
-    def test_a_schedule_that_never_acted_is_marked(self, study, made_up):
+    def test_a_schedule_that_acted_too_late_is_marked(self, study, made_up):
+        report = study("report")
+        assert "†" not in report.short_table(report.read_shapes(made_up))
         for path in made_up.glob("*/*/dams-*.json"):
             cell = json.loads(path.read_text(encoding="utf-8"))
-            cell["epochs"]["margin"] = cell["epochs"]["margin"][:1] * 3
+            cell["epochs"]["margin"][1] = cell["epochs"]["margin"][0]  # it acts after the best
             path.write_text(json.dumps(cell), encoding="utf-8")
-        report = study("report")
         assert "| dams | +0.0233 ± 0.0379 † |" in report.short_table(report.read_shapes(made_up))
+
+    def test_where_few_have_most_of_the_pairs_even_ones_stand_beside(self, study, made_up):
+        for path in list(made_up.glob("*/*/*.json")):
+            cell = json.loads(path.read_text(encoding="utf-8")) | {"dataset": "lfw"}
+            even = {"auc": cell["test"]["pairs"]["auc"] - 0.1, "eer": 0.5}
+            cell["test"] |= {"pairs": even}
+            write_cells(study, made_up, [cell])
+        report = study("report")
+        table = report.short_table(report.read_shapes(made_up)).splitlines()
+        all_triplets = "mean over all triplets"
+        titles = f"LFW, {all_triplets} | LFW, {all_triplets}, even pairs | Omniglot, {all_triplets}"
+        assert table[0] == f"| schedule | {titles} | mean rank |"
+        assert table[2] == "| constant | 0.9010 | 0.8010 | 0.9010 | 2.0 |"
 
     def test_a_seed_that_one_lacks_is_not_averaged_and_not_hidden(self, study, made_up):
         path = study("compare").cell_path(made_up, "omniglot", "mean", "constant:0.05", 2)
@@ -188,6 +212,27 @@ class TestReport:
         (shape,) = report.read_shapes(made_up)
         assert shape.seeds == [0, 1]
         assert "Seeds 0, 1." in report.markdown([shape])
+
+    def test_a_schedule_with_one_seed_so_far_is_named_and_left_out(self, study, made_up):
+        for seed in (1, 2):
+            best = study("compare").CANDIDATES["dams"][2]
+            study("compare").cell_path(made_up, "omniglot", "mean", best, seed).unlink()
+        for schedule, seed in itertools.product(study("compare").CANDIDATES["linear"], (100, 101)):
+            write_cells(study, made_up, [made_up_cell(schedule, seed)])
+        for seed in range(3):
+            own = study("compare").CANDIDATES["linear"][0]
+            write_cells(study, made_up, [made_up_cell(own, seed)])
+        report = study("report")
+        (shape,) = report.read_shapes(made_up)
+        assert (list(shape.chosen), shape.seeds) == (["constant", "linear"], [0, 1, 2])
+        assert "Not finished: dams." in report.markdown([shape])
+
+    def test_cells_with_other_options_are_not_mixed(self, study, made_up, capsys):
+        cell = made_up_cell("constant:0.05", 2) | {"command": "margin-jax train --epochs=3"}
+        write_cells(study, made_up, [cell])
+        with pytest.raises(SystemExit):
+            study("report").main(["--cells", str(made_up), "--out", str(made_up)])
+        assert "seed alone; they differ in --epochs=3" in capsys.readouterr().err
 
     def test_without_cells_it_says_what_is_missing(self, study, tmp_path, capsys):
         with pytest.raises(SystemExit):
@@ -230,7 +275,7 @@ class TestCommittedResults:
 
     def test_the_gradient_study_is_of_these_cells(self, study):
         gradient = study("gradient")
-        by_name = {name: gradient.read(gradient.CHANGED, name) for name in gradient.NAMED}
+        by_name = {name: gradient.read(CELLS.parent, name) for name in gradient.NAMED}
         for found in by_name.values():
             for schedule, reduction in itertools.product(gradient.SCHEDULES, gradient.REDUCTIONS):
                 assert len(found["as in the grid", reduction, schedule]) == len(gradient.SEEDS)
@@ -263,16 +308,15 @@ def test_effective_margins_of_the_mixture(study, tmp_path, monkeypatch):
         assert np.ptp(samples[components == component], axis=0).max() == 0
 
 
-def test_the_gradient_study_reads_the_grid_s_cells(study, tmp_path, monkeypatch):
+def test_the_gradient_study_reads_the_grid_s_cells(study, tmp_path):
     gradient, compare = study("gradient"), study("compare")
-    monkeypatch.setattr(gradient, "CELLS", tmp_path / "cells")
     cells = [
         {**made_up_cell(schedule, 100, test=test), "reduction": reduction}
         for reduction in compare.REDUCTIONS
         for schedule, test in (("constant:0.2", 0.9), ("constant:0.02", 0.95))
     ]
     write_cells(study, tmp_path / "cells", cells)
-    found = gradient.read(tmp_path / "changed", "omniglot")
+    found = gradient.read(tmp_path, "omniglot")
     assert len(found) == 4
     table = gradient.variations_table(found)
     assert "| constant:0.02 | 0.9500 | +0.0500 | 0.750 |" in table

@@ -94,7 +94,7 @@ def test_it_runs_and_leaves_pictures(path, run):
 
 @every_notebook
 def test_it_installs_this_version(path):
-    (pinned,) = re.findall(r"%pip install .*margin-jax(?:\[[\w,]+\])?==(\S+)", str(read(path)))
+    (pinned,) = re.findall(r"%pip install .*margin-jax(?:\[[\w,{}]+\])?==(\S+)", str(read(path)))
     assert pinned == mj.__version__
     (first,) = [cell.source for cell in read(path).cells if cell.cell_type == "code"][:1]
     assert "%pip" in first
