@@ -31,12 +31,12 @@ On a CPU a process has one core, so that a cell's figures do not depend on how m
 all cells of a data set and a reduction are trained in one process, which compiles once.
 
 The default grid, 275 cells, took 5.9 hours of one core, so about three of two (AMD EPYC, jax
-0.10.2), beside other work. Result (`experiments/results/schedules.md`, by `report.py`): over all triplets on Omniglot, DAMS,
-tuned, beats the tuned constant by .0075 ± .0047 AUC; over the active ones it loses .0057 ± .0026,
-and a constant of 0.02 is the best of all. On LFW no schedule beats the tuned constant. There the
-best epoch is the 8th to the 35th of forty, and the published threshold of 95 % is reached later or,
-over all triplets, not at all: DAMS as published is the constant that it starts from. Tuned to 80 %,
-over all triplets, it loses .0312 ± .0279 (of even pairs .0123 ± .0160).
+0.10.2), beside other work. Result (`experiments/results/schedules.md`, by `report.py`): over all
+triplets on Omniglot, DAMS, tuned, beats the tuned constant by .0075 ± .0047 AUC; over the active
+ones it loses .0057 ± .0026, and a constant of 0.02 is the best of all. On LFW no schedule beats the
+tuned constant. There the best epoch is the 8th to the 35th of forty, and the published threshold of
+95 % is reached later or, over all triplets, not at all: DAMS as published is the constant that it
+starts from. Tuned to 80 %, over all triplets, it loses .0312 ± .0279 (of even pairs .0123 ± .0160).
 """
 
 import argparse
