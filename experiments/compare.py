@@ -40,7 +40,6 @@ starts from. Tuned to 80 %, over all triplets, it loses .0312 ± .0279 (of even 
 """
 
 import argparse
-import contextlib
 import hashlib
 import importlib.metadata
 import itertools
@@ -51,7 +50,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +99,8 @@ DATASETS = {
         "epochs": 5,
     },
 }
+
+NAMES = {"omniglot": "Omniglot", "lfw": "LFW", "cub": "CUB-200-2011", "mnist": "MNIST"}
 
 # The same number of settings for each schedule; all of them can begin at a small margin.
 CANDIDATES = {
@@ -279,10 +280,14 @@ def tuned(cells: list[dict]) -> str:
     return max(means, key=lambda schedule: np.mean(means[schedule]))
 
 
-def pin(core: int | None) -> None:
-    """One core for this process; before JAX counts them."""
+def alone(core: int | None, work: Callable[..., None], *job: Any) -> None:
+    """Does a job as a process with one core, which ends with one line if it can not be done."""
     if core is not None:
-        os.sched_setaffinity(0, {core})
+        os.sched_setaffinity(0, {core})  # before JAX counts them
+    try:
+        work(*job)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 def open_dataset(name: str, folder: Path) -> tuple[dict, Any]:
@@ -300,24 +305,8 @@ def open_dataset(name: str, folder: Path) -> tuple[dict, Any]:
     return options, mj.load_dataset(config.dataset, config.data_dir, config.image_size, strict=True)
 
 
-def train_shape(name: str, reduction: str, arguments: argparse.Namespace, core: int | None) -> None:
-    """All cells of a data set and a reduction, in one process."""
-    pin(core)
-    with plain_errors():
-        train_schedules(name, reduction, arguments)
-
-
-@contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Ends a process with one line, of what can not be trained or written."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
-
-
-def train_schedules(name: str, reduction: str, arguments: argparse.Namespace) -> None:
-    """Tunes every schedule, then trains the reported seeds."""
+def train_shape(name: str, reduction: str, arguments: argparse.Namespace) -> None:
+    """All cells of a data set and a reduction: tunes every schedule, then trains the seeds."""
     options, data = open_dataset(name, arguments.data)
     options["reduction"] = reduction
 
@@ -386,7 +375,7 @@ def check_folders(parser: argparse.ArgumentParser, arguments: argparse.Namespace
 
 
 def share_out(work: Callable[..., None], jobs: list[tuple], processes: int) -> bool:
-    """Does `work(*job, core)` for every job, so many at a time, and tells whether all went well.
+    """Does `work(*job)` for every job, so many at a time, and tells whether all went well.
 
     On a CPU each has a core of its own; else the core is None.
     """
@@ -401,7 +390,7 @@ def share_out(work: Callable[..., None], jobs: list[tuple], processes: int) -> b
     while waiting or running:
         while waiting and free:
             core = free.pop()
-            process = context.Process(target=work, args=(*waiting.pop(0), core))
+            process = context.Process(target=alone, args=(core, work, *waiting.pop(0)))
             process.start()
             running[process] = core
         time.sleep(0.2)

@@ -47,7 +47,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from compare import TUNING_SEEDS, significant
+from compare import NAMES, REDUCTIONS, TUNING_SEEDS, significant
 from flax import linen as nn
 from matplotlib.figure import Figure
 
@@ -57,10 +57,8 @@ from margin_jax.plots import BLUE, GREEN, GREY, ORANGE, PALETTE, tidy
 RESULTS = Path(__file__).parent / "results"
 OVERLAPS = (0.25, 0.5, 1.0)
 MARGINS = (0.02, 0.05, 0.2, 0.5)
-REDUCTIONS = ("mean_active", "mean")
 DIMENSIONS, COMPONENTS, P, K = 16, 100, 32, 4
 EPOCHS, STEPS = 30, 25
-NAMES = {"omniglot": "Omniglot", "lfw": "LFW"}
 
 
 class Network(nn.Module):
@@ -143,7 +141,7 @@ def read_curves(toy: list[dict], folder: Path) -> Curves:
         epochs, name = cell["epochs"], cell["dataset"]
         margin = epochs["margin"][0]
         # The seeds that every margin was trained on.
-        if margin in MARGINS and name in NAMES and cell["seed"] in TUNING_SEEDS:
+        if margin in MARGINS and cell["seed"] in TUNING_SEEDS:
             place = curves.setdefault(NAMES[name], {reduction: [] for reduction in REDUCTIONS})
             figures = 1 - np.array(epochs["easy_fraction"]), np.array(epochs["mean_effective"])
             place[cell["reduction"]].append((*figures, margin))

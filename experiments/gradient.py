@@ -55,14 +55,13 @@ from pathlib import Path
 import numpy as np
 from compare import (
     CELLS,
+    NAMES,
     PUBLISHED,
     REDUCTIONS,
     TUNING_SEEDS,
     cell_path,
     check_folders,
     open_dataset,
-    pin,
-    plain_errors,
     share_out,
     train_cell,
 )
@@ -71,7 +70,7 @@ from matplotlib.figure import Figure
 from margin_jax.plots import PALETTE, tidy
 
 RESULTS = CELLS.parent
-NAMED = {"omniglot": "Omniglot", "lfw": "LFW"}
+NAMED = {name: NAMES[name] for name in ("omniglot", "lfw")}
 SEEDS = TUNING_SEEDS
 SCHEDULES = ("constant:0.02", "constant:0.2", PUBLISHED)
 VARIATIONS: dict[str, dict] = {
@@ -105,18 +104,10 @@ def place(
     return cell_path(own, re.sub(r"\W+", "-", variation), reduction, schedule, seed)
 
 
-def train(name: str, reduction: str, arguments: argparse.Namespace, core: int | None) -> None:
-    """All cells of a data set and a reduction, in one process."""
-    pin(core)
-    with plain_errors():
-        train_variations(name, reduction, arguments)
-
-
-def train_variations(name: str, reduction: str, arguments: argparse.Namespace) -> None:
+def train(name: str, reduction: str, arguments: argparse.Namespace) -> None:
+    """All cells of a data set and a reduction."""
     options, data = open_dataset(name, arguments.data)
     for variation, schedule, seed in dict.fromkeys(plan()):
-        if variation not in arguments.variations:
-            continue
         changed = {"reduction": reduction, "schedule": schedule, "seed": seed}
         cell = train_cell(
             place(arguments.out, name, variation, reduction, schedule, seed),
@@ -248,17 +239,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of the images")
     parser.add_argument("--datasets", default="omniglot", help=f"of {', '.join(NAMED)}")
-    parser.add_argument("--variations", default=";".join(VARIATIONS), help="split by semicolons")
     parser.add_argument("--out", type=Path, default=RESULTS, help="also where the grid's cells are")
     parser.add_argument("--scratch", type=Path, default=Path("runs/gradient"))
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="on a GPU: 1")
     parser.add_argument("--report", action="store_true", help="only from the cells that are there")
     arguments = parser.parse_args(argv)
     arguments.datasets = arguments.datasets.split(",")
-    arguments.variations = arguments.variations.split(";")
-    for what, known in (("datasets", NAMED), ("variations", VARIATIONS)):
-        for value in set(getattr(arguments, what)) - set(known):
-            parser.error(f"--{what} must be some of {', '.join(known)}; got {value}")
+    for value in set(arguments.datasets) - set(NAMED):
+        parser.error(f"--datasets must be some of {', '.join(NAMED)}; got {value}")
     if not arguments.report:
         check_folders(parser, arguments)
     return arguments

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from compare import CANDIDATES, CELLS, PUBLISHED, TUNING_SEEDS, options_of, tuned
+from compare import CANDIDATES, CELLS, NAMES, PUBLISHED, TUNING_SEEDS, options_of, tuned
 from matplotlib.figure import Figure
 
 import margin_jax as mj
@@ -23,7 +23,6 @@ from margin_jax.plots import PALETTE, tidy
 RESULTS = CELLS.parent
 AS_PUBLISHED = "dams as published"
 KINDS = {"all_pairs": "all pairs", "pairs": "even pairs", "published_pairs": "1,000 pairs"}
-NAMES = {"omniglot": "Omniglot", "lfw": "LFW", "cub": "CUB-200-2011", "mnist": "MNIST"}
 # Where a few identities have most of the same pairs; even pairs then tell something else.
 UNEVEN = {"lfw"}
 REDUCTION = {"mean_active": "mean over active triplets", "mean": "mean over all triplets"}
