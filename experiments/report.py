@@ -10,7 +10,7 @@ import argparse
 import collections
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -104,10 +104,11 @@ class Shape:
         cells = [self.by_place[self.chosen[label], seed] for seed in self.seeds]
         return any(len(set(cell["epochs"]["margin"][: cell["best_epoch"]])) > 1 for cell in cells)
 
-    def ranks(self) -> dict[str, float]:
-        """By what is compared: its place by mean AUC of all pairs, 1 the best; ties share."""
-        comparison = self.comparisons["all_pairs"]
-        means = {label: comparison.summary(label, "auc").mean for label in self.chosen}
+    def ranks(self, labels: Iterable[str]) -> dict[str, float]:
+        """The place of each by mean AUC of all pairs, 1 the best; ties share."""
+        means = {
+            label: self.comparisons["all_pairs"].summary(label, "auc").mean for label in labels
+        }
         return {
             label: 1 + sum(m > mean for m in means.values()) + (ties(means, mean) - 1) / 2
             for label, mean in means.items()
@@ -191,6 +192,8 @@ def short_table(shapes: Iterable[Shape]) -> str:
     """A row a schedule: its difference in AUC to the tuned constant on each shape, and its rank."""
     shapes = [shape for shape in shapes if shape.complete]
     labels = dict.fromkeys(label for shape in shapes for label in shape.chosen)
+    everywhere = [label for label in labels if all(label in shape.chosen for shape in shapes)]
+    ranks = [shape.ranks(everywhere) for shape in shapes]
     columns = [
         (shape, kind)
         for shape in shapes
@@ -214,8 +217,8 @@ def short_table(shapes: Iterable[Shape]) -> str:
             difference = plus_minus(summary.difference, summary.difference_interval, "+")
             mark = "" if shape.moved(label) else " †"
             row.append(f"{summary.mean:.4f}" if label == "constant" else difference + mark)
-        ranks = [shape.ranks()[label] for shape in shapes if label in shape.chosen]
-        row.append(f"{np.mean(ranks):.1f}")
+        own = [places[label] for places in ranks if label in places]
+        row.append(f"{np.mean(own):.1f}" if own else "")
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
@@ -252,29 +255,37 @@ def cells_table(shape: Shape) -> str:
 
 def plot_differences(shapes: list[Shape]) -> Figure:
     """Paired differences in AUC to the tuned constant with their 95 % intervals."""
-    figure = Figure(figsize=(8, 0.9 + 1.15 * len(shapes)), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    labels = [
-        label
-        for label in dict.fromkeys(label for shape in shapes for label in shape.chosen)
-        if label != "constant"
-    ]
-    for colour, (i, label) in zip(PALETTE * 2, enumerate(labels), strict=False):
-        at, means, widths = [], [], []
-        for j, shape in enumerate(shapes):
+    labels = dict.fromkeys(label for shape in shapes for label in shape.chosen)
+    del labels["constant"]
+    points: dict[str, list[tuple[float, float, float]]] = {label: [] for label in labels}
+    ticks, row = [], 0
+    for shape in shapes:
+        first = row
+        for label in labels:
             if label in shape.chosen:
                 summary = shape.comparisons["all_pairs"].summary(label, "auc")
-                at.append(-j - 0.8 * (i + 0.5) / len(labels) + 0.4)
-                means.append(summary.difference)
-                widths.append(summary.difference_interval)
-        axes.errorbar(means, at, xerr=widths, fmt="o", color=colour, ms=4, lw=1.5, label=label)
+                points[label].append((-row, summary.difference, summary.difference_interval))
+                row += 1
+        ticks.append(-(first + row - 1) / 2)
+        row += 1
+    figure = Figure(figsize=(8, 1.1 + 0.2 * row), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for look, (label, own) in zip(looks("osD"), points.items(), strict=False):
+        at, means, widths = zip(*own, strict=True)
+        marker, colour = look
+        axes.errorbar(means, at, xerr=widths, fmt=marker, color=colour, ms=4, lw=1.5, label=label)
     axes.axvline(0, color="black", lw=0.8)
-    axes.set_yticks([-j for j in range(len(shapes))], [s.title.replace(", ", "\n") for s in shapes])
+    axes.set_yticks(ticks, [shape.title.replace(", ", "\n") for shape in shapes])
     axes.set_xlabel("test AUC minus the tuned constant's, paired by seed, with 95 % interval")
     tidy(axes, "x")
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
     return figure
+
+
+def looks(styles: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """A style and a colour for each schedule; three styles and seven colours make 21 of them."""
+    return zip(itertools.cycle(styles), itertools.cycle(PALETTE), strict=False)
 
 
 def plot_curves(shapes: list[Shape]) -> Figure:
@@ -289,8 +300,7 @@ def plot_curves(shapes: list[Shape]) -> Figure:
     grid = figure.subplots(len(shown), len(shapes), sharex=True, sharey="row", squeeze=False)
     settled: list[float] = []
     labels = dict.fromkeys(label for shape in shapes for label in shape.chosen)
-    looks = itertools.cycle(zip(("-", "--", "-", "--", "-", ":"), PALETTE, strict=False))
-    styles = dict(zip(labels, looks, strict=False))
+    styles = dict(zip(labels, looks(("-", "--", ":")), strict=False))
     for column, shape in enumerate(shapes):
         for row, (name, title, scale) in enumerate(shown):
             axes = grid[row, column]
@@ -337,8 +347,9 @@ def markdown(shapes: list[Shape]) -> str:
         "## In short",
         short_table(complete),
         "AUC of all pairs, and of even ones where few identities have most of the same pairs: the "
-        "tuned constant's own, and the others' difference to it. The rank is by all pairs. †: the "
-        "margin had not moved by the best epoch, so two constants are compared.",
+        "tuned constant's own, and the others' difference to it. The rank is by all pairs, among "
+        "what was trained on every data set. †: the margin had not moved by the best epoch, so two "
+        "constants are compared.",
         "![Differences to the tuned constant](schedules_differences.png)",
     ]
     for shape in shapes:

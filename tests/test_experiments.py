@@ -170,7 +170,7 @@ class TestReport:
         spread = math.sqrt(sum((d - mean) ** 2 for d in differences) / 2)
         assert summary.difference == pytest.approx(mean)
         assert summary.difference_interval == pytest.approx(4.302653 * spread / math.sqrt(3))
-        assert shape.ranks() == {"constant": 2, "dams": 1}
+        assert shape.ranks(shape.chosen) == {"constant": 2, "dams": 1}
 
     def test_it_writes_all_that_it_links(self, study, made_up, tmp_path, capsys):
         out = tmp_path / "out"
@@ -204,6 +204,18 @@ class TestReport:
         titles = f"LFW, {all_triplets} | LFW, {all_triplets}, even pairs | Omniglot, {all_triplets}"
         assert table[0] == f"| schedule | {titles} | mean rank |"
         assert table[2] == "| constant | 0.9010 | 0.8010 | 0.9010 | 2.0 |"
+
+    def test_only_what_is_on_every_data_set_has_a_rank(self, study, made_up):
+        compare, report = study("compare"), study("report")
+        for path in list(made_up.glob("*/*/*.json")):
+            cell = json.loads(path.read_text(encoding="utf-8")) | {"dataset": "cub"}
+            write_cells(study, made_up, [cell])
+        for schedule, seed in itertools.product(compare.CANDIDATES["linear"], (100, 101, 0, 1, 2)):
+            write_cells(study, made_up, [made_up_cell(schedule, seed, test=0.99)])
+        rows = report.short_table(report.read_shapes(made_up)).splitlines()[2:]
+        ends = [[cell.strip() for cell in row.split("|")][1::3] for row in rows]
+        assert ends == [["constant", "2.0"], ["dams", "1.0"], ["linear", ""]]
+        assert rows[2].startswith("| linear |  | **+0.0890 ")  # and no figure on the other set
 
     def test_a_seed_that_one_lacks_is_not_averaged_and_not_hidden(self, study, made_up):
         path = study("compare").cell_path(made_up, "omniglot", "mean", "constant:0.05", 2)
