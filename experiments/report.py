@@ -14,14 +14,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from compare import CANDIDATES, CELLS, NAMES, PUBLISHED, TUNING_SEEDS, options_of, tuned
+from compare import CANDIDATES, CELLS, FIXED, NAMES, TUNING_SEEDS, options_of, tuned
 from matplotlib.figure import Figure
 
 import margin_jax as mj
 from margin_jax.plots import PALETTE, tidy
 
 RESULTS = CELLS.parent
-AS_PUBLISHED = "dams as published"
 KINDS = {"all_pairs": "all pairs", "pairs": "even pairs", "published_pairs": "1,000 pairs"}
 # Where a few identities have most of the same pairs; even pairs then tell something else.
 UNEVEN = {"lfw"}
@@ -58,8 +57,7 @@ class Shape:
             tuning = [cell for cell in own if cell["seed"] in TUNING_SEEDS]
             if len(tuning) == len(candidates) * len(TUNING_SEEDS) and tuned(own) in trained:
                 self.chosen[family] = tuned(own)
-        if PUBLISHED in trained:
-            self.chosen[AS_PUBLISHED] = PUBLISHED
+        self.chosen |= {label: own for label, own in FIXED.items() if own in trained}
         counts = collections.Counter(cell["schedule"] for cell in reported)
         self.unfinished = [name for name, own in self.chosen.items() if counts[own] < 2]
         for label in self.unfinished:
