@@ -1,6 +1,6 @@
 """Why a margin schedule wins or loses: what becomes of the gradient, and what depends on it.
 
-    python experiments/gradient.py --data DATA --datasets omniglot,lfw
+    python experiments/gradient.py --data DATA
 
 The lead: over all triplets, the mean loss has a gradient that fades as they become easy; over the
 active ones it does not. A schedule that keeps triplets active would then help the first, and have
@@ -255,7 +255,7 @@ def markdown(by_name: dict[str, Found]) -> str:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of the images")
-    parser.add_argument("--datasets", default="omniglot", help=f"of {', '.join(NAMED)}")
+    parser.add_argument("--datasets", default=",".join(NAMED), help=f"of {', '.join(NAMED)}")
     parser.add_argument("--out", type=Path, default=RESULTS, help="also where the grid's cells are")
     parser.add_argument("--scratch", type=Path, default=Path("runs/gradient"))
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="on a GPU: 1")
