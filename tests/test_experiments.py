@@ -269,7 +269,7 @@ class TestCommittedResults:
     def test_nothing_but_schedule_and_seed_differs_within_a_shape(self, shapes):
         for shape in shapes:
             said = {
-                tuple(
+                frozenset(
                     word
                     for word in shlex.split(cell["command"])
                     if not word.startswith(("--schedule=", "--seed="))
