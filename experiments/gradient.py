@@ -68,6 +68,7 @@ from pathlib import Path
 import numpy as np
 from compare import (
     CELLS,
+    FALLING,
     NAMES,
     PUBLISHED,
     REDUCTIONS,
@@ -96,7 +97,7 @@ VARIATIONS: dict[str, dict] = {
 }
 SWEEP = (
     *(f"constant:{margin}" for margin in (0.002, 0.005, 0.01, 0.02, 0.05, 0.2, 0.5, 1)),
-    "exponential:margin=0.2,margin_end=0.01",
+    FALLING,
     *(f"dams:margin={margin},threshold=0.8,increase=0.05" for margin in (0.05, 0.2, 0.5)),
 )
 SHORT = {PUBLISHED: "dams as published"}
