@@ -4,8 +4,8 @@ r"""The grid: every schedule tuned with the same budget, then trained on the sam
 
 DATA is a folder with `omniglot` (images_background_small1.zip of brendenlake/omniglot, unpacked)
 and `lfw` (a folder for each person, of LFW deep-funneled; 96 pixels a side are enough). For the
-wider grid add `cub` (the folder `images` of CUB-200-2011), and MNIST prepared by
-`margin-jax datasets`:
+wider grid add `cub` (the folder `images` of CUB-200-2011), and MNIST by
+`margin-jax datasets describe tfds:mnist --data-dir DATA`:
 
     python experiments/compare.py --data DATA --datasets omniglot,lfw,cub,mnist --schedules all \
         --seeds 10
@@ -84,13 +84,13 @@ DATASETS = {
     },
     "cub": {
         "dataset": "folder",
-        "image_size": 48,
-        "width": 0.5,
+        "image_size": 32,
+        "width": 0.25,
         "split": "halves",
         "identities_per_batch": 16,
         "images_per_identity": 4,
         "augment": "flip",
-        "epochs": 20,
+        "epochs": 30,
     },
     "mnist": {
         "dataset": "tfds:mnist",
@@ -303,8 +303,7 @@ def open_dataset(name: str, folder: Path) -> tuple[dict, Any]:
     import margin_jax as mj
 
     options = {**DATASETS[name], **OPTIMISER}
-    if options["dataset"] == "folder":
-        options["data_dir"] = name
+    options["data_dir"] = name if options["dataset"] == "folder" else "."
     os.chdir(folder)
     config = mj.TrainConfig(**options)
     return options, mj.load_dataset(config.dataset, config.data_dir, config.image_size, strict=True)

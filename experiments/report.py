@@ -88,9 +88,14 @@ class Shape:
         }
 
     @property
+    def data(self) -> str:
+        """Of which data set, as one says it."""
+        return NAMES.get(self.name, self.name)
+
+    @property
     def title(self) -> str:
         """For a heading."""
-        return f"{NAMES.get(self.name, self.name)}, {REDUCTION[self.reduction]}"
+        return f"{self.data}, {REDUCTION[self.reduction]}"
 
     @property
     def complete(self) -> bool:
@@ -186,9 +191,20 @@ def table(shape: Shape) -> str:
     return "\n".join(lines)
 
 
-def short_table(shapes: Iterable[Shape]) -> str:
-    """A row a schedule: its difference in AUC to the tuned constant on each shape, and its rank."""
-    shapes = [shape for shape in shapes if shape.complete]
+def short_tables(shapes: Iterable[Shape]) -> str:
+    """One for each reduction."""
+    by_reduction: dict[str, list[Shape]] = {}
+    for shape in shapes:
+        if shape.complete:
+            by_reduction.setdefault(shape.reduction, []).append(shape)
+    return "\n\n".join(
+        f"{REDUCTION[reduction].capitalize()}:\n\n{short_table(own)}"
+        for reduction, own in by_reduction.items()
+    )
+
+
+def short_table(shapes: list[Shape]) -> str:
+    """A row a schedule: its difference in AUC to the tuned constant on each set, and its rank."""
     labels = dict.fromkeys(label for shape in shapes for label in shape.chosen)
     everywhere = [label for label in labels if all(label in shape.chosen for shape in shapes)]
     ranks = [shape.ranks(everywhere) for shape in shapes]
@@ -199,7 +215,7 @@ def short_table(shapes: Iterable[Shape]) -> str:
         if kind == "all_pairs" or shape.name in UNEVEN
     ]
     titles = [
-        shape.title + ("" if kind == "all_pairs" else f", {KINDS[kind]}") for shape, kind in columns
+        shape.data + ("" if kind == "all_pairs" else f", {KINDS[kind]}") for shape, kind in columns
     ]
     lines = [
         f"| schedule | {' | '.join(titles)} | mean rank |",
@@ -343,7 +359,7 @@ def markdown(shapes: list[Shape]) -> str:
         "are those of every test image with every other; *even pairs* give no identity more than "
         "ten times the average; *1,000 pairs* are as published.",
         "## In short",
-        short_table(complete),
+        short_tables(complete),
         "AUC of all pairs, and of even ones where few identities have most of the same pairs: the "
         "tuned constant's own, and the others' difference to it. The rank is by all pairs, among "
         "what was trained on every data set. †: the margin had not moved by the best epoch, so two "
@@ -389,7 +405,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in dict.fromkeys(shape.name for shape in complete):
         own = [shape for shape in complete if shape.name == name]
         plot_curves(own).savefig(arguments.out / f"schedules_{name}.png")
-    print(short_table(complete))
+    print(short_tables(complete))
 
 
 if __name__ == "__main__":
