@@ -16,7 +16,8 @@ import numpy as np
 from margin_jax import plots, run
 from margin_jax.config import TrainConfig, as_file_name
 from margin_jax.data.dataset import ImageDataset
-from margin_jax.protocol import load
+from margin_jax.models import Encoder
+from margin_jax.protocol import load, prepare_data
 from margin_jax.training import fit
 
 FIGURES = ("auc", "eer")
@@ -122,6 +123,7 @@ def compare(
     seeds: Sequence[int],
     *,
     dataset: ImageDataset | None = None,
+    encoder: Encoder | None = None,
     on_cell: Callable[[str, int, dict[str, Any]], None] | None = None,
     progress: bool = False,
 ) -> Comparison:
@@ -135,11 +137,13 @@ def compare(
             ``NAME:KEY=VALUE,...`` to set any of their parameters.
         seeds: one split, one set of pairs and one initialisation each.
         dataset: your own images, with ``TrainConfig(dataset="own")``.
+        encoder: your own network, with ``TrainConfig(encoder="own")``.
         on_cell: called with (schedule, seed, report) after each cell.
         progress: show progress bars.
 
     Raises:
-        ValueError: as :func:`~margin_jax.fit`; for no or repeated schedules or seeds.
+        ValueError: as :func:`~margin_jax.fit`; for no or repeated schedules or seeds; if a finished
+            cell was trained on other images.
     """
     for what, values in (("schedules", schedules), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
@@ -154,7 +158,9 @@ def compare(
     for (name, seed), cell in cells.items():
         report = _finished(cell)
         if report is None:
-            report = fit(cell, dataset=dataset, progress=progress).report
+            report = fit(cell, dataset=dataset, encoder=encoder, progress=progress).report
+        else:
+            _check_images(cell, dataset)
         reports[name][seed], histories[name][seed] = report, run.read_history(cell.folder)
         if on_cell is not None:
             on_cell(name, seed, report)
@@ -184,6 +190,15 @@ def _finished(cell: TrainConfig) -> dict[str, Any] | None:
         return None  # `fit` says what differs
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return report if report["epochs"] == cell.epochs else None
+
+
+def _check_images(cell: TrainConfig, dataset: ImageDataset) -> None:
+    """Refuses to compare what was split and tested differently."""
+    described = run.to_json(prepare_data(cell, dataset).described, indent=2) + "\n"
+    if described != (cell.folder / run.DATA).read_text(encoding="utf-8"):
+        raise ValueError(
+            f"{cell.folder} was trained on other images: give --overwrite, or choose another out"
+        )
 
 
 def _mean_interval(values: np.ndarray) -> tuple[float, float]:

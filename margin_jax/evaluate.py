@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -66,10 +67,13 @@ def embed_identities(run: Run, data_dir: str | Path | None = None) -> Embedded:
     dataset = load(run.config)
     if run.config.max_identities is not None:
         dataset = dataset.first(run.config.max_identities)
-    with np.load(run.path / PAIRS) as saved:
-        if tuple(saved["files"]) != dataset.files:
-            raise ValueError(f"the images are not those that {run.path} was tested on")
-        saved_rows, same = saved["test_rows"], saved["test_same"]
+    try:
+        with open(run.path / PAIRS, "rb") as file, np.load(file) as saved:
+            files, saved_rows, same = (saved[n] for n in ("files", "test_rows", "test_same"))
+    except (BadZipFile, KeyError, ValueError, EOFError) as error:
+        raise ValueError(f"the run in {run.path} is damaged: {PAIRS}: {error}") from error
+    if tuple(files) != dataset.files:
+        raise ValueError(f"the images are not those that {run.path} was tested on")
     # By the names that the run saved: a file of lists may have changed since, or be gone.
     tested = np.isin(dataset.identities, run.data["identities"]["test"])
     rows = np.flatnonzero(tested[dataset.labels])

@@ -51,7 +51,8 @@ def batch_all_triplet_loss(
         labels: int[batch].
         margin: μ, a number or float[]; it may be traced and differentiated. Any finite value.
         distance: "euclidean", "squared_euclidean", "cosine" (1 − cos), "manhattan", "chebyshev", or
-            a pure function ``f(x[B, D], y[N, D]) -> [B, N]``.
+            a pure function ``f(x[B, D], y[N, D]) -> [B, N]``, whose derivative must be finite also
+            where two rows are equal, as an anchor and itself are.
         reduction: "mean_active", the mean over the active triplets of the selected kind; "mean",
             over all valid triplets; or "sum". A mean over nothing is 0, with gradient 0.
         mining: which active triplets train the network: "all", "semihard" or "hard". The released
@@ -211,7 +212,7 @@ def _check_rows(
     labels: ArrayLike,
     where: ArrayLike | None,
 ) -> tuple[Array, Array, Array]:
-    """Checked rows in at least float32 with padding zeroed, their labels and their mask."""
+    """Checked rows in at least float32, padding of ones, their labels and their mask."""
     x, y = jnp.asarray(rows), jnp.asarray(labels)
     if isinstance(labels, np.ndarray) and not np.array_equal(labels, np.asarray(labels, y.dtype)):
         raise ValueError(f"{labels_name} must fit {y.dtype}; got {labels.min()} to {labels.max()}")
@@ -235,8 +236,9 @@ def _check_rows(
         raise TypeError(f"{where_name} must be boolean; got {real.dtype}")
     if real.shape != y.shape:
         raise ValueError(f"{where_name} must have shape {y.shape}; got {real.shape}")
-    # Zeroed, so that not even NaN in the padding can reach a gradient (0 × NaN is NaN).
-    return jnp.where(real[:, None], x, 0), y, real
+    # Not even NaN in the padding may reach a gradient (0 × NaN is NaN), nor a division by the
+    # length of a row, which a distance of the user's own may do.
+    return jnp.where(real[:, None], x, 1), y, real
 
 
 def _check_margin(margin: ArrayLike, dtype: jnp.dtype) -> Array:

@@ -81,9 +81,9 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def on_first(action: Callable[[], None]) -> None:
+def on_first(action: Callable[[], T]) -> T | None:
     """Does something on the first process; the others wait, and fail if it does."""
-    agreed(lambda: action() if is_first() else None)
+    return agreed(lambda: action() if is_first() else None)
 
 
 def agreed(action: Callable[[], T]) -> T:

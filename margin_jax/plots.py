@@ -137,11 +137,11 @@ def plot_distances(distances: np.ndarray, same: np.ndarray, threshold: float) ->
 def plot_roc(reports: dict[str, VerificationReport]) -> "Figure":
     """ROC curves by name, the false positive rate on a logarithmic axis."""
     figure, (axes,) = _figure()
-    colours = [BLUE, ORANGE, GREEN, GREY]
-    for (name, report), colour in zip(reports.items(), colours, strict=False):
+    for (style, colour), (name, report) in zip(_styles(), reports.items(), strict=False):
         axes.plot(
             report.fpr,
             report.tpr,
+            style,
             color=colour,
             label=f"{name}: AUC {report.auc:.4f}, EER {report.eer:.1%}",
         )

@@ -226,8 +226,10 @@ def check_folder(config: TrainConfig) -> None:
         )
 
 
-def prepare_folder(config: TrainConfig, data: RunData) -> None:
+def prepare_folder(config: TrainConfig, data: RunData) -> str:
     """Makes an empty run folder with the run's description, or checks the one to resume.
+
+    Returns what changes in the run to resume, because it was asked for, in words.
 
     Raises:
         ValueError: if the run to resume is another one, or the folder can not be written.
@@ -237,11 +239,7 @@ def prepare_folder(config: TrainConfig, data: RunData) -> None:
     described.encode()  # names that are no text fail here, before anything is removed
     if is_run(folder):
         if config.resume and (folder / CONFIG).is_file():
-            changed = _check_same(config, described, folder)
-            if changed:
-                trained = len(read_history(folder))
-                _append(folder / CHANGES, {"whole_epochs": trained, "changed": changed})
-            return
+            return _check_same(config, described, folder)
         remove(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -254,6 +252,7 @@ def prepare_folder(config: TrainConfig, data: RunData) -> None:
         write_text(folder / CONFIG, config.to_json())
     except OSError as error:
         raise ValueError(f"cannot write the run folder {folder}: {error.strerror}") from error
+    return ""
 
 
 def _check_same(config: TrainConfig, described: str, folder: Path) -> str:
@@ -340,8 +339,10 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def write_progress(config: TrainConfig, history: list[dict[str, Any]]) -> None:
-    """Makes a run folder tell what its checkpoint does, before it is trained on."""
+def write_progress(config: TrainConfig, history: list[dict[str, Any]], changed: str = "") -> None:
+    """Makes a run folder tell what its checkpoint does, and what changes, before it is trained."""
+    if changed:
+        _append(config.folder / CHANGES, {"whole_epochs": len(history), "changed": changed})
     if len(history) < config.epochs:  # a report would be about other weights
         (config.folder / REPORT).unlink(missing_ok=True)
     write_text(config.folder / HISTORY, "".join(to_json(record) + "\n" for record in history))

@@ -49,7 +49,10 @@ def create_state(
     schedule: Schedule,
     key: Array,
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step; weights may be NumPy arrays, such as those of a run."""
+    params, batch_stats = jax.tree.map(
+        lambda v: v if isinstance(v, Array) else jnp.asarray(v), (params, batch_stats)
+    )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=key,

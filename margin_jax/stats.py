@@ -38,7 +38,8 @@ class TripletStats:
     Attributes:
         semihard, hard: int32[batch], active triplets of each kind.
         positives, negatives: int32[batch], how many of each the anchor has.
-        sum_ap, sum_an: float32[batch], sums of d(a,p) and of d(a,n).
+        sum_ap, sum_an: float32[batch], sums of d(a,p) and of d(a,n); of float64 embeddings float64,
+            as the next two.
         sum_ap_squared, sum_an_squared: float32[batch], sums of their squares.
     """
 
@@ -132,7 +133,7 @@ class EpochStats:
         if histogram is not None:
             counts = jnp.cumsum(jnp.sum(histogram.reshape(-1, histogram.shape[-1]), axis=0))
             cdf = counts / counts[-1]
-        return cls(
+        found = cls(
             easy_fraction=jnp.sum(stats.easy.astype(jnp.float32)) / valid,
             semihard_fraction=jnp.sum(stats.semihard.astype(jnp.float32)) / valid,
             hard_fraction=jnp.sum(stats.hard.astype(jnp.float32)) / valid,
@@ -142,6 +143,9 @@ class EpochStats:
             std_effective=jnp.sqrt(jnp.maximum(square - mean * mean, 0)),
             effective_cdf=cdf,
         )
+        # The same types whatever the embeddings', so that a schedule's state keeps its own.
+        narrowed: EpochStats = jax.tree.map(lambda v: v.astype(jnp.float32), found)
+        return narrowed
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import optax
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from margin_jax.augmentation import Augment
@@ -77,7 +77,17 @@ def make_train_step(
             network runs on each device's rows and the loss scans each device's anchors, while
             triplets, batch statistics, dropout and augmentation are those of the global batch.
             Default: wherever the arguments are.
+
+    Raises:
+        ValueError: for a mesh without an axis "data", or whose axes are not of the type Auto, as
+            ``jax.make_mesh((n,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))`` makes it.
     """
+    if mesh is not None and (AXIS not in mesh.axis_names or {*mesh.axis_types} != {AxisType.Auto}):
+        raise ValueError(
+            f'mesh must have an axis "{AXIS}", and axes of the type Auto, as jax.make_mesh((n,), '
+            f'("{AXIS}",), axis_types=(jax.sharding.AxisType.Auto,)) makes it; got axes '
+            f"{mesh.axis_names} of types {mesh.axis_types}"
+        )
     everywhere = None if mesh is None else replicated(mesh)
     batch_loss: Callable[..., tuple[Array, TripletStats]] = functools.partial(
         batch_all_triplet_loss, distance=distance, reduction=reduction, mining=mining

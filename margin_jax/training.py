@@ -77,7 +77,7 @@ def fit(
     multihost.on_first(lambda: run.check_folder(config))
     setting, state = multihost.agreed(lambda: _set_up(config, dataset, encoder, mesh))
     # Last, so that nothing is removed or written for what turns out to be impossible.
-    multihost.on_first(lambda: run.prepare_folder(config, setting.data))
+    changed = multihost.on_first(lambda: run.prepare_folder(config, setting.data)) or ""
 
     with (
         multihost.notice() as notice,
@@ -85,7 +85,7 @@ def fit(
     ):
         multihost.check_same("run folder", checkpoint.step)
         place = _begin(config, place_copies(state, mesh), mesh, checkpoint)
-        multihost.on_first(lambda: run.write_progress(config, place.history))
+        multihost.on_first(lambda: run.write_progress(config, place.history, changed))
         show = progress and multihost.is_first()
         with ProgressBar(str(config.folder), config.epochs, len(place.history), show) as bar:
             try:

@@ -120,7 +120,8 @@ def batch_all(
 def _batch_all(
     anchors: Array, references: Array, margin: Array, windows: Windows, terms: Terms
 ) -> tuple[Array, TripletStats]:
-    total, stats, _ = _scan(anchors, references, margin, windows, terms, False)
+    size = _block_size(len(anchors), len(references))
+    total, stats, _ = _scan(anchors, references, margin, windows, terms, size, False)
     return total, stats
 
 
@@ -128,7 +129,8 @@ def _forward(
     anchors: Array, references: Array, margin: Array, windows: Windows, terms: Terms
 ) -> tuple[tuple[Array, TripletStats], tuple[Array, ...]]:
     anchors, references, margin = _differentiable_once((anchors, references, margin))
-    total, stats, gradient = _scan(anchors, references, margin, windows, terms, True)
+    size = _block_size(len(anchors), len(references))
+    total, stats, gradient = _scan(anchors, references, margin, windows, terms, size, True)
     return (total, stats), gradient
 
 
@@ -163,21 +165,23 @@ def _block_size(anchors: int, references: int) -> int:
     return min(anchors, max(64, 2**19 // references))
 
 
+# Compiled once also where nobody has put the loss under `jit`; under it, it is as if not there.
+@functools.partial(jax.jit, static_argnames=("terms", "size", "with_gradient"), inline=True)
 def _scan(
     anchors: Array,
     references: Array,
     margin: Array,
     windows: Windows,
     terms: Terms,
+    size: int,
     with_gradient: bool,
 ) -> tuple[Array, TripletStats, tuple[Array, ...]]:
-    """Sum, statistics and (if asked) the gradient of the sum, over blocks of anchors."""
+    """Sum, statistics and (if asked) the gradient of the sum, over blocks of `size` anchors."""
     rows, dim = anchors.shape
-    size = _block_size(rows, references.shape[0])
     padding = -rows % size  # padded anchors have empty windows: no triplets, no gradient
 
-    def blocks(v: Array) -> Array:
-        padded = jnp.pad(v, [(0, padding)] + [(0, 0)] * (v.ndim - 1))
+    def blocks(v: Array, fill: int = 0) -> Array:
+        padded = jnp.pad(v, [(0, padding)] + [(0, 0)] * (v.ndim - 1), constant_values=fill)
         return padded.reshape(-1, size, *v.shape[1:])
 
     def step(
@@ -196,7 +200,8 @@ def _scan(
         return (to_references, to_margin + compared.to_margin), (loss, stats, to_x)
 
     start = (jnp.zeros_like(references), jnp.zeros_like(margin))
-    xs = (blocks(anchors), jax.tree.map(blocks, windows))
+    # Of ones: a distance of the user's own may divide by a row's length.
+    xs = (blocks(anchors, 1), jax.tree.map(blocks, windows))
     (to_references, to_margin), (loss, stats, to_anchors) = jax.lax.scan(step, start, xs)
     stats = jax.tree.map(lambda v: v.reshape(-1)[:rows], stats)
     if to_anchors is None:

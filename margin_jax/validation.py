@@ -34,11 +34,17 @@ def _selection_loss(vectors: Array, labels: Array, distance: str) -> Array:
 def make_validator(
     config: TrainConfig, data: RunData, encoder: Encoder, mesh: Mesh
 ) -> Callable[[TrainState, EpochRecord], dict[str, float]]:
-    """Tells the AUC on the validation pairs, and the released code's validation loss."""
+    """Tells the AUC on the validation pairs, and the released code's validation loss.
+
+    Raises:
+        ValueError: if the best epoch is to be chosen by a loss that has no triplets.
+    """
     labels = data.dataset.labels[data.validation]
     pairs = data.pairs["validation"]
     rows = np.searchsorted(data.validation, pairs.rows)
-    enough = int(np.count_nonzero(np.bincount(labels) >= config.images_per_identity))
+    repeated = config.small_identities == "repeat"
+    least = 1 if repeated else config.images_per_identity
+    enough = int(np.count_nonzero(np.bincount(labels) >= least))
     plan = np.empty((0, 0), int)
     if enough >= 2:
         plan, _ = pk_batches(
@@ -47,6 +53,12 @@ def make_validator(
             config.images_per_identity,
             seed=config.seed,
             epoch=0,
+            small_identities="repeat" if repeated else "drop",
+        )
+    elif config.select == "loss":
+        raise ValueError(
+            f"select loss needs at least two validation identities with {least} images or more; "
+            f"got {enough} of {len(np.unique(labels))}"
         )
 
     def validate(state: TrainState, record: EpochRecord) -> dict[str, float]:

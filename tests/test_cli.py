@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from PIL import Image
 
@@ -149,6 +150,27 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, capsys
     assert shown.count("\n") == 1
     assert printed == ""
     assert list(tmp_path.iterdir()) == [], "nothing may be written"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("Unable to allocate 9 TiB"), "out of memory: Unable to allocate 9 TiB; small"),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nand a dump"),
+            "out of memory on the device: RESOURCE_EXHAUSTED: Out of memory; smaller images",
+        ),
+    ],
+)
+def test_too_little_memory_is_one_line(error, message, monkeypatch, capsys):
+    def describe(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "app", describe)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["datasets", "describe", "glyphs", "--image-size", "20000"])
+    assert stopped.value.code == 1
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,27 @@ def test_finished_cells_are_kept_and_missing_ones_trained(compared, monkeypatch)
         mj.compare(config.replace(learning_rate=0.01), SCHEDULES, (0, 1))
 
 
+def test_cells_of_other_images_are_not_compared(compared):
+    config, _ = compared
+    folder = config.folder / "dams-seed0"
+    described = (folder / "data.json").read_text()
+    (folder / "data.json").write_text(described.replace('"images": ', '"images": 1'))
+    with pytest.raises(ValueError, match=r"dams-seed0 was trained on other images: give --over"):
+        mj.compare(config, SCHEDULES, (0, 1))
+    (folder / "data.json").write_text(described)
+
+
+def test_ones_own_network_and_images(tiny_encoder, tmp_path):
+    faces = np.random.default_rng(0).integers(0, 256, (30, 1, 6, 6, 1))
+    images = np.repeat(faces, 4, axis=1).reshape(-1, 6, 6, 1).astype(np.uint8)
+    mine = mj.ImageDataset.from_arrays(images, np.arange(120) // 4)
+    config = mj.TrainConfig(
+        dataset="own", encoder="own", epochs=1, identities_per_batch=4, out=str(tmp_path)
+    )
+    result = mj.compare(config, ("constant", "dams"), (0,), dataset=mine, encoder=tiny_encoder)
+    assert set(result.reports) == {"constant", "dams"}
+
+
 def test_summaries_are_paired_t_intervals():
     rng = np.random.default_rng(0)
     auc = {"constant": rng.random(5), "dams": rng.random(5)}

@@ -112,6 +112,14 @@ def test_figures_show_themselves_and_pyplot_knows_none(run):
     assert pyplot is None or pyplot.get_fignums() == []
 
 
+def test_a_roc_shows_all_that_it_is_given():
+    distances, same = np.array([0.1, 0.2, 0.3, 0.4]), np.array([True, False, True, False])
+    report = mj.verification_report(distances, same, threshold=0.25)
+    (axes,) = mj.plot_roc({f"schedule {i}": report for i in range(9)}).axes
+    curves = [line for line in axes.lines if line.get_label() != "chance"]
+    assert len({(line.get_linestyle(), line.get_color()) for line in curves}) == 9
+
+
 def test_a_notebook_without_widgets_is_given_no_advice():
     code = (
         "import sys, types\n"

@@ -47,6 +47,16 @@ OPTIMIZER = optax.adam(1e-2)
 TRAIN_STEP = mj.make_train_step(apply_fn, OPTIMIZER)  # shared: compiled once
 
 
+def test_weights_of_a_run_are_numpy_and_can_be_trained_on():
+    schedule = mj.dams(margin=0.2)
+    state = new_state(schedule)
+    numpy_params, numpy_stats = jax.tree.map(np.asarray, (state.params, state.batch_stats))
+    other = mj.create_state(numpy_params, numpy_stats, OPTIMIZER, schedule, jax.random.key(0))
+    trained, _ = mj.train_epoch(state, TRAIN_STEP, batches(), schedule)
+    again, _ = mj.train_epoch(other, TRAIN_STEP, batches(), schedule)
+    assert_same(trained, again)
+
+
 def snapshot(state):
     """The state's values, keys included, as NumPy copies."""
     return jax.tree.map(np.array, state.replace(key=jax.random.key_data(state.key)))

@@ -242,6 +242,7 @@ def test_bad_input_is_one_line_and_status_2(arguments, run, letters, capsys):
         ("Q/0.png,Q/1.png,1\nQ/0.png,Q/1.png,yes\n", "line 2: expected"),
         ("Q/0.png,Q/9.png,1\n", "1 of 2 images unreadable"),
         ("Q/0.png,Q/1.png,1\n", "same and different pairs"),
+        ('"' + 140_000 * "Q", r"pairs.csv is not a list of pairs: field larger"),
     ],
 )
 def test_bad_pairs(lines, message, run, letters, tmp_path):
@@ -266,6 +267,8 @@ DAMAGE = {
     "report of another epoch": lambda f: (f / "report.json").write_text(
         json.dumps(json.loads((f / "report.json").read_text()) | {"best_epoch": 7})
     ),
+    "pairs cut": lambda f: (f / "pairs.npz").write_bytes((f / "pairs.npz").read_bytes()[:900]),
+    "pairs of nothing": lambda f: np.savez(f / "pairs.npz", files=np.array(["a"])),
     "history cut": lambda f: (f / "history.jsonl").write_text("nonsense\n"),
     "weights gone": lambda f: shutil.rmtree(f / "checkpoints"),
     "weights empty": lambda f: [shutil.rmtree(p) for p in (f / "checkpoints").iterdir()],

@@ -233,6 +233,44 @@ def test_blocks_change_nothing(monkeypatch, size, case):
     np.testing.assert_allclose(to_margin, answer.to_margin, rtol=1e-6)
 
 
+@pytest.mark.parametrize("case", ["random", "padded"])
+def test_a_distance_of_ones_own_may_divide_by_a_rows_length(monkeypatch, case):
+    """Rows of padding, the batch's and those of a block that is not full, have a length."""
+    monkeypatch.setattr(triplets, "_block_size", lambda anchors, references: 5)
+
+    def cosine(a, b):
+        a, b = (v / jnp.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
+        return 1 - jnp.matmul(a, b.T, precision="highest")
+
+    x, labels, margin, where = CASES[case]
+    answer = oracle.batch_all(x, labels, margin, distance="cosine", where=where)
+    (loss, stats), (to_x, _) = jax.jit(value_and_grad(cosine))(x, labels, margin, where)
+    np.testing.assert_allclose(loss, answer.loss, rtol=1e-5)
+    assert stats.totals() == answer.counts
+    assert_gradient(to_x, answer.to_embeddings)
+
+
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_without_jit_a_new_margin_compiles_nothing(differentiated, caplog):
+    x, labels, _, _ = CASES["random"]
+    rows = np.vstack([x, x[:1]])  # of a shape of its own
+    labels = np.append(labels, labels[0])
+
+    def loss(x, margin):
+        return mj.batch_all_triplet_loss(x, labels, margin)[0]
+
+    call = jax.grad(loss) if differentiated else loss
+    compiled_programs = []
+    for margin in (0.1, 0.2, 0.3):
+        caplog.clear()
+        with jax.log_compiles():
+            call(rows, jnp.float32(margin))
+        said = [record.getMessage() for record in caplog.records]
+        compiled_programs.append(sum("Finished XLA compilation" in line for line in said))
+    assert compiled_programs[0] > 0
+    assert compiled_programs[1:] == [0, 0]
+
+
 def test_float64_is_computed_in_float64():
     x, labels, _, where = CASES["random"]
     answer = oracle.batch_all(x.astype(np.float64), labels, 0.2)

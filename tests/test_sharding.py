@@ -87,6 +87,13 @@ def on_one_device():
     return an_epoch(1)
 
 
+def test_a_mesh_that_would_fail_later_is_refused():
+    """JAX makes axes of the type Explicit, which a histogram or copies of labels do not fit."""
+    for mesh in (jax.make_mesh((2,), ("data",)), make_mesh(2, 8).update(axis_names=("batch",))):
+        with pytest.raises(ValueError, match=r"an axis \"data\", and axes of the type Auto, as"):
+            mj.make_train_step(lambda *_, **__: None, OPTIMIZER, mesh=mesh)
+
+
 def test_a_batch_that_leaves_devices_idle_is_said(monkeypatch):
     class Accelerator:
         platform = "gpu"

@@ -8,7 +8,7 @@ import oracle
 import pytest
 
 import margin_jax as mj
-from margin_jax.stats import EpochTotals
+from margin_jax.stats import EpochStats, EpochTotals
 
 
 def stats_of(positives, negatives, semihard, hard, sums=None):
@@ -133,6 +133,23 @@ def test_no_triplets_means_nan():
     assert defined == {"mean_ap"}  # there are positive pairs, though no triplet
     np.testing.assert_allclose(stats.mean_ap, math.sqrt(2), rtol=1e-6)
     assert math.isnan(one_class.easy_fraction)
+
+
+def test_shares_of_float64_embeddings_are_float32_too():
+    """So that a schedule whose state is made of them can be carried through a scan."""
+    schedule = mj.automargin(margin=0.1)
+    x, labels = batches()[0]
+    with jax.enable_x64(True):
+        _, stats = mj.batch_all_triplet_loss(x.astype(np.float64), labels, 0.5)
+        assert stats.sum_ap.dtype == np.float64
+        shares = EpochStats.of(stats)
+        assert {v.dtype for v in jax.tree.leaves(shares)} == {np.dtype(np.float32)}
+
+        def step(state, _):
+            return schedule.update(state, EpochStats.of(stats)), state.margin
+
+        _, margins = jax.lax.scan(step, schedule.init(), None, length=3)
+    assert margins.dtype == np.float32
 
 
 def test_equal_distances_have_no_spread():

@@ -259,6 +259,8 @@ def test_what_no_change_can_be_asked_for(tiny_fit, tmp_path):
     ):
         with pytest.raises(ValueError, match=r"as another run: .*asked for [^;]*$"):
             tiny_fit(tmp_path, **{"epochs": 2, **again, **change})
+    with pytest.raises(ValueError, match="damaged, or of another"):  # its schedule has a memory
+        tiny_fit(tmp_path, **again, schedule="automargin", epochs=3)
     assert read_config(tmp_path).epochs == 2
     assert not (tmp_path / "changes.jsonl").exists()
 
@@ -443,6 +445,32 @@ def test_an_image_folder_trains(tmp_path):
     assert run.data["image_shape"] == [16, 16, 3]
     assert [text.split(":")[0] for text in run.data["skipped"]] == ["p00/broken.jpg"]
     assert "hard" not in run.report["test"]
+
+
+def test_a_loss_without_triplets_does_not_choose_the_best_epoch(tiny_encoder, tmp_path):
+    """Where four images of an identity are asked for, and those of the validation have two."""
+    names = {part: [f"{part} {i:02}" for i in range(10)] for part in ("train", "validation")}
+    names["test"] = [f"who is tested {i:02}" for i in range(10)]
+    labels = np.repeat(names["train"] + names["test"], 4).tolist() + names["validation"] * 2
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 6, 6, 1)).astype(np.uint8)
+    mine = mj.ImageDataset.from_arrays(images, np.array(labels))
+    (tmp_path / "split.json").write_text(json.dumps(names))
+    config = mj.TrainConfig(
+        dataset="own",
+        encoder="own",
+        epochs=2,
+        select="loss",
+        identities_per_batch=4,
+        images_per_identity=4,
+        split=str(tmp_path / "split.json"),
+        out=str(tmp_path / "run"),
+    )
+    with pytest.raises(ValueError, match=r"two validation .* with 4 images or more; got 0 of 10"):
+        mj.fit(config, dataset=mine, encoder=tiny_encoder)
+    assert not (tmp_path / "run").exists()
+    repeated = config.replace(small_identities="repeat")
+    run = mj.fit(repeated, dataset=mine, encoder=tiny_encoder)
+    assert np.all(np.isfinite([record["validation_loss"] for record in run.history]))
 
 
 @pytest.mark.parametrize("select", ["auc", "loss"])

@@ -7,6 +7,8 @@ import typer
 
 from margin_jax.cli import datasets, schedules, train, use
 
+_SMALLER = "smaller images, fewer of them in a batch or a smaller network need less"
+
 app = typer.Typer(
     name="margin-jax",
     no_args_is_help=True,
@@ -40,6 +42,13 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), 2)
     except FloatingPointError as error:
         _fail(str(error), 1)
+    except MemoryError as error:
+        _fail(f"out of memory: {error}; {_SMALLER}", 1)
+    except RuntimeError as error:
+        # Of a device; by its name, as `--help` does without JAX.
+        if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _fail(f"out of memory on the device: {str(error).splitlines()[0]}; {_SMALLER}", 1)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
 

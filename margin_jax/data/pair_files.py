@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ def read_pairs(path: Path) -> ListedPairs:
 
 def _csv(path: Path, text: str) -> list[tuple[str, str, bool, int]]:
     listed = []
-    for number, fields in enumerate(csv.reader(io.StringIO(text)), start=1):
+    for number, fields in enumerate(_read(path, text), start=1):
         if not fields:
             continue
         cells = [field.strip() for field in fields]
@@ -59,6 +60,13 @@ def _csv(path: Path, text: str) -> list[tuple[str, str, bool, int]]:
             )
         listed.append((cells[0], cells[1], cells[2] == "1", 0))
     return listed
+
+
+def _read(path: Path, text: str) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(io.StringIO(text))
+    except csv.Error as error:  # such as a quote that is never closed
+        raise ValueError(f"{path} is not a list of pairs: {error}") from error
 
 
 def _lfw(path: Path, text: str) -> list[tuple[str, str, bool, int]]:
