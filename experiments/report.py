@@ -7,144 +7,21 @@ Every cell that is there is in it.
 """
 
 import argparse
-import collections
+import dataclasses
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from compare import CANDIDATES, CELLS, FIXED, NAMES, TUNING_SEEDS, options_of, tuned
+from compare import CANDIDATES, CELLS, NAMES, TUNING_SEEDS
 from matplotlib.figure import Figure
+from scipy.stats import ttest_1samp
+from shapes import FIRST, KINDS, REDUCTION, UNEVEN, Shape, corrected, read_shapes
 
 import margin_jax as mj
 from margin_jax.plots import PALETTE, tidy
 
 RESULTS = CELLS.parent
-KINDS = {"all_pairs": "all pairs", "pairs": "even pairs", "published_pairs": "1,000 pairs"}
-# Where a few identities have most of the same pairs; even pairs then tell something else.
-UNEVEN = {"lfw"}
-REDUCTION = {"mean_active": "mean over active triplets", "mean": "mean over all triplets"}
-
-
-class Shape:
-    """The cells of one data set and one reduction.
-
-    Attributes:
-        name, reduction: which.
-        cells: all of them, as read.
-        chosen: by what is compared, the text of its schedule.
-        unfinished: what was tuned, and trained on fewer than two reported seeds.
-        seeds: those that everything compared was trained on.
-        by_place: the reported cells by schedule and seed.
-        comparisons: by kind of pairs, an `mj.Comparison` over those seeds.
-    """
-
-    def __init__(self, name: str, reduction: str, cells: list[dict]) -> None:
-        self.name, self.reduction, self.cells = name, reduction, cells
-        settings = {frozenset(shared_options(cell["command"])) for cell in cells}
-        if len(settings) > 1:
-            differing = set.union(*map(set, settings)) - set.intersection(*map(set, settings))
-            raise ValueError(
-                f"the cells of {name}, {reduction}, must differ in schedule and seed alone; they "
-                f"differ in {', '.join(sorted(differing))}"
-            )
-        reported = [cell for cell in cells if cell["seed"] not in TUNING_SEEDS]
-        trained = {cell["schedule"] for cell in reported}
-        self.chosen = {}
-        for family, candidates in CANDIDATES.items():
-            own = [cell for cell in cells if cell["schedule"] in candidates]
-            tuning = [cell for cell in own if cell["seed"] in TUNING_SEEDS]
-            if len(tuning) == len(candidates) * len(TUNING_SEEDS) and tuned(own) in trained:
-                self.chosen[family] = tuned(own)
-        self.chosen |= {label: own for label, own in FIXED.items() if own in trained}
-        counts = collections.Counter(cell["schedule"] for cell in reported)
-        self.unfinished = [name for name, own in self.chosen.items() if counts[own] < 2]
-        for label in self.unfinished:
-            del self.chosen[label]
-        self.by_place = {(cell["schedule"], cell["seed"]): cell for cell in reported}
-        self.seeds = sorted(
-            seed
-            for seed in {cell["seed"] for cell in reported}
-            if all((schedule, seed) in self.by_place for schedule in self.chosen.values())
-        )
-        histories = {
-            label: {seed: records(self.by_place[schedule, seed]) for seed in self.seeds}
-            for label, schedule in self.chosen.items()
-        }
-        self.comparisons = {
-            kind: mj.Comparison(
-                tuple(self.chosen),
-                tuple(self.seeds),
-                {
-                    label: {
-                        s: {"test": self.by_place[schedule, s]["test"][kind]} for s in self.seeds
-                    }
-                    for label, schedule in self.chosen.items()
-                },
-                histories,
-            )
-            for kind in KINDS
-        }
-
-    @property
-    def data(self) -> str:
-        """Of which data set, as one says it."""
-        return NAMES.get(self.name, self.name)
-
-    @property
-    def title(self) -> str:
-        """For a heading."""
-        return f"{self.data}, {REDUCTION[self.reduction]}"
-
-    @property
-    def complete(self) -> bool:
-        """Whether there is something to compare with the tuned constant, over several seeds."""
-        return "constant" in self.chosen and len(self.chosen) > 1 and len(self.seeds) > 1
-
-    def moved(self, label: str) -> bool:
-        """Whether the margin had become another by the epoch that was chosen, with any seed."""
-        cells = [self.by_place[self.chosen[label], seed] for seed in self.seeds]
-        return any(len(set(cell["epochs"]["margin"][: cell["best_epoch"]])) > 1 for cell in cells)
-
-    def ranks(self, labels: Iterable[str]) -> dict[str, float]:
-        """The place of each by mean AUC of all pairs, 1 the best; ties share."""
-        means = {
-            label: self.comparisons["all_pairs"].summary(label, "auc").mean for label in labels
-        }
-        return {
-            label: 1 + sum(m > mean for m in means.values()) + (ties(means, mean) - 1) / 2
-            for label, mean in means.items()
-        }
-
-
-def shared_options(command: str) -> list[str]:
-    """What all cells of a shape must have in common."""
-    mine = ("--schedule=", "--seed=")
-    return [option for option in options_of(command) if not option.startswith(mine)]
-
-
-def ties(means: dict[str, float], mean: float) -> int:
-    return sum(m == mean for m in means.values())
-
-
-def records(cell: dict) -> list[dict]:
-    """The epochs of a cell as a run's history has them."""
-    columns = cell["epochs"]
-    rows = zip(*columns.values(), strict=True)
-    return [
-        {"epoch": i, **dict(zip(columns, row, strict=True))} for i, row in enumerate(rows, start=1)
-    ]
-
-
-def read_shapes(folder: Path) -> list[Shape]:
-    """Everything that is in a folder of cells, in the order of their names."""
-    shapes = []
-    for place in sorted(folder.glob("*/*")):
-        cells = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(place.glob("*.json"))]
-        if cells:
-            shapes.append(Shape(place.parent.name, place.name, cells))
-    return shapes
 
 
 def setting(schedule: str) -> str:
@@ -163,30 +40,31 @@ def plus_minus(mean: float, interval: float, sign: str = "") -> str:
     return f"**{text}**" if sign and abs(mean) > interval else text
 
 
+def difference(comparison: mj.Comparison, label: str, figure: str) -> str:
+    """To the tuned constant."""
+    if label == comparison.baseline:
+        return "–"
+    summary = comparison.summary(label, figure)
+    return plus_minus(summary.difference, summary.difference_interval, "+")
+
+
 def table(shape: Shape) -> str:
     """Every schedule of a shape: what it was tuned to, its figures, its differences."""
-    lines = [
-        "| schedule | tuned to | margin | easy at the end | AUC | difference | EER | difference "
-        "| AUC difference, even pairs | 1,000 pairs |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    every = shape.comparisons["all_pairs"]
+    others = [f"AUC difference, {KINDS[kind]}" for kind in shape.kinds[1:]]
+    columns = ("schedule", "tuned to", "margin", "easy at the end")
+    figures = ("AUC", "difference", "EER", "difference", *others)
+    lines = [f"| {' | '.join((*columns, *figures))} |", "|---|---|---|---|---|---|---|---|---|---|"]
+    every = shape.judged
     for label, schedule in shape.chosen.items():
         ends = [every.histories[label][seed][-1] for seed in shape.seeds]
         start = every.histories[label][shape.seeds[0]][0]["margin"]
         end = np.mean([record["margin"] for record in ends])
         easy = np.mean([record["easy_fraction"] for record in ends])
         row = [label, setting(schedule), f"{start:.2f} → {end:.2f}", f"{easy:.1%}"]
-        is_baseline = label == every.baseline
         for figure in ("auc", "eer"):
             summary = every.summary(label, figure)
-            row.append(plus_minus(summary.mean, summary.interval))
-            difference = plus_minus(summary.difference, summary.difference_interval, "+")
-            row.append("–" if is_baseline else difference)
-        for kind in ("pairs", "published_pairs"):
-            summary = shape.comparisons[kind].summary(label, "auc")
-            difference = plus_minus(summary.difference, summary.difference_interval, "+")
-            row.append("–" if is_baseline else difference)
+            row += [plus_minus(summary.mean, summary.interval), difference(every, label, figure)]
+        row += [difference(shape.comparisons[kind], label, "auc") for kind in shape.kinds[1:]]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
@@ -211,11 +89,10 @@ def short_table(shapes: list[Shape]) -> str:
     columns = [
         (shape, kind)
         for shape in shapes
-        for kind in ("all_pairs", "pairs")
-        if kind == "all_pairs" or shape.name in UNEVEN
+        for kind in (shape.kinds[:2] if shape.name in UNEVEN else shape.kinds[:1])
     ]
     titles = [
-        shape.data + ("" if kind == "all_pairs" else f", {KINDS[kind]}") for shape, kind in columns
+        shape.data + (f", {KINDS[kind]}" if shape.name in UNEVEN else "") for shape, kind in columns
     ]
     lines = [
         f"| schedule | {' | '.join(titles)} | mean rank |",
@@ -226,13 +103,49 @@ def short_table(shapes: list[Shape]) -> str:
         for shape, kind in columns:
             if label not in shape.chosen:
                 row.append("")
-                continue
-            summary = shape.comparisons[kind].summary(label, "auc")
-            difference = plus_minus(summary.difference, summary.difference_interval, "+")
-            mark = "" if shape.moved(label) else " †"
-            row.append(f"{summary.mean:.4f}" if label == "constant" else difference + mark)
+            elif label == "constant":
+                row.append(f"{shape.comparisons[kind].summary(label, 'auc').mean:.4f}")
+            else:
+                mark = "" if shape.moved(label) else " †"
+                row.append(difference(shape.comparisons[kind], label, "auc") + mark)
         own = [places[label] for places in ranks if label in places]
         row.append(f"{np.mean(own):.1f}" if own else "")
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def multiplicity(shapes: Iterable[Shape]) -> str:
+    """How many of the differences would look like one by chance, and which would not."""
+    p_values, outside = {}, 0
+    for shape in shapes:
+        base = shape.judged.values("constant", "auc")
+        for label in shape.chosen:
+            values = shape.judged.values(label, "auc") - base
+            if np.any(values):  # else the same run
+                p_values[label, shape.data, REDUCTION[shape.reduction]] = ttest_1samp(values, 0)[1]
+                summary = shape.judged.summary(label, "auc")
+                outside += abs(summary.difference) > summary.difference_interval
+    left = [f"{', '.join(key)}" for key, p in corrected(p_values).items() if p < 0.05]
+    return (
+        f"{outside} of the {len(p_values)} differences in AUC exceed their interval, where about "
+        f"{0.05 * len(p_values):.0f} would by chance. Corrected for their number (Holm), "
+        f"{'there remains' if left else 'none remains'}{': ' if left else ''}{'; '.join(left)}."
+    )
+
+
+def again(shape: Shape) -> str:
+    """The differences of the seeds that were read first, and of those that were trained later."""
+    parts = [
+        dataclasses.replace(shape.judged, seeds=tuple(seeds))
+        for seeds in (
+            [seed for seed in shape.seeds if seed in FIRST],
+            [seed for seed in shape.seeds if seed not in FIRST],
+        )
+    ]
+    titles = [f"AUC difference, seeds {part.seeds[0]} to {part.seeds[-1]}" for part in parts]
+    lines = [f"| schedule | {' | '.join(titles)} |", "|---|---|---|"]
+    for label in shape.chosen:
+        row = [label, *(difference(part, label, "auc") for part in parts)]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
@@ -257,8 +170,8 @@ def tuning_table(shape: Shape) -> str:
 
 
 def cells_table(shape: Shape) -> str:
-    """The test AUC over all pairs of every reported cell."""
-    values = shape.comparisons["all_pairs"]
+    """The test AUC of every reported cell."""
+    values = shape.judged
     head = " | ".join(f"seed {seed}" for seed in shape.seeds)
     lines = [f"| schedule | {head} |", f"|---|{'---|' * len(shape.seeds)}"]
     for label in shape.chosen:
@@ -277,7 +190,7 @@ def plot_differences(shapes: list[Shape]) -> Figure:
         first = row
         for label in labels:
             if label in shape.chosen:
-                summary = shape.comparisons["all_pairs"].summary(label, "auc")
+                summary = shape.judged.summary(label, "auc")
                 points[label].append((-row, summary.difference, summary.difference_interval))
                 row += 1
         ticks.append(-(first + row - 1) / 2)
@@ -318,7 +231,7 @@ def plot_curves(shapes: list[Shape]) -> Figure:
     for column, shape in enumerate(shapes):
         for row, (name, title, scale) in enumerate(shown):
             axes = grid[row, column]
-            histories = shape.comparisons["all_pairs"].histories
+            histories = shape.judged.histories
             for label, runs in histories.items():
                 style, colour = styles[label]
                 curves = np.array([[record[name] for record in run] for run in runs.values()])
@@ -341,7 +254,6 @@ def plot_curves(shapes: list[Shape]) -> Figure:
 def markdown(shapes: list[Shape]) -> str:
     """The whole report."""
     complete = [shape for shape in shapes if shape.complete]
-    compared = sum(len(shape.chosen) - 1 for shape in complete)
     seconds = sum(cell["seconds"] for shape in shapes for cell in shape.cells)
     machines = sorted({cell["machine"] for shape in shapes for cell in shape.cells})
     count = sum(len(shape.cells) for shape in shapes)
@@ -353,17 +265,18 @@ def markdown(shapes: list[Shape]) -> str:
         "is in `experiments/compare.py`.",
         "Test figures are of the best epoch by validation AUC, as mean ± half the 95 % interval "
         "(Student's t) over the reported seeds; differences are to the tuned constant, paired by "
-        "seed, and **bold** where they exceed their interval. "
-        f"Of {compared} differences in a column about {0.05 * compared:.0f} would do so by chance. "
-        "*All pairs* "
-        "are those of every test image with every other; *even pairs* give no identity more than "
-        "ten times the average; *1,000 pairs* are as published.",
+        "seed, and **bold** where they exceed their interval. Two seeds split the same images "
+        "anew, so an interval is over splits and initialisations, not over other data. *All pairs* "
+        "are those of every test image with every other; *even pairs*, from which the best epoch "
+        "is chosen too, give no identity more than ten times the average; *1,000 pairs* are as "
+        "published.",
         "## In short",
         short_tables(complete),
-        "AUC of all pairs, and of even ones where few identities have most of the same pairs: the "
-        "tuned constant's own, and the others' difference to it. The rank is by all pairs, among "
+        "AUC of all pairs (of even ones first, where one identity can have most of the same "
+        "pairs): the tuned constant's own, and the others' difference to it. The rank is among "
         "what was trained on every data set. †: the margin had not moved by the best epoch, so two "
         "constants are compared.",
+        multiplicity(complete),
         "![Differences to the tuned constant](schedules_differences.png)",
     ]
     for shape in shapes:
@@ -372,12 +285,24 @@ def markdown(shapes: list[Shape]) -> str:
             parts.append(f"Not finished: {len(shape.cells)} cells so far.")
             continue
         command = shape.cells[0]["command"]
+        kind = KINDS[shape.kinds[0]]
         parts += [
             f"Seeds {', '.join(map(str, shape.seeds))}. All cells as this one, run in the data's "
             f"folder, but for schedule and seed:\n\n```bash\n{command}\n```",
             *([f"Not finished: {', '.join(shape.unfinished)}."] if shape.unfinished else []),
+            *(
+                [f"Left out, with cells of some schedules only: seeds {shape.left_out}."]
+                if shape.left_out
+                else []
+            ),
+            f"Figures are of {kind} where nothing else is said.",
             table(shape),
-            "Test AUC of all pairs, cell by cell:",
+            *(
+                ["Seeds that were trained after the first had been read:", again(shape)]
+                if len(set(shape.seeds) - set(FIRST)) > 1
+                else []
+            ),
+            "Test AUC, cell by cell:",
             cells_table(shape),
             f"Tuning, mean over the seeds {' and '.join(map(str, TUNING_SEEDS))}:",
             tuning_table(shape),
@@ -405,7 +330,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in dict.fromkeys(shape.name for shape in complete):
         own = [shape for shape in complete if shape.name == name]
         plot_curves(own).savefig(arguments.out / f"schedules_{name}.png")
-    print(short_tables(complete))
+    print(f"{short_tables(complete)}\n\n{multiplicity(complete)}")
 
 
 if __name__ == "__main__":

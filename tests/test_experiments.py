@@ -195,13 +195,14 @@ class TestReport:
     def test_where_few_have_most_of_the_pairs_even_ones_stand_beside(self, study, made_up):
         for path in list(made_up.glob("*/*/*.json")):
             cell = json.loads(path.read_text(encoding="utf-8")) | {"dataset": "lfw"}
-            even = {"auc": cell["test"]["pairs"]["auc"] - 0.1, "eer": 0.5}
+            even = {"auc": cell["test"]["pairs"]["auc"] / 2, "eer": 0.5}
             cell["test"] |= {"pairs": even}
             write_cells(study, made_up, [cell])
         report = study("report")
         table = report.short_table(report.read_shapes(made_up)).splitlines()
-        assert table[0] == "| schedule | LFW | LFW, even pairs | Omniglot | mean rank |"
-        assert table[2] == "| constant | 0.9010 | 0.8010 | 0.9010 | 2.0 |"
+        assert table[0] == "| schedule | LFW, even pairs | LFW, all pairs | Omniglot | mean rank |"
+        assert table[2] == "| constant | 0.4505 | 0.9010 | 0.9010 | 2.0 |"
+        assert table[3].startswith("| dams | +0.0117 ± 0.0190 | +0.0233 ± 0.0379 | +0.0233 ")
 
     def test_only_what_is_on_every_data_set_has_a_rank(self, study, made_up):
         compare, report = study("compare"), study("report")
@@ -220,8 +221,40 @@ class TestReport:
         path.unlink()
         report = study("report")
         (shape,) = report.read_shapes(made_up)
-        assert shape.seeds == [0, 1]
-        assert "Seeds 0, 1." in report.markdown([shape])
+        assert (shape.seeds, shape.left_out) == ([0, 1], [2])
+        text = report.markdown([shape])
+        assert "Seeds 0, 1." in text
+        assert "Left out, with cells of some schedules only: seeds [2]." in text
+
+    def test_seeds_that_came_later_are_shown_apart(self, study, made_up):
+        (constant, dams) = (study("compare").CANDIDATES[name] for name in ("constant", "dams"))
+        report = study("report")
+        (shape,) = report.read_shapes(made_up)
+        assert "after the first had been read" not in report.markdown([shape])
+        for seed, gain in ((5, -0.02), (6, -0.03)):
+            write_cells(study, made_up, [made_up_cell(constant[1], seed, test=0.9)])
+            write_cells(study, made_up, [made_up_cell(dams[2], seed, test=0.9 + gain)])
+        (shape,) = report.read_shapes(made_up)
+        assert "after the first had been read" in report.markdown([shape])
+        row = report.again(shape).splitlines()[3]
+        assert row == "| dams | +0.0233 ± 0.0379 | -0.0250 ± 0.0635 |"
+
+    def test_the_correction_is_holms(self, study):
+        corrected = study("shapes").corrected({("a",): 0.01, ("b",): 0.04, ("c",): 0.03})
+        assert corrected == {("a",): 0.03, ("c",): 0.06, ("b",): 0.06}
+        assert study("shapes").corrected({("a",): 0.6, ("b",): 0.9}) == {("a",): 1, ("b",): 1}
+
+    def test_how_many_differences_there_are_and_which_remain(self, study, made_up):
+        report = study("report")
+        said = report.multiplicity(report.read_shapes(made_up))
+        assert said.startswith("0 of the 1 differences in AUC exceed their interval")
+        assert said.endswith("none remains.")
+        best = study("compare").CANDIDATES["dams"][2]
+        for seed in range(3):
+            write_cells(study, made_up, [made_up_cell(best, seed, test=0.95 + seed / 500)])
+        said = report.multiplicity(report.read_shapes(made_up))
+        assert said.startswith("1 of the 1 differences")
+        assert said.endswith("there remains: dams, Omniglot, mean over all triplets.")
 
     def test_a_schedule_with_one_seed_so_far_is_named_and_left_out(self, study, made_up):
         for seed in (1, 2):
@@ -258,11 +291,12 @@ class TestCommittedResults:
     def test_the_grid_is_whole(self, study, shapes):
         compare = study("compare")
         assert {(s.name, s.reduction) for s in shapes} >= set(
-            itertools.product(("omniglot", "lfw"), compare.REDUCTIONS)
+            itertools.product(("omniglot", "lfw", "cub"), compare.REDUCTIONS)
         )
         for shape in shapes:
             assert {*compare.DEFAULT, *compare.FIXED} <= set(shape.chosen)
-            assert shape.seeds == [0, 1, 2, 3, 4]
+            assert shape.seeds == list(range(10 if shape.name == "omniglot" else 5))
+            assert shape.left_out == []
 
     def test_nothing_but_schedule_and_seed_differs_within_a_shape(self, shapes):
         for shape in shapes:
@@ -282,6 +316,7 @@ class TestCommittedResults:
         assert study("report").markdown(shapes) == written
         readme = (ROOT / "README.md").read_text(encoding="utf-8")
         assert study("report").short_tables(shapes) in readme
+        assert study("report").multiplicity(shapes) in readme
 
     def test_the_gradient_study_is_of_these_cells(self, study):
         gradient = study("gradient")
