@@ -5,6 +5,7 @@ on where it was. Differences are paired by seed.
 """
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -153,14 +154,23 @@ def compare(
     cells = {(name, seed): _cell_config(config, name, seed) for name in schedules for seed in seeds}
     if dataset is None:
         dataset = load(config)
+
+    @functools.cache
+    def described(seed: int) -> dict[str, Any]:
+        """Of the images and the split that all schedules of a seed share."""
+        return prepare_data(cells[schedules[0], seed], dataset).described
+
     reports: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in schedules}
     histories: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in schedules}
     for (name, seed), cell in cells.items():
         report = _finished(cell)
         if report is None:
             report = fit(cell, dataset=dataset, encoder=encoder, progress=progress).report
-        else:
-            _check_images(cell, dataset)
+        elif _described(cell) != described(seed):
+            raise ValueError(
+                f"{cell.folder} was trained on other images: give --overwrite, or choose another "
+                f"out"
+            )
         reports[name][seed], histories[name][seed] = report, run.read_history(cell.folder)
         if on_cell is not None:
             on_cell(name, seed, report)
@@ -192,13 +202,10 @@ def _finished(cell: TrainConfig) -> dict[str, Any] | None:
     return report if report["epochs"] == cell.epochs else None
 
 
-def _check_images(cell: TrainConfig, dataset: ImageDataset) -> None:
-    """Refuses to compare what was split and tested differently."""
-    described = run.to_json(prepare_data(cell, dataset).described, indent=2) + "\n"
-    if described != (cell.folder / run.DATA).read_text(encoding="utf-8"):
-        raise ValueError(
-            f"{cell.folder} was trained on other images: give --overwrite, or choose another out"
-        )
+def _described(cell: TrainConfig) -> dict[str, Any]:
+    """What a cell's run folder says of its images."""
+    found: dict[str, Any] = json.loads((cell.folder / run.DATA).read_text(encoding="utf-8"))
+    return found
 
 
 def _mean_interval(values: np.ndarray) -> tuple[float, float]:
