@@ -251,6 +251,12 @@ def test_bad_pairs(lines, message, run, letters, tmp_path):
         evaluate_listed(run, letters, tmp_path / "pairs.csv")
 
 
+def keep_files_alone(path):
+    with np.load(path) as saved:
+        files = saved["files"]
+    np.savez(path, files=files)
+
+
 DAMAGE = {
     "config gone": lambda f: (f / "config.json").unlink(),
     "config cut": lambda f: (f / "config.json").write_text('{"dataset": "gly'),
@@ -268,7 +274,7 @@ DAMAGE = {
         json.dumps(json.loads((f / "report.json").read_text()) | {"best_epoch": 7})
     ),
     "pairs cut": lambda f: (f / "pairs.npz").write_bytes((f / "pairs.npz").read_bytes()[:900]),
-    "pairs of nothing": lambda f: np.savez(f / "pairs.npz", files=np.array(["a"])),
+    "pairs of nothing": lambda f: keep_files_alone(f / "pairs.npz"),
     "history cut": lambda f: (f / "history.jsonl").write_text("nonsense\n"),
     "weights gone": lambda f: shutil.rmtree(f / "checkpoints"),
     "weights empty": lambda f: [shutil.rmtree(p) for p in (f / "checkpoints").iterdir()],
