@@ -245,7 +245,7 @@ def plot_stop(curves: Curves) -> Figure:
 
 
 def settled(mean: np.ndarray) -> int | None:
-    """The epoch, counted from 0, since which five epochs have grown by less than 1 % each."""
+    """The epoch, counted from 0, since which five epochs in a row bring less than 1 % each."""
     growth = (mean[5:] / mean[:-5]) ** (1 / 5) - 1
     quick = np.flatnonzero(growth >= 0.01)
     since = 5 + int(quick[-1]) + 1 if len(quick) else 5

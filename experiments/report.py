@@ -116,20 +116,20 @@ def short_table(shapes: list[Shape]) -> str:
 
 def multiplicity(shapes: Iterable[Shape]) -> str:
     """How many of the differences would look like one by chance, and which would not."""
-    p_values, outside = {}, 0
+    p_values = {}
     for shape in shapes:
         base = shape.judged.values("constant", "auc")
         for label in shape.chosen:
             values = shape.judged.values(label, "auc") - base
             if np.any(values):  # else the same run
                 p_values[label, shape.data, REDUCTION[shape.reduction]] = ttest_1samp(values, 0)[1]
-                summary = shape.judged.summary(label, "auc")
-                outside += abs(summary.difference) > summary.difference_interval
+    outside = sum(p < 0.05 for p in p_values.values())
     left = [f"{', '.join(key)}" for key, p in corrected(p_values).items() if p < 0.05]
     return (
         f"{outside} of the {len(p_values)} differences in AUC exceed their interval, where about "
         f"{0.05 * len(p_values):.0f} would by chance. Corrected for their number (Holm), "
-        f"{'there remains' if left else 'none remains'}{': ' if left else ''}{'; '.join(left)}."
+        f"{'there remains: ' if len(left) == 1 else 'there remain: ' if left else 'none remains'}"
+        f"{'; '.join(left)}."
     )
 
 

@@ -337,6 +337,14 @@ class TestCommittedResults:
         assert effective.markdown(effective.read_curves(toy, CELLS)) == written
 
 
+def test_when_growth_has_ended(study):
+    settled = study("effective_margin").settled
+    grown = 1.05 ** np.minimum(np.arange(30), 10)
+    assert settled(grown) == 14  # 5 % in five epochs are less than 1 % each; at 13 it were 10 %
+    assert settled(np.ones(30)) == 5
+    assert settled(1.02 ** np.arange(30)) is None
+
+
 def test_effective_margins_of_the_mixture(study, tmp_path, monkeypatch):
     effective = study("effective_margin")
     monkeypatch.setattr(effective, "OVERLAPS", (0.5,))
