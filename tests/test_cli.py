@@ -12,7 +12,7 @@ import jax
 import pytest
 from PIL import Image
 
-from margin_jax import cli
+from margin_jax import __version__, cli
 from margin_jax.config import TrainConfig
 
 TPU_SCRIPT = Path(__file__).parent.parent / "experiments" / "train_tpu.py"
@@ -198,6 +198,13 @@ def test_an_unwritable_run_folder(tmp_path, capsys):
             cli.main([*small, "--out", str(out)])
         assert stopped.value.code == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert not left.value.code
+    assert capsys.readouterr().out == f"margin-jax {__version__}\n"
 
 
 def test_help_shows_every_option_with_its_default(capsys, monkeypatch):

@@ -2,9 +2,11 @@
 
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
+from margin_jax import __version__
 from margin_jax.cli import datasets, schedules, train, use
 
 _SMALLER = "smaller images, fewer of them in a batch or a smaller network need less"
@@ -17,8 +19,19 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"margin-jax {__version__}")
+        raise typer.Exit
+
+
+_VERSION = typer.Option(
+    "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+)
+
+
 @app.callback()
-def margin_jax() -> None:
+def margin_jax(version: Annotated[bool, _VERSION] = False) -> None:
     """Triplet learning and verification in JAX, with margins that adapt while training."""
 
 
