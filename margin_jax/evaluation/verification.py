@@ -188,6 +188,7 @@ def check_kinds(same: int, pairs: int) -> None:
 
 
 def _roc(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """FPR, TPR and threshold at every distance there is, after that at which none is the same."""
     distances, same = np.asarray(distances, np.float64), np.asarray(same)
     if distances.ndim != 1 or distances.shape != same.shape:
         raise ValueError(
@@ -198,10 +199,12 @@ def _roc(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarra
         raise TypeError(f"same must be boolean; got {same.dtype}")
     check_finite(int(np.count_nonzero(~np.isfinite(distances))), len(distances))
     check_kinds(int(np.count_nonzero(same)), len(same))
-    from sklearn.metrics import roc_curve  # seconds to import
-
-    fpr, tpr, scores = roc_curve(same, -distances, drop_intermediate=False)
-    return fpr, tpr, -scores
+    order = np.argsort(distances, kind="stable")
+    distances = distances[order]
+    last = np.append(np.flatnonzero(np.diff(distances)), len(order) - 1)  # of equal distances
+    true = np.append(0, np.cumsum(same[order])[last])
+    false = np.append(0, 1 + last) - true
+    return false / false[-1], true / true[-1], np.append(-np.inf, distances[last])
 
 
 def _equal_error_rate(fpr: np.ndarray, tpr: np.ndarray) -> float:
