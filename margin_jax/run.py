@@ -78,11 +78,11 @@ class Run:
 
         Args:
             images: uint8[n, height, width, channels], of the size and channels of the run.
-            rows: int[rows], which of them. Default: all.
+            rows: int[rows], which of them, at least one. Default: all.
 
         Raises:
             TypeError: images that are not uint8.
-            ValueError: images of another shape.
+            ValueError: images of another shape, or rows that are not among them.
         """
         if not isinstance(images, StreamedImages):
             images = np.asarray(images)
@@ -91,6 +91,10 @@ class Run:
             raise TypeError(f"images must be uint8, 0 to 255; got {images.dtype}")
         if len(images.shape) != 4 or images.shape[1:] != expected or len(images) == 0:
             raise ValueError(f"images must have shape (n, *{expected}); got {images.shape}")
+        rows = np.arange(len(images)) if rows is None else np.asarray(rows)
+        known = rows.dtype.kind in "iu" and rows.ndim == 1 and len(rows) > 0
+        if not (known and rows.min() >= 0 and rows.max() < len(images)):
+            raise ValueError(f"rows must be integers from 0 to {len(images) - 1}; got {rows}")
         return embed_images(self.encoder.apply, self.params, self.batch_stats, images, rows)
 
     def distances(self, images: Images, pairs: np.ndarray) -> np.ndarray:

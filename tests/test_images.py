@@ -1,5 +1,6 @@
 """Image folders: which files are read, what becomes of each kind, held in memory and streamed."""
 
+import errno
 import io
 import itertools
 import os
@@ -285,6 +286,22 @@ def test_a_file_without_permission_is_skipped(tmp_path):
     assert load_dataset("folder", tmp_path, 8, False).skipped == (
         "a/secret.png: Permission denied",
     )
+
+
+def test_a_folder_that_can_not_be_listed_is_not_passed_over(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "1.png")
+    listed = os.scandir
+
+    def scandir(path):  # the tests may be run by one who may list everything
+        if str(path).endswith("b"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(OSError, match=r"can not list .*/b: Permission denied"):
+        load_dataset("folder", tmp_path, 4)
 
 
 def test_identities_may_be_links(tmp_path):

@@ -494,6 +494,14 @@ def test_embed_refuses_what_is_not_an_image_of_the_run(finished):
         finished.embed(np.zeros((2, 28, 28, 3), np.uint8))
 
 
+def test_embed_takes_some_rows_and_refuses_others(finished):
+    images = np.arange(3 * 784, dtype=np.uint64).astype(np.uint8).reshape(3, 28, 28, 1)
+    np.testing.assert_array_equal(finished.embed(images, [2, 0]), finished.embed(images)[[2, 0]])
+    for rows in ([], [3], [-1], [0.0], [[0]], [True, False, True]):
+        with pytest.raises(ValueError, match=r"rows must be integers from 0 to 2; got \["):
+            finished.embed(images, rows)
+
+
 def test_records_are_strict_json():
     assert json.loads(to_json({"a": float("nan"), "b": [float("inf"), 1.5]})) == {
         "a": None,

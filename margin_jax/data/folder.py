@@ -72,9 +72,16 @@ def find_images(root: Path) -> list[Path]:
     """Every file below a folder that is named like an image, sorted by path.
 
     A folder that links reach more than once counts once, by the first of its paths.
+
+    Raises:
+        OSError: if a folder can not be listed, whose images would be missing without a word.
     """
+
+    def refuse(error: OSError) -> None:
+        raise OSError(f"can not list {one_line(error.filename)}: {error.strerror}") from error
+
     found, seen = [], set[str]()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
         folders.sort()  # the order they are walked in
         real = os.path.realpath(folder)
         if real in seen:  # a link that leads back
