@@ -131,9 +131,9 @@ def compare(
     """Trains every schedule with every seed, and leaves the table, the picture and the cells.
 
     Args:
-        config: all that the cells have in common; `out` is the folder of the comparison. Its
-            `overwrite` starts every cell anew; otherwise finished cells are kept, and an unfinished
-            one goes on from its last checkpoint.
+        config: all that the cells have in common; `out` is the folder of the comparison, by
+            default runs/compare-DATASET. Its `overwrite` starts every cell anew; otherwise finished
+            cells are kept, and an unfinished one goes on from its last checkpoint.
         schedules: names, ``NAME:MARGIN`` to set the margin of the first epoch, or
             ``NAME:KEY=VALUE,...`` to set any of their parameters.
         seeds: one split, one set of pairs and one initialisation each.
@@ -141,6 +141,10 @@ def compare(
         encoder: your own network, with ``TrainConfig(encoder="own")``.
         on_cell: called with (schedule, seed, report) after each cell.
         progress: show progress bars.
+
+    Returns:
+        The figures of all cells, which are in the folder too: ``comparison.json``, ``.md`` and
+        ``.png``, and a run folder a cell.
 
     Raises:
         ValueError: as :func:`~margin_jax.fit`; for no or repeated schedules or seeds; if a finished
@@ -151,6 +155,7 @@ def compare(
             raise ValueError(f"{what} must be at least one, each once; got {list(values)}")
     if len({as_file_name(name) for name in schedules}) < len(schedules):
         raise ValueError(f"schedules must have folders of their own; got {list(schedules)}")
+    config = with_folder(config)
     cells = {(name, seed): _cell_config(config, name, seed) for name in schedules for seed in seeds}
     if dataset is None:
         dataset = load(config)
@@ -180,6 +185,11 @@ def compare(
     run.write_text(folder / "comparison.md", comparison.table() + "\n")
     plots.plot_comparison(histories).savefig(folder / "comparison.png")
     return comparison
+
+
+def with_folder(config: TrainConfig) -> TrainConfig:
+    """The configuration with the folder of the comparison, which is never one of a run."""
+    return config.replace(out=config.out or f"runs/compare-{as_file_name(config.dataset)}")
 
 
 def _cell_config(config: TrainConfig, schedule: str, seed: int) -> TrainConfig:

@@ -102,8 +102,8 @@ class TrainConfig:
         float,
         Option(
             "Data",
-            "Gigabytes (2^30). Images that take more are not held in memory but decoded anew for "
-            "every batch.",
+            "Gigabytes (2^30). Images that take more (files counted in colour) are not held in "
+            "memory but decoded anew for every batch.",
         ),
     ] = 4.0
 
@@ -206,11 +206,11 @@ class TrainConfig:
     ] = None
     freeze: Annotated[
         int,
-        Option("Network", "Epochs, as long as the first, in which only the head's weights move."),
+        Option("Network", "Epochs, as long as the first, for the head alone; not of small_cnn."),
     ] = 0
     small_stem: Annotated[
         bool,
-        Option("Network", "The first layer keeps the size of the images, for 28 to 64 pixels."),
+        Option("Network", "The first layer keeps the size, 28 to 64 pixels; not of small_cnn."),
     ] = False
     width: Annotated[
         float, Option("Network", "small_cnn: channels, as a multiple of 32, 64, 128 and 128.")
@@ -238,7 +238,7 @@ class TrainConfig:
         bool, Option("Run", "Go on from the last checkpoint, if the run folder has one.")
     ] = False
     allow_changes: Annotated[
-        bool, Option("Run", "Resume with another learning rate, schedule, mining or the like.")
+        bool, Option("Run", "Resume with another learning rate, mining, schedule (not all) or so.")
     ] = False
     checkpoint_steps: Annotated[
         int, Option("Run", "Save the place every so many steps, too, not only after epochs.")
@@ -325,9 +325,8 @@ class TrainConfig:
             if value is None or (name == "split" and not str(value).endswith(".json")):
                 continue
             # Text, as JSON has no paths; absolute, so that a run can be resumed from anywhere.
-            path = Path(value)
-            path = path if name == "out" else path.expanduser().absolute()
-            object.__setattr__(self, name, str(path))
+            path = Path(value).expanduser()
+            object.__setattr__(self, name, str(path if name == "out" else path.absolute()))
 
     def make_schedule(self) -> Schedule:
         """The schedule with its parameters."""

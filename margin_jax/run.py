@@ -74,7 +74,7 @@ class Run:
         return float(self.report["test"]["threshold"])
 
     def embed(self, images: Images, rows: np.ndarray | None = None) -> np.ndarray:
-        """float32[n, embedding_size]: L2-normalised embeddings.
+        """float32[n, embedding_size]: embeddings, L2-normalised but by a network of your own.
 
         Args:
             images: uint8[n, height, width, channels], of the size and channels of the run.
@@ -104,7 +104,8 @@ class Run:
             images: as in :meth:`embed`.
             pairs: int[pairs, 2], indices of `images`.
         """
-        return pair_distances(self.embed(images), pairs, self.config.distance)
+        rows, places = np.unique(pairs, return_inverse=True)
+        return pair_distances(self.embed(images, rows), places.reshape(-1, 2), self.config.distance)
 
     def evaluate(self, images: Images, pairs: Pairs) -> VerificationReport:
         """Verification of other pairs, at the run's own threshold.
@@ -354,11 +355,7 @@ def write_progress(config: TrainConfig, history: list[dict[str, Any]], changed: 
 
 
 def append_history(folder: Path, record: dict[str, Any]) -> None:
-    """Adds a record.
-
-    Raises:
-        OSError: if the disk is full, say.
-    """
+    """Adds a record; OSError if the disk is full, say."""
     _append(folder / HISTORY, record)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,15 @@ from margin_jax import comparison, training
 from margin_jax.augmentation import make_augment
 from margin_jax.comparison import Comparison
 
-SMALL = mj.TrainConfig(max_identities=60, epochs=2, identities_per_batch=8, learning_rate=2e-3)
+pytestmark = pytest.mark.usefixtures("no_pictures")
+SMALL = mj.TrainConfig(
+    encoder="mlp",
+    image_size=12,
+    max_identities=60,
+    epochs=2,
+    identities_per_batch=8,
+    learning_rate=2e-3,
+)
 SCHEDULES = ("linear", "constant:0.3", "dams")
 
 
@@ -111,6 +120,11 @@ def test_ones_own_network_and_images(tiny_encoder, tmp_path):
     )
     result = mj.compare(config, ("constant", "dams"), (0,), dataset=mine, encoder=tiny_encoder)
     assert set(result.reports) == {"constant", "dams"}
+
+
+def test_without_a_folder_it_is_none_of_a_run():
+    assert comparison.with_folder(SMALL).folder == Path("runs/compare-glyphs")
+    assert comparison.with_folder(SMALL.replace(out="there")).folder == Path("there")
 
 
 def test_summaries_are_paired_t_intervals():

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from margin_jax.evaluation.embedding import embed_images
-from margin_jax.models import make_encoder
+from margin_jax.models import Encoder, make_encoder
 from margin_jax.models.small_cnn import l2_normalise, max_pool
 
 
@@ -77,6 +78,15 @@ def test_l2_normalise_at_zero():
 
     assert np.all(np.isfinite(jax.grad(loss)(jnp.zeros((2, 3)))))
     assert float(jnp.sum(jnp.abs(l2_normalise(jnp.zeros((2, 3)))))) == 0
+
+
+def test_a_module_that_can_not_be_compiled_for_is_refused():
+    class Layers(nn.Module):
+        sizes: list
+
+    with pytest.raises(TypeError, match=r"attributes of Layers must be hashable, so tuples"):
+        Encoder(Layers([8, 4]))
+    assert Encoder(Layers((8, 4))).module.sizes == (8, 4)
 
 
 def test_unknown_encoder_names_the_nearest():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from margin_jax.cli.options import config_options
-from margin_jax.config import TrainConfig, as_file_name
+from margin_jax.config import TrainConfig
 from margin_jax.report_lines import HEADER, figures, report_rows, training_line
 from margin_jax.schedules import SCHEDULES
 from margin_jax.schedules.spec import split_specs
@@ -133,11 +133,8 @@ def compare(
 
     _cache_compilations(compilation_cache)
     given = {"epochs": COMPARE_EPOCHS, **given}
-    given.setdefault("out", f"runs/compare-{as_file_name(given.get('dataset', 'glyphs'))}")
-    config, names = (
-        TrainConfig(**given),
-        list(SCHEDULES) if schedules == "all" else split_specs(schedules),
-    )
+    config = comparison.with_folder(TrainConfig(**given))
+    names = list(SCHEDULES) if schedules == "all" else split_specs(schedules)
 
     def on_cell(schedule: str, seed: int, report: dict[str, Any]) -> None:
         typer.echo(f"{schedule}, seed {seed}: test AUC {report['test']['auc']:.4f}")
@@ -163,7 +160,7 @@ def _saying_how_to_go_on(command: str, config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        said = f"every finished epoch is in {config.folder}; go on with: {command}"
+        said = f"what was finished is in {config.folder}; go on with: {command}"
         if not config.folder.is_dir():  # still loading
             said = "nothing was saved yet"
         typer.echo(f"\nInterrupted: {said}", err=True)

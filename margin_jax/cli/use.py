@@ -26,7 +26,10 @@ def evaluate(
     ] = None,
     retrieval: Annotated[
         bool,
-        typer.Option("--retrieval", help="Also Recall@k and MAP@R of all images of --data-dir."),
+        typer.Option(
+            "--retrieval",
+            help="Also Recall@k and MAP@R: of the run's test images, or all of --data-dir.",
+        ),
     ] = False,
     count: Annotated[
         int | None,

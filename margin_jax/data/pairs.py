@@ -58,7 +58,7 @@ def sample_pairs(labels: np.ndarray, count: int, *, seed: int) -> Pairs:
         if quota
     ]
     if n_different <= 8 * count:
-        different = _different_of_few(labels, half, rng)
+        different = _different_of_few(labels, order, starts, sizes, half, rng)
     else:
         different = order[_different_of_many(starts, sizes, half, rng)]
     return Pairs(np.concatenate([*same, different]), np.repeat([True, False], half))
@@ -118,10 +118,22 @@ def _pair(index: np.ndarray, n: int) -> np.ndarray:
     return np.stack([i, j], axis=-1)
 
 
-def _different_of_few(labels: np.ndarray, half: int, rng: np.random.Generator) -> np.ndarray:
-    """All pairs weighed so that identities count alike, and drawn without replacement."""
-    pairs = np.stack(np.triu_indices(len(labels), 1), axis=1)
-    pairs = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
+def _different_of_few(
+    labels: np.ndarray,
+    order: np.ndarray,
+    starts: np.ndarray,
+    sizes: np.ndarray,
+    half: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """All different pairs weighed so that identities count alike, and drawn without replacement."""
+    # Of an identity with all that come after it: never a same pair, of which there may be billions.
+    products = [
+        np.stack(np.meshgrid(order[start:end], order[end:], indexing="ij"), axis=-1).reshape(-1, 2)
+        for start, end in zip(starts, starts + sizes, strict=True)
+    ]
+    pairs = np.sort(np.concatenate(products), axis=1)
+    pairs = pairs[np.lexsort(pairs.T[::-1])]
     images = np.bincount(labels)[labels]
     weights = -np.log(images[pairs]).sum(axis=1)
     # The largest of log-weight plus Gumbel noise are a draw without replacement.

@@ -37,7 +37,8 @@ class Encoder:
 
     Any module will do that is called as ``module(images, train=...)`` with float images
     [batch, height, width, channels] of mean 0 and spread 1, and returns embeddings [batch, dim]. It
-    may own "batch_stats" and use a "dropout" key::
+    may own "batch_stats" and use a "dropout" key; its attributes can be hashed (tuples, not lists),
+    since programs are compiled for it::
 
         class MyNet(nn.Module):
             @nn.compact
@@ -55,10 +56,23 @@ class Encoder:
     Attributes:
         module: the Linen module.
         colour: it has three channels even if images are grey, as networks trained on colour do.
+
+    Raises:
+        TypeError: a module with an attribute that can not be hashed.
     """
 
     module: nn.Module
     colour: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks what would else fail at the first compilation, in words of JAX."""
+        try:
+            hash(self.module)
+        except TypeError as error:
+            raise TypeError(
+                f"attributes of {type(self.module).__name__} must be hashable, so tuples and no "
+                f"lists or dicts: {error}"
+            ) from error
 
     def init(self, key: Array, image_shape: Sequence[int]) -> tuple[Any, Any]:
         """``(params, batch_stats)`` for uint8 images of shape [height, width, channels].
