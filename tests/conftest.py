@@ -1,3 +1,4 @@
+import functools
 import os
 import signal
 import tempfile
@@ -9,7 +10,7 @@ import pytest
 # for each process of the tests, so that none reads what another one is writing.
 _cache = tempfile.TemporaryDirectory()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # a process has many small programs
 jax.config.update("jax_compilation_cache_dir", _cache.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # Before any computation: several tests place arrays on a mesh of virtual devices.
@@ -17,14 +18,60 @@ jax.config.update("jax_num_cpu_devices", 8)
 # A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Files whose tests are few and long: last, one process of the tests would wait for them.
-LONG = ("test_reliability", "test_notebooks", "test_loops", "test_readme", "test_docs")
+# Files that take long: last, one process of the tests would wait for them.
+LONG = (
+    *("test_reliability", "test_notebooks", "test_training", "test_sharding", "test_cli"),
+    *("test_losses", "test_loops", "test_readme", "test_networks", "test_comparison", "test_docs"),
+)
 
 
 def pytest_collection_modifyitems(items):
     """The long files come first, in that order."""
     order = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def glyphs_drawn_once():
+    """Half a second each time; a test that writes on them fails."""
+    from margin_jax.data import glyphs
+
+    load = glyphs.load
+
+    @functools.cache
+    def drawn(*size):
+        dataset = load(*size)
+        dataset.images.flags.writeable = False
+        return dataset
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(glyphs, "load", drawn)
+        yield
+
+
+class _Undrawn:
+    def savefig(self, path):
+        path.touch()
+
+
+def _without_pictures(patched):
+    """Runs leave empty pictures, which take most of a second of a small one."""
+    from margin_jax import run
+
+    write = run.write_report
+    patched.setattr(
+        run,
+        "write_report",
+        lambda folder, report, pictures: write(folder, report, dict.fromkeys(pictures, _Undrawn())),
+    )
+
+
+@pytest.fixture(scope="module")
+def no_pictures():
+    """For files of tests that do not look at them; `test_training` does."""
+    with pytest.MonkeyPatch.context() as patched:
+        _without_pictures(patched)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +106,8 @@ def tiny_fit(tiny_encoder):
     def run(out, on_epoch=None, encoder=tiny_encoder, **options):
         options = {"identities_per_batch": 8, "epochs": 3, **options}
         config = mj.TrainConfig(dataset="own", encoder="own", out=str(out), **options)
-        return mj.fit(config, dataset=dataset, encoder=encoder, on_epoch=on_epoch)
+        with pytest.MonkeyPatch.context() as patched:
+            _without_pictures(patched)
+            return mj.fit(config, dataset=dataset, encoder=encoder, on_epoch=on_epoch)
 
     return run

@@ -21,6 +21,8 @@ from margin_jax.evaluate import (
     verify_images,
 )
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

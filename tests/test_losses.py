@@ -698,7 +698,7 @@ def test_strict_promotion(distance, dtype):
     x, labels, margin, where = CASES["random"]
     x = jnp.asarray(x, dtype)
     with jax.numpy_dtype_promotion("strict"):
-        for reduction, mining in itertools.product(REDUCTIONS, MININGS):
+        for reduction, mining in zip(REDUCTIONS, MININGS, strict=True):
             traced = jax.eval_shape(
                 value_and_grad(distance, reduction, mining), x, labels, margin, where
             )

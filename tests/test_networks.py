@@ -12,6 +12,7 @@ import margin_jax as mj
 from margin_jax import config, models, optimizers, training
 from margin_jax.models import make_encoder, pretrained
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 MLP = {"encoder": "mlp", "embedding_size": 8, "learning_rate": 1e-2}
 
 

@@ -13,6 +13,7 @@ from margin_jax.description import describe
 from margin_jax.evaluate import embed_identities, evaluate_run
 from margin_jax.protocol import plan_epoch, prepare_data
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 TIMING = ("seconds", "images_per_second", "data_wait")
 
 
