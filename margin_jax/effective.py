@@ -28,9 +28,9 @@ def effective_margin_histogram(
     """Histogram of d(a,n) − d(a,p) over valid triplets drawn uniformly, with replacement.
 
     Pure, and without effect on any gradient. Bin k counts the values from edge k − 1 to just below
-    edge k of ``EFFECTIVE_EDGES``; the last takes all beyond. The standard error of a share x is
-    ``√(x (1 − x) / samples)``, over an epoch's steps divided by the root of their number. Takes
-    O(samples · batch) time and memory.
+    edge k of ``margin_jax.stats.EFFECTIVE_EDGES``, float32[1024] from about −1,000 to 1,000; the
+    last takes all beyond. The standard error of a share x is ``√(x (1 − x) / samples)``, over an
+    epoch's steps divided by the root of their number. Takes O(samples · batch) time and memory.
 
     Args:
         embeddings: float[batch, dim], as given to :func:`~margin_jax.batch_all_triplet_loss`.

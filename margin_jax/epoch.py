@@ -82,8 +82,8 @@ class EpochRecord:
         loss: mean of the steps' losses.
         gradient_norm: mean of the lengths of the steps' gradients; NaN if the steps do not tell.
         valid, easy, semihard, hard: triplets, exact, as counted while the weights moved.
-        easy_fraction: easy / valid. NaN, like the means below, if there was no triplet.
-        mean_ap, mean_an: mean distance over positive and over negative pairs.
+        easy_fraction: easy / valid. NaN if there was no triplet, like the effective margins below.
+        mean_ap, mean_an: mean distance over positive and over negative pairs; NaN without any.
         mean_effective, std_effective: of d(a,n) − d(a,p) over all valid triplets.
         effective_quantiles: of d(a,n) − d(a,p), the 1, 5, 25, 50, 75, 95 and 99 % quantiles of a
             sample; None if the step keeps no histogram.

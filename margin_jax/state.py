@@ -49,7 +49,15 @@ def create_state(
     schedule: Schedule,
     key: Array,
 ) -> TrainState:
-    """The state before the first step; weights may be NumPy arrays, such as those of a run."""
+    """The state before the first step.
+
+    Args:
+        params, batch_stats: any pytrees, ``{}`` without batch statistics; they may be NumPy arrays,
+            such as those of a run.
+        optimizer: the one that is given to :func:`~margin_jax.make_train_step`.
+        schedule: the one that is given to :func:`~margin_jax.train_epoch`.
+        key: ``jax.random.key(...)``, of dropout and augmentation.
+    """
     params, batch_stats = jax.tree.map(
         lambda v: v if isinstance(v, Array) else jnp.asarray(v), (params, batch_stats)
     )

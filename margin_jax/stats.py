@@ -92,8 +92,8 @@ class EpochStats:
     """What a schedule may see of an epoch: float32 shares and means, never raw counts.
 
     :meth:`EpochTotals.stats` computes each from exact totals on the host and rounds it to float32
-    once, so that the same epoch gives the same decision everywhere. All are NaN after an epoch
-    without any triplet.
+    once, so that the same epoch gives the same decision everywhere. After an epoch without any
+    triplet they are NaN, but the mean of a kind of pairs only without such pairs.
 
     Attributes:
         easy_fraction, semihard_fraction, hard_fraction: shares of the valid triplets, in [0, 1].
@@ -101,7 +101,8 @@ class EpochStats:
         mean_effective, std_effective: mean and standard deviation of d(a,n) − d(a,p) over all
             valid triplets.
         effective_cdf: float32[1024], the share of a sample of triplets whose d(a,n) − d(a,p) lies
-            below each of ``EFFECTIVE_EDGES``, or None where no histogram was kept.
+            below each of ``margin_jax.stats.EFFECTIVE_EDGES``, float32[1024], or None where no
+            histogram was kept.
     """
 
     easy_fraction: Array | np.float32
@@ -153,6 +154,9 @@ class EpochTotals:
     """Running totals on the host: exact Python ints, and float64 sums of distances.
 
     Attributes:
+        valid, semihard, hard: triplets; the others are easy.
+        positives, negatives, sum_ap, sum_an: pairs of both kinds, and sums of their distances.
+        sum_effective, sum_effective_squared: of d(a,n) − d(a,p) over the triplets.
         histogram: int64[1024], of sampled effective margins, if any were added.
     """
 

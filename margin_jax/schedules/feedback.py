@@ -114,7 +114,8 @@ def automargin(
     sets m and s; one that says nothing changes nothing. The released code measures cosine
     similarity; here it is whatever distance the loss was given. At μ = 0 a network that maps
     everything to one point has no loss left to leave it by; :func:`~margin_jax.clip_schedule`
-    keeps μ above.
+    keeps μ above. Factors are rounded to 12 bits, for decisions that are alike to the last bit
+    everywhere, so μ is up to 0.05 % off the formula.
 
     Args:
         margin: μ of epoch 0.
@@ -170,7 +171,7 @@ def quantile_margin(margin: float = 0.2, quantile: float = 0.1, low: float = 0.0
     d(a,p) lay below q. They are known from a sample of triplets a step, as a histogram
     (:func:`~margin_jax.effective_margin_histogram`), with a straight line inside a bin. A sample of
     n triplets gives q a standard error of ``√(quantile · (1 − quantile) / n)`` over the density of
-    effective margins there.
+    effective margins there. Factors are rounded as in :func:`~margin_jax.automargin`.
 
     Args:
         margin: μ of epoch 0.
@@ -225,7 +226,7 @@ def target_easy_fraction(
 
     I begins at `margin`. Measured in σ, the gains are the same for embeddings of any scale. I is
     itself kept within the bounds, so it does not wind up: when the share crosses the target, μ
-    turns at once.
+    turns at once. Factors are rounded as in :func:`~margin_jax.automargin`.
 
     Stability: let the network stand still, and p be the density of effective margins at μ. Raising
     μ by δ then makes pδ fewer triplets easy, so near the set point the margin's error obeys
