@@ -61,9 +61,9 @@ def train(
 ) -> None:
     """Train a Siamese network and verify it on identities it has never seen.
 
-    Without options: letters of the embedded glyphs dataset, with the margin moved by DAMS, in about
-    two minutes on two cores. The run folder then holds the configuration, a record of every epoch,
-    the report, the pictures and the weights.
+    Without options: letters of the embedded glyphs dataset, with the margin moved by DAMS, in two
+    to three minutes on two cores. The run folder then holds the configuration, a record of every
+    epoch, the report, the pictures and the weights.
 
     Your own images: margin-jax train --dataset folder --data-dir FOLDER
 

@@ -34,7 +34,8 @@ class ImageDataset:
         """Your own images in memory.
 
         Args:
-            images: uint8[n, height, width, channels], channels 1 (grey) or 3 (RGB).
+            images: uint8[n, height, width, channels], channels 1 (grey) or 3 (RGB). Files are read
+                as squares, so a run on other shapes embeds and compares arrays, not files.
             labels: [n], whatever names an identity: numbers or strings.
 
         Raises:

@@ -1,6 +1,6 @@
 """Depthwise convolution, a filter for every channel: on CPU as a sum of shifted images.
 
-XLA has no kernel for it there: its grouped convolution takes 5 to 100 times as long.
+XLA has no kernel for it there: its grouped convolution takes many times as long.
 """
 
 import functools
