@@ -48,7 +48,7 @@ man has four fifths.
 - A margin that falls from 0.2 to 0.01 was picked here as a better rule, since it was the best or
   second best in all four columns beside eight constants, by the test AUC of all pairs (by even ones
   it is third in one). On the reported seeds (`schedules.md`) it is ahead of the tuned constant
-  beyond its interval in one of six comparisons, on Omniglot over all triplets, and behind in
+  beyond its interval in one of eight comparisons, on Omniglot over all triplets, and behind in
   another, on CUB, which had no part in this. So no better rule came of it.
 
 All cells take an hour and a half of one core on Omniglot and three on LFW (AMD EPYC, jax 0.10.2),
@@ -69,19 +69,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from compare import (
-    CELLS,
-    FALLING,
-    NAMES,
-    PUBLISHED,
-    REDUCTIONS,
-    TUNING_SEEDS,
-    cell_path,
-    check_folders,
-    open_dataset,
-    share_out,
-    train_cell,
-)
+from compare import CELLS, cell_path, check_folders, open_dataset, share_out, train_cell
+from grid import FALLING, NAMES, PUBLISHED, REDUCTIONS, TUNING_SEEDS
 from matplotlib.figure import Figure
 from shapes import KINDS, headline
 

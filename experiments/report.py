@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from compare import CANDIDATES, CELLS, NAMES, TUNING_SEEDS
+from compare import CELLS
+from grid import CANDIDATES, NAMES, TUNING_SEEDS
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import ttest_1samp
 from shapes import FIRST, KINDS, REDUCTION, UNEVEN, Shape, corrected, read_shapes
 
@@ -181,32 +183,37 @@ def cells_table(shape: Shape) -> str:
 
 
 def plot_differences(shapes: list[Shape]) -> Figure:
-    """Paired differences in AUC to the tuned constant with their 95 % intervals."""
+    """Paired differences in AUC to the tuned constant with their 95 % intervals, by data set."""
     labels = dict.fromkeys(label for shape in shapes for label in shape.chosen)
     del labels["constant"]
-    points: dict[str, list[tuple[float, float, float]]] = {label: [] for label in labels}
-    ticks, row = [], 0
+    styles = dict(zip(labels, looks("osD"), strict=False))
+    by_name: dict[str, list[Shape]] = {}
     for shape in shapes:
-        first = row
-        for label in labels:
-            if label in shape.chosen:
-                summary = shape.judged.summary(label, "auc")
-                points[label].append((-row, summary.difference, summary.difference_interval))
+        by_name.setdefault(shape.name, []).append(shape)
+    rows = [sum(len(shape.chosen) for shape in own) for own in by_name.values()]
+    figure = Figure(figsize=(8, 1.6 + 0.22 * sum(rows)), dpi=130, layout="constrained")
+    # A data set has a scale of its own: their intervals differ tenfold.
+    grid = figure.subplots(len(by_name), squeeze=False, gridspec_kw={"height_ratios": rows})[:, 0]
+    for axes, own in zip(grid, by_name.values(), strict=True):
+        row, ticks = 0, []
+        for shape in own:
+            first = row
+            for label in [label for label in labels if label in shape.chosen]:
+                (marker, colour), found = styles[label], shape.judged.summary(label, "auc")
+                width = found.difference_interval
+                look = {"fmt": marker, "color": colour, "ms": 4, "lw": 1.5}
+                axes.errorbar(found.difference, -row, xerr=width, **look)
                 row += 1
-        ticks.append(-(first + row - 1) / 2)
-        row += 1
-    figure = Figure(figsize=(8, 1.1 + 0.2 * row), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    for look, (label, own) in zip(looks("osD"), points.items(), strict=False):
-        at, means, widths = zip(*own, strict=True)
-        marker, colour = look
-        axes.errorbar(means, at, xerr=widths, fmt=marker, color=colour, ms=4, lw=1.5, label=label)
-    axes.axvline(0, color="black", lw=0.8)
-    axes.set_yticks(ticks, [shape.title.replace(", ", "\n") for shape in shapes])
-    axes.set_xlabel("test AUC minus the tuned constant's, paired by seed, with 95 % interval")
-    tidy(axes, "x")
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
+            ticks.append(-(first + row - 1) / 2)
+            row += 1
+        axes.axvline(0, color="black", lw=0.8)
+        axes.set_yticks(ticks, [shape.title.replace(", ", "\n") for shape in own])
+        axes.set_ylim(1 - row, 1)
+        axes.set_xlim(-max(map(abs, axes.get_xlim())), max(map(abs, axes.get_xlim())))
+        tidy(axes, "x")
+    grid[-1].set_xlabel("test AUC minus the tuned constant's, paired by seed, with 95 % interval")
+    handles = [grid[0].plot([], [], marker, color=colour)[0] for marker, colour in styles.values()]
+    figure.legend(handles, styles, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
@@ -245,6 +252,7 @@ def plot_curves(shapes: list[Shape]) -> Figure:
                 axes.set_ylabel(title)
         grid[0, column].set_title(shape.title, fontsize="medium")
         grid[-1, column].set_xlabel("epoch")
+        grid[-1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
     grid[-1, 0].set_ylim(min(settled) - 0.005, max(settled) + 0.005)
     lines = [grid[0, 0].plot([], [], style, color=colour)[0] for style, colour in styles.values()]
     figure.legend(lines, styles, loc="outside upper center", ncols=4, frameon=False)
@@ -298,13 +306,18 @@ def markdown(shapes: list[Shape]) -> str:
             f"Figures are of {kind} where nothing else is said.",
             table(shape),
             *(
-                ["Seeds that were trained after the first had been read:", again(shape)]
+                [
+                    "Seeds that were trained after the first had been read (of the two settings "
+                    "that were added, all were):",
+                    again(shape),
+                ]
                 if len(set(shape.seeds) - set(FIRST)) > 1
                 else []
             ),
             "Test AUC, cell by cell:",
             cells_table(shape),
-            f"Tuning, mean over the seeds {' and '.join(map(str, TUNING_SEEDS))}:",
+            f"Tuning, {shape.settings} settings of each schedule, mean over the seeds "
+            f"{' and '.join(map(str, TUNING_SEEDS))}:",
             tuning_table(shape),
         ]
     for name in dict.fromkeys(shape.name for shape in complete):

@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from compare import CANDIDATES, FIXED, NAMES, TUNING_SEEDS, options_of, tuned
+from compare import options_of, tuned
+from grid import CANDIDATES, FIXED, NAMES, TUNING_SEEDS
 
 import margin_jax as mj
 
@@ -31,8 +32,10 @@ class Shape:
     Attributes:
         name, reduction: which.
         cells: all of them, as read.
+        settings: how many the constant margin, and all that is compared, was tuned over.
         chosen: by what is compared, the text of its schedule.
-        unfinished: what was tuned, and trained on fewer than two reported seeds.
+        unfinished: what was tuned over other settings in number than the constant margin, or
+            trained on fewer than two reported seeds.
         seeds: those that everything compared was trained on.
         left_out: those that only some of it was trained on.
         by_place: the reported cells by schedule and seed.
@@ -50,15 +53,27 @@ class Shape:
             )
         reported = [cell for cell in cells if cell["seed"] not in TUNING_SEEDS]
         trained = {cell["schedule"] for cell in reported}
-        self.chosen = {}
-        for family, candidates in CANDIDATES.items():
-            own = [cell for cell in cells if cell["schedule"] in candidates]
-            tuning = [cell for cell in own if cell["seed"] in TUNING_SEEDS]
-            if len(tuning) == len(candidates) * len(TUNING_SEEDS) and tuned(own) in trained:
-                self.chosen[family] = tuned(own)
+        tuning: dict[str, list[dict]] = {}
+        for cell in cells:
+            if cell["seed"] in TUNING_SEEDS:
+                tuning.setdefault(cell["schedule"], []).append(cell)
+        tried = {
+            family: [own for own in candidates if len(tuning.get(own, [])) == len(TUNING_SEEDS)]
+            for family, candidates in CANDIDATES.items()
+        }
+        self.settings = len(tried["constant"])
+        self.chosen = {
+            family: tuned([cell for own in candidates for cell in tuning[own]])
+            for family, candidates in tried.items()
+            if candidates
+        }
         self.chosen |= {label: own for label, own in FIXED.items() if own in trained}
         counts = collections.Counter(cell["schedule"] for cell in reported)
-        self.unfinished = [name for name, own in self.chosen.items() if counts[own] < 2]
+        self.unfinished = [
+            label
+            for label, own in self.chosen.items()
+            if counts[own] < 2 or (label in tried and len(tried[label]) != self.settings)
+        ]
         for label in self.unfinished:
             del self.chosen[label]
         self.by_place = {(cell["schedule"], cell["seed"]): cell for cell in reported}

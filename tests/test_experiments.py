@@ -58,10 +58,13 @@ def write_cells(study, folder, cells):
 @pytest.fixture
 def made_up(study, tmp_path):
     """Cells of two tuned schedules over three seeds, of which dams is better by 1, 2 and 4 %."""
-    compare = study("compare")
+    grid = study("grid")
     cells = []
-    for family, best in (("constant", "constant:0.05"), ("dams", compare.CANDIDATES["dams"][2])):
-        for schedule, seed in itertools.product(compare.CANDIDATES[family], compare.TUNING_SEEDS):
+    for family, best in (
+        ("constant", "constant:0.05"),
+        ("dams", grid.CANDIDATES["dams"][2]),
+    ):
+        for schedule, seed in itertools.product(grid.CANDIDATES[family], grid.TUNING_SEEDS):
             cells.append(made_up_cell(schedule, seed, 0.8 + 0.1 * (schedule == best)))
         for seed, gain in enumerate((0.01, 0.02, 0.04)):
             test = 0.9 + 0.001 * seed + gain * (family == "dams")
@@ -73,16 +76,16 @@ def made_up(study, tmp_path):
 
 class TestFairness:
     def test_every_schedule_has_as_many_candidates(self, study):
-        compare = study("compare")
-        assert {len(own) for own in compare.CANDIDATES.values()} == {4}
-        for family, schedules in compare.CANDIDATES.items():
-            assert len(set(schedules)) == 4
+        grid = study("grid")
+        assert {len(own) for own in grid.CANDIDATES.values()} == {6}
+        for family, schedules in grid.CANDIDATES.items():
+            assert len(set(schedules)) == 6
             for schedule in schedules:
                 config = mj.TrainConfig(schedule=schedule)
                 assert config.schedule_parameters()[0] == family
-        margins = [float(text.split(":")[1]) for text in compare.CANDIDATES["constant"]]
+        margins = [float(text.split(":")[1]) for text in grid.CANDIDATES["constant"]]
         assert min(margins) <= 0.05
-        assert compare.PUBLISHED in compare.CANDIDATES["dams"]
+        assert grid.PUBLISHED in grid.CANDIDATES["dams"]
 
     def test_tuning_looks_at_validation_and_its_own_seeds_only(self, study):
         cells = [
@@ -97,7 +100,7 @@ class TestFairness:
     def test_reported_seeds_are_not_those_of_the_tuning(self, study):
         compare = study("compare")
         arguments = compare.parse(["--data", str(ROOT)])
-        assert not set(range(arguments.seeds)) & set(compare.TUNING_SEEDS)
+        assert not set(range(arguments.seeds)) & set(study("grid").TUNING_SEEDS)
         assert arguments.seeds == 5
 
 
@@ -177,7 +180,8 @@ class TestReport:
         out.mkdir()
         study("report").main(["--cells", str(made_up), "--out", str(out)])
         text = (out / "schedules.md").read_text(encoding="utf-8")
-        assert "22 cells" in text
+        assert "30 cells" in text
+        assert "Tuning, 6 settings of each schedule" in text
         for picture in ("schedules_differences.png", "schedules_omniglot.png"):
             assert f"({picture})" in text
             assert (out / picture).stat().st_size > 10_000
@@ -205,11 +209,11 @@ class TestReport:
         assert table[3].startswith("| dams | +0.0117 ± 0.0190 | +0.0233 ± 0.0379 | +0.0233 ")
 
     def test_only_what_is_on_every_data_set_has_a_rank(self, study, made_up):
-        compare, report = study("compare"), study("report")
+        grid, report = study("grid"), study("report")
         for path in list(made_up.glob("*/*/*.json")):
             cell = json.loads(path.read_text(encoding="utf-8")) | {"dataset": "cub"}
             write_cells(study, made_up, [cell])
-        for schedule, seed in itertools.product(compare.CANDIDATES["linear"], (100, 101, 0, 1, 2)):
+        for schedule, seed in itertools.product(grid.CANDIDATES["linear"], (100, 101, 0, 1, 2)):
             write_cells(study, made_up, [made_up_cell(schedule, seed, test=0.99)])
         rows = report.short_table(report.read_shapes(made_up)).splitlines()[2:]
         ends = [[cell.strip() for cell in row.split("|")][1::3] for row in rows]
@@ -227,7 +231,7 @@ class TestReport:
         assert "Left out, with cells of some schedules only: seeds [2]." in text
 
     def test_seeds_that_came_later_are_shown_apart(self, study, made_up):
-        (constant, dams) = (study("compare").CANDIDATES[name] for name in ("constant", "dams"))
+        (constant, dams) = (study("grid").CANDIDATES[name] for name in ("constant", "dams"))
         report = study("report")
         (shape,) = report.read_shapes(made_up)
         assert "after the first had been read" not in report.markdown([shape])
@@ -249,7 +253,7 @@ class TestReport:
         said = report.multiplicity(report.read_shapes(made_up))
         assert said.startswith("0 of the 1 differences in AUC exceed their interval")
         assert said.endswith("none remains.")
-        best = study("compare").CANDIDATES["dams"][2]
+        best = study("grid").CANDIDATES["dams"][2]
         for seed in range(3):
             write_cells(study, made_up, [made_up_cell(best, seed, test=0.95 + seed / 500)])
         said = report.multiplicity(report.read_shapes(made_up))
@@ -258,17 +262,28 @@ class TestReport:
 
     def test_a_schedule_with_one_seed_so_far_is_named_and_left_out(self, study, made_up):
         for seed in (1, 2):
-            best = study("compare").CANDIDATES["dams"][2]
+            best = study("grid").CANDIDATES["dams"][2]
             study("compare").cell_path(made_up, "omniglot", "mean", best, seed).unlink()
-        for schedule, seed in itertools.product(study("compare").CANDIDATES["linear"], (100, 101)):
+        for schedule, seed in itertools.product(study("grid").CANDIDATES["linear"], (100, 101)):
             write_cells(study, made_up, [made_up_cell(schedule, seed)])
         for seed in range(3):
-            own = study("compare").CANDIDATES["linear"][0]
+            own = study("grid").CANDIDATES["linear"][0]
             write_cells(study, made_up, [made_up_cell(own, seed)])
         report = study("report")
         (shape,) = report.read_shapes(made_up)
         assert (list(shape.chosen), shape.seeds) == (["constant", "linear"], [0, 1, 2])
         assert "Not finished: dams." in report.markdown([shape])
+
+    def test_what_was_tuned_over_fewer_settings_is_named_and_left_out(self, study, made_up):
+        compare, report = study("compare"), study("report")
+        last = study("grid").CANDIDATES["dams"][-1]
+        compare.cell_path(made_up, "omniglot", "mean", last, 101).unlink()
+        (shape,) = report.read_shapes(made_up)
+        assert (shape.settings, list(shape.chosen), shape.unfinished) == (6, ["constant"], ["dams"])
+        last = study("grid").CANDIDATES["constant"][-1]
+        compare.cell_path(made_up, "omniglot", "mean", last, 100).unlink()
+        (shape,) = report.read_shapes(made_up)
+        assert (shape.settings, list(shape.chosen)) == (5, ["constant", "dams"])
 
     def test_cells_with_other_options_are_not_mixed(self, study, made_up, capsys):
         cell = made_up_cell("constant:0.05", 2) | {"command": "margin-jax train --epochs=3"}
@@ -289,14 +304,15 @@ class TestCommittedResults:
         return study("report").read_shapes(CELLS)
 
     def test_the_grid_is_whole(self, study, shapes):
-        compare = study("compare")
-        assert {(s.name, s.reduction) for s in shapes} >= set(
-            itertools.product(("omniglot", "lfw", "cub"), compare.REDUCTIONS)
+        grid = study("grid")
+        assert {(s.name, s.reduction) for s in shapes} == set(
+            itertools.product(grid.DATASETS, grid.REDUCTIONS)
         )
         for shape in shapes:
-            assert {*compare.DEFAULT, *compare.FIXED} <= set(shape.chosen)
+            assert {*grid.DEFAULT, *grid.FIXED} <= set(shape.chosen)
             assert shape.seeds == list(range(10 if shape.name == "omniglot" else 5))
-            assert shape.left_out == []
+            assert shape.left_out == shape.unfinished == []
+            assert shape.settings == (4 if shape.name in ("lfw", "cub") else 6)
 
     def test_nothing_but_schedule_and_seed_differs_within_a_shape(self, shapes):
         for shape in shapes:
@@ -364,10 +380,10 @@ def test_effective_margins_of_the_mixture(study, tmp_path, monkeypatch):
 
 
 def test_the_gradient_study_reads_the_grid_s_cells(study, tmp_path):
-    gradient, compare = study("gradient"), study("compare")
+    gradient, grid = study("gradient"), study("grid")
     cells = [
         {**made_up_cell(schedule, 100, test=test), "reduction": reduction}
-        for reduction in compare.REDUCTIONS
+        for reduction in grid.REDUCTIONS
         for schedule, test in (("constant:0.2", 0.9), ("constant:0.02", 0.95))
     ]
     write_cells(study, tmp_path / "cells", cells)
