@@ -108,7 +108,8 @@ def short_table(shapes: list[Shape]) -> str:
             elif label == "constant":
                 row.append(f"{shape.comparisons[kind].summary(label, 'auc').mean:.4f}")
             else:
-                mark = "" if shape.moved(label) else " †"
+                moved = shape.moved(label)
+                mark = "" if all(moved) else " (†)" if any(moved) else " †"
                 row.append(difference(shape.comparisons[kind], label, "auc") + mark)
         own = [places[label] for places in ranks if label in places]
         row.append(f"{np.mean(own):.1f}" if own else "")
@@ -129,7 +130,7 @@ def multiplicity(shapes: Iterable[Shape]) -> str:
     left = [f"{', '.join(key)}" for key, p in corrected(p_values).items() if p < 0.05]
     return (
         f"{outside} of the {len(p_values)} differences in AUC exceed their interval, where about "
-        f"{0.05 * len(p_values):.0f} would by chance. Corrected for their number (Holm), "
+        f"{0.05 * len(p_values):.1f} would by chance. Corrected for their number (Holm), "
         f"{'there remains: ' if len(left) == 1 else 'there remain: ' if left else 'none remains'}"
         f"{'; '.join(left)}."
     )
@@ -269,7 +270,7 @@ def markdown(shapes: list[Shape]) -> str:
         "# Margin schedules, each tuned alike",
         "Written by `python experiments/report.py` from "
         f"`experiments/results/cells`: {count} cells, {seconds / 3600:.1f} hours on "
-        f"{', '.join(machines)} each. How they were made, and what makes the comparison fair, "
+        f"{' or '.join(machines)}. How they were made, and what makes the comparison fair, "
         "is in `experiments/compare.py`.",
         "Test figures are of the best epoch by validation AUC, as mean ± half the 95 % interval "
         "(Student's t) over the reported seeds; differences are to the tuned constant, paired by "
@@ -283,7 +284,7 @@ def markdown(shapes: list[Shape]) -> str:
         "AUC of all pairs (of even ones first, where one identity can have most of the same "
         "pairs): the tuned constant's own, and the others' difference to it. The rank is among "
         "what was trained on every data set. †: the margin had not moved by the best epoch, so two "
-        "constants are compared.",
+        "constants are compared; (†): with some of the seeds.",
         multiplicity(complete),
         "![Differences to the tuned constant](schedules_differences.png)",
     ]
@@ -307,8 +308,8 @@ def markdown(shapes: list[Shape]) -> str:
             table(shape),
             *(
                 [
-                    "Seeds that were trained after the first had been read (of the two settings "
-                    "that were added, all were):",
+                    "Seeds 5 to 9 were trained after 0 to 4 had been read; of what was tuned to "
+                    "one of the two settings that were added, all were:",
                     again(shape),
                 ]
                 if len(set(shape.seeds) - set(FIRST)) > 1

@@ -129,10 +129,10 @@ class Shape:
         """Whether there is something to compare with the tuned constant, over several seeds."""
         return "constant" in self.chosen and len(self.chosen) > 1 and len(self.seeds) > 1
 
-    def moved(self, label: str) -> bool:
-        """Whether the margin had become another by the epoch that was chosen, with any seed."""
+    def moved(self, label: str) -> list[bool]:
+        """By seed, whether the margin had become another by the epoch that was chosen."""
         cells = [self.by_place[self.chosen[label], seed] for seed in self.seeds]
-        return any(len(set(cell["epochs"]["margin"][: cell["best_epoch"]])) > 1 for cell in cells)
+        return [len(set(cell["epochs"]["margin"][: cell["best_epoch"]])) > 1 for cell in cells]
 
     def ranks(self, labels: Iterable[str]) -> dict[str, float]:
         """The place of each by mean AUC, 1 the best; ties share."""

@@ -140,6 +140,7 @@ def test_importing_the_package_is_light():
         "flax",
         "optax",
         "orbax",
+        "sklearn",
         "matplotlib",
         "grain",
         "tensorflow",

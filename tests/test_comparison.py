@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -122,9 +123,14 @@ def test_ones_own_network_and_images(tiny_encoder, tmp_path):
     assert set(result.reports) == {"constant", "dams"}
 
 
-def test_without_a_folder_it_is_none_of_a_run():
-    assert comparison.with_folder(SMALL).folder == Path("runs/compare-glyphs")
-    assert comparison.with_folder(SMALL.replace(out="there")).folder == Path("there")
+def test_without_a_folder_it_goes_to_none_of_a_run(compared, tmp_path, monkeypatch):
+    config, result = compared
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(config.folder, "runs/compare-glyphs")  # cells that are there are kept
+    (tmp_path / "runs" / "compare-glyphs" / "comparison.md").unlink()
+    assert mj.compare(config.replace(out=None), SCHEDULES, (0, 1)).reports == result.reports
+    assert [path.name for path in Path("runs").iterdir()] == ["compare-glyphs"]
+    assert Path("runs/compare-glyphs/comparison.md").is_file()
 
 
 def test_summaries_are_paired_t_intervals():
