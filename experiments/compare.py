@@ -187,15 +187,25 @@ def fingerprint(data: Any) -> dict:
 
 
 def machine() -> str:
+    """What the figures depend on in their last digits: the number of cores, and their kind.
+
+    With family and model, since virtual machines call several generations by one name.
+    """
     import jax
 
     if jax.default_backend() != "cpu":
         return jax.devices()[0].device_kind
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
-    model = [line.split(":")[1].strip() for line in text.splitlines() if "model name" in line]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} core{'' if cores == 1 else 's'} of {model[0] if model else 'a CPU'}"
+    return f"{cores} core{'' if cores == 1 else 's'} of {cpu(Path('/proc/cpuinfo'))}"
+
+
+def cpu(cpuinfo: Path) -> str:
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    said = {name.strip(): value.strip() for name, _, value in pairs}
+    if "model name" not in said:
+        return "a CPU"
+    return f"{said['model name']}, family {said['cpu family']}, model {said['model']}"
 
 
 def tuned(cells: list[dict]) -> str:

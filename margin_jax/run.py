@@ -26,7 +26,6 @@ from margin_jax.checkpoint import Checkpoint
 from margin_jax.config import TrainConfig
 from margin_jax.data import OWN
 from margin_jax.data.images import Images, StreamedImages
-from margin_jax.data.pairs import Pairs
 from margin_jax.evaluation.embedding import embed_images, pair_distances
 from margin_jax.evaluation.verification import VerificationReport, verification_report
 from margin_jax.models import Encoder, make_encoder
@@ -102,19 +101,14 @@ class Run:
 
         Args:
             images: as in :meth:`embed`.
-            pairs: int[pairs, 2], indices of `images`.
+            pairs: int[pairs, 2], indices of `images`; only what they name is embedded.
+
+        Raises:
+            TypeError, ValueError: as :meth:`embed`, and pairs of another shape.
         """
         rows, places = np.unique(pairs, return_inverse=True)
-        return pair_distances(self.embed(images, rows), places.reshape(-1, 2), self.config.distance)
-
-    def evaluate(self, images: Images, pairs: Pairs) -> VerificationReport:
-        """Verification of other pairs, at the run's own threshold.
-
-        Args:
-            images: as in :meth:`embed`.
-            pairs: indices of `images`, and which of them are the same.
-        """
-        return self.verify(self.distances(images, pairs.rows), pairs.same)
+        places = places.reshape(np.shape(pairs))
+        return pair_distances(self.embed(images, rows), places, self.config.distance)
 
     def verify(self, distances: np.ndarray, same: np.ndarray) -> VerificationReport:
         """The figures of pairs whose distances are known, at the run's own threshold.

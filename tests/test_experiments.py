@@ -161,6 +161,15 @@ class TestACell:
         with pytest.raises(ValueError, match=r"cell\.json was trained with other .*--epochs=2"):
             compare.train_cell(path, options | {"epochs": 3}, None, tmp_path)
 
+    def test_its_machine_names_the_generation_of_the_cpu(self, study, tmp_path):
+        cpuinfo = tmp_path / "cpuinfo"
+        assert study("compare").cpu(cpuinfo) == "a CPU"
+        core = "cpu family\t: {}\nmodel\t\t: 2\nmodel name\t: AMD EPYC\nflags\t\t: fpu\n\n"
+        cpuinfo.write_text("".join(map(core.format, (26, 27))), encoding="utf-8")
+        assert study("compare").cpu(cpuinfo) == "AMD EPYC, family 26, model 2"
+        cpuinfo.write_text("processor : 0\nBogoMIPS : 50.00\n", encoding="utf-8")  # of an ARM
+        assert study("compare").cpu(cpuinfo) == "a CPU"
+
 
 class TestReport:
     def test_figures_are_those_of_plain_loops(self, study, made_up):

@@ -503,6 +503,27 @@ def test_embed_takes_some_rows_and_refuses_others(finished):
             finished.embed(images, rows)
 
 
+def test_distances_are_of_the_pairs_that_are_named(finished, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), np.uint8)
+    pairs = np.array([[4, 1], [1, 1], [0, 4]])
+    vectors = finished.embed(images)
+    expected = [np.linalg.norm(vectors[a] - vectors[b]) for a, b in pairs]
+    embed, embedded = finished.embed, []
+
+    def watched(self, images, rows):
+        embedded.extend(rows)
+        return embed(images, rows)
+
+    monkeypatch.setattr(type(finished), "embed", watched)
+    np.testing.assert_allclose(finished.distances(images, pairs), expected, atol=1e-6)
+    assert embedded == [0, 1, 4]
+    report = finished.verify(finished.distances(images, pairs), np.array([False, True, False]))
+    assert (report.same, report.different, report.auc) == (1, 2, 1.0)
+    for wrong in ([0, 1, 2, 3], [[0, 1, 2], [2, 3, 4]]):
+        with pytest.raises(ValueError, match=r"pairs must have shape \(pairs, 2\); got \("):
+            finished.distances(images, wrong)
+
+
 def test_records_are_strict_json():
     assert json.loads(to_json({"a": float("nan"), "b": [float("inf"), 1.5]})) == {
         "a": None,
