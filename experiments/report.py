@@ -9,7 +9,7 @@ Every cell that is there is in it.
 import argparse
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -184,43 +184,40 @@ def cells_table(shape: Shape) -> str:
 
 
 def plot_differences(shapes: list[Shape]) -> Figure:
-    """Paired differences in AUC to the tuned constant with their 95 % intervals, by data set."""
-    labels = dict.fromkeys(label for shape in shapes for label in shape.chosen)
-    del labels["constant"]
-    styles = dict(zip(labels, looks("osD"), strict=False))
-    by_name: dict[str, list[Shape]] = {}
+    """Paired differences in AUC to the tuned constant with their 95 % intervals.
+
+    A row for each data set, with a scale of its own, since their intervals differ tenfold.
+    """
+    labels = list(dict.fromkeys(label for shape in shapes for label in shape.chosen))
+    labels.remove("constant")
+    names = list(dict.fromkeys(shape.name for shape in shapes))
+    reductions = list(dict.fromkeys(shape.reduction for shape in shapes))
+    size = (1.5 + 3.6 * len(reductions), 0.7 + (0.6 + 0.19 * len(labels)) * len(names))
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    places = {"sharex": "row", "sharey": True, "squeeze": False}
+    grid = figure.subplots(len(names), len(reductions), **places)
     for shape in shapes:
-        by_name.setdefault(shape.name, []).append(shape)
-    rows = [sum(len(shape.chosen) for shape in own) for own in by_name.values()]
-    figure = Figure(figsize=(8, 1.6 + 0.22 * sum(rows)), dpi=130, layout="constrained")
-    # A data set has a scale of its own: their intervals differ tenfold.
-    grid = figure.subplots(len(by_name), squeeze=False, gridspec_kw={"height_ratios": rows})[:, 0]
-    for axes, own in zip(grid, by_name.values(), strict=True):
-        row, ticks = 0, []
-        for shape in own:
-            first = row
-            for label in [label for label in labels if label in shape.chosen]:
-                (marker, colour), found = styles[label], shape.judged.summary(label, "auc")
-                width = found.difference_interval
-                look = {"fmt": marker, "color": colour, "ms": 4, "lw": 1.5}
-                axes.errorbar(found.difference, -row, xerr=width, **look)
-                row += 1
-            ticks.append(-(first + row - 1) / 2)
-            row += 1
+        axes = grid[names.index(shape.name), reductions.index(shape.reduction)]
+        for label in set(labels) & set(shape.chosen):
+            found = shape.judged.summary(label, "auc")
+            mean, width = found.difference, found.difference_interval
+            colour = "0.55" if abs(mean) <= width else PALETTE[0] if mean > 0 else PALETTE[1]
+            axes.errorbar(mean, labels.index(label), xerr=width, fmt="o", color=colour, ms=4)
         axes.axvline(0, color="black", lw=0.8)
-        axes.set_yticks(ticks, [shape.title.replace(", ", "\n") for shape in own])
-        axes.set_ylim(1 - row, 1)
-        axes.set_xlim(-max(map(abs, axes.get_xlim())), max(map(abs, axes.get_xlim())))
-        tidy(axes, "x")
-    grid[-1].set_xlabel("test AUC minus the tuned constant's, paired by seed, with 95 % interval")
-    handles = [grid[0].plot([], [], marker, color=colour)[0] for marker, colour in styles.values()]
-    figure.legend(handles, styles, loc="outside upper center", ncols=3, frameon=False)
+        axes.set_title(shape.title, fontsize="medium")
+    for row in grid:
+        reach = max(map(abs, row[0].get_xlim()))
+        row[0].set_xlim(-reach, reach)
+        for axes in row:
+            tidy(axes, "x")
+    grid[0, 0].set_yticks(range(len(labels)), labels)
+    grid[0, 0].invert_yaxis()
+    figure.supxlabel(
+        "test AUC minus the tuned constant's, paired by seed, with 95 % interval; "
+        "grey: the interval contains 0",
+        fontsize="medium",
+    )
     return figure
-
-
-def looks(styles: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """A style and a colour for each schedule; three styles and seven colours make 21 of them."""
-    return zip(itertools.cycle(styles), itertools.cycle(PALETTE), strict=False)
 
 
 def plot_curves(shapes: list[Shape]) -> Figure:
@@ -235,7 +232,9 @@ def plot_curves(shapes: list[Shape]) -> Figure:
     grid = figure.subplots(len(shown), len(shapes), sharex=True, sharey="row", squeeze=False)
     settled: list[float] = []
     labels = dict.fromkeys(label for shape in shapes for label in shape.chosen)
-    styles = dict(zip(labels, looks(("-", "--", ":")), strict=False))
+    del labels["constant"]  # of which there is one black line to compare the others with
+    looks = zip(itertools.cycle(("-", "--", ":")), itertools.cycle(PALETTE), strict=False)
+    styles = {"constant": ("-", "black"), **dict(zip(labels, looks, strict=False))}
     for column, shape in enumerate(shapes):
         for row, (name, title, scale) in enumerate(shown):
             axes = grid[row, column]
@@ -244,7 +243,9 @@ def plot_curves(shapes: list[Shape]) -> Figure:
                 style, colour = styles[label]
                 curves = np.array([[record[name] for record in run] for run in runs.values()])
                 epochs = 1 + np.arange(curves.shape[1])
-                axes.plot(epochs, curves.mean(axis=0), style, color=colour, lw=1.6)
+                front = label == "constant"
+                look = {"color": colour, "lw": 1.5 + front, "zorder": 2 + front}
+                axes.plot(epochs, curves.mean(axis=0), style, **look)
                 if name == "validation_auc":  # of all but the first epochs, which are alike
                     settled += curves.mean(axis=0)[len(epochs) // 6 :].tolist()
             axes.set_yscale(scale)
