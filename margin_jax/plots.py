@@ -154,7 +154,8 @@ def plot_roc(reports: dict[str, VerificationReport]) -> "Figure":
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
     axes.set_title("ROC on test pairs")
-    axes.legend(loc="upper left")
+    # Below, since a good network's curve runs along the top and a bad one's along the bottom.
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
