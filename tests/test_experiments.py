@@ -323,7 +323,7 @@ class TestCommittedResults:
             assert {*grid.DEFAULT, *grid.FIXED} <= set(shape.chosen)
             assert shape.seeds == list(range(10 if shape.name == "omniglot" else 5))
             assert shape.left_out == shape.unfinished == []
-            assert shape.settings == (4 if shape.name == "cub" else 6)
+            assert shape.settings == 6
 
     def test_nothing_but_schedule_and_seed_differs_within_a_shape(self, shapes):
         for shape in shapes:
