@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,7 +136,7 @@ def test_the_module_draws_its_kernel_as_flax_does():
     x = jnp.zeros((1, 8, 8, 7))
     ours = DepthwiseConv(3, EVEN).init(jax.random.key(3), x)
     theirs = nn.Conv(7, (3, 3), feature_group_count=7, use_bias=False).init(jax.random.key(3), x)
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    chex.assert_trees_all_equal(ours, theirs)
     assert float(jnp.std(ours["params"]["kernel"])) > 0.1
 
 

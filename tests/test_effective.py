@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,7 +146,7 @@ def test_statistics_on_the_device_are_those_of_the_host():
         totals = totals.add(*each[-1])
     stats, counted = jax.tree.map(lambda *v: jnp.stack(v), *each)
     told = jax.jit(mj.EpochStats.of)(stats, counted)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), told, totals.stats())
+    chex.assert_trees_all_close(told, totals.stats(), rtol=2e-5)
     alone = mj.EpochStats.of(stats)
     assert alone.effective_cdf is None
     silent = mj.batch_all_triplet_loss(np.eye(4, dtype=np.float32), [0, 1, 2, 3], 0.2)[1]
@@ -178,7 +179,7 @@ def trained(schedule, histogram, epochs=3):
 def test_it_does_not_change_the_training():
     without, state = trained(mj.dams(), False)
     kept, same = trained(mj.dams(), True)
-    jax.tree.map(np.testing.assert_array_equal, state.params, same.params)
+    chex.assert_trees_all_equal(state.params, same.params)
     assert without[0].effective_quantiles is None
     quantiles = kept[0].effective_quantiles
     assert len(quantiles) == 7

@@ -1,6 +1,7 @@
 import dataclasses
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +64,7 @@ def snapshot(state):
 
 
 def assert_same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, snapshot(a), snapshot(b))
+    chex.assert_trees_all_equal(snapshot(a), snapshot(b))
 
 
 def replay(state, train_step, data):
@@ -133,8 +134,8 @@ def test_the_input_is_not_changed():
     start, data = new_state(schedule), batches()
     before, data_before = snapshot(start), batches()
     first, record = mj.train_epoch(start, TRAIN_STEP, data, schedule)
-    jax.tree.map(np.testing.assert_array_equal, snapshot(start), before)
-    jax.tree.map(np.testing.assert_array_equal, data, data_before)
+    chex.assert_trees_all_equal(snapshot(start), before)
+    chex.assert_trees_all_equal(data, data_before)
 
     # So the same epoch can be run again, to the last bit.
     second, again = mj.train_epoch(start, TRAIN_STEP, data, schedule)
@@ -284,7 +285,7 @@ def test_batches_without_triplets(labels):
     data = [(images, labels.astype(np.int32)) for images, _ in batches(count=2)]
     state, record = mj.train_epoch(start, TRAIN_STEP, data, schedule)
     # Adam divides a zero gradient by a zero spread: the parameters stay, to the bit.
-    jax.tree.map(np.testing.assert_array_equal, state.params, start.params)
+    chex.assert_trees_all_equal(state.params, start.params)
     assert (record.loss, record.valid, record.easy, record.steps) == (0.0, 0, 0, 2)
     assert math.isnan(record.easy_fraction)
     assert math.isnan(record.mean_effective)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,7 +117,7 @@ def test_embeddings_are_float32_of_length_one(dtype):
 
 def test_bfloat16_is_near_float32_and_not_the_same():
     (exact, params, stats), (rough, same, _) = small(), small(jnp.bfloat16)
-    jax.tree.map(np.testing.assert_array_equal, params, same)
+    chex.assert_trees_all_equal(params, same)
     a, b = (embed_images(e.apply, params, stats, pictures(5)) for e in (exact, rough))
     assert 1e-5 < np.abs(a - b).max() < 0.05
 

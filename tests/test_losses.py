@@ -1,6 +1,7 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -486,7 +487,7 @@ def test_padding_changes_nothing():
         (loss2, stats2), (to_x2, to_margin2) = other
         assert (loss, to_margin) == (loss2, to_margin2)
         np.testing.assert_array_equal(to_x, to_x2)
-        jax.tree.map(np.testing.assert_array_equal, stats, stats2)
+        chex.assert_trees_all_equal(stats, stats2)
     assert not np.any(to_x[~where])
     assert not np.any(stats.valid[~where])
 
@@ -583,7 +584,7 @@ def test_narrow_types_are_computed_in_float32(dtype):
     assert loss.dtype == jnp.float32
     assert (loss, to_margin) == (wide_loss, wide_to_margin)
     np.testing.assert_array_equal(to_x, wide_to_x.astype(dtype))
-    jax.tree.map(np.testing.assert_array_equal, stats, wide_stats)
+    chex.assert_trees_all_equal(stats, wide_stats)
 
 
 def test_eager_equals_jit():
@@ -591,7 +592,7 @@ def test_eager_equals_jit():
     (loss, stats), gradients = value_and_grad()(*arguments)
     (loss2, stats2), gradients2 = compiled()(*arguments)
     np.testing.assert_allclose(loss, loss2, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), gradients, gradients2)
+    chex.assert_trees_all_close(gradients, gradients2, rtol=1e-5, atol=1e-6)
     for name in COUNTS:
         np.testing.assert_array_equal(getattr(stats, name), getattr(stats2, name))
 

@@ -3,6 +3,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,7 +153,7 @@ def test_adam_at_a_constant_rate_is_optax_adam_bit_for_bit():
     params, gradients = start()
     ours = walk(make_optimizer("adam", 1e-3, "constant", 8, 4), params, gradients)
     theirs = walk(optax.adam(1e-3), params, gradients)
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    chex.assert_trees_all_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -209,7 +210,7 @@ def test_a_run_goes_on_from_a_checkpoint(name, tmp_path):
         restored = checkpoint.restore({"state": fresh})[0]["state"]
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     updates = [update(gradients[4], each, params)[0] for each in (state, restored)]
-    jax.tree.map(np.testing.assert_array_equal, *updates)
+    chex.assert_trees_all_equal(*updates)
 
 
 def test_nothing_to_freeze():

@@ -14,6 +14,7 @@ import types
 import zlib
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -219,7 +220,7 @@ def test_a_file_is_read(tmp_path):
     name, path = "mobilenet_v3_small", tmp_path / "model.safetensors"
     save_file(drawn(name), path)
     read, converted = load_weights(name, path), convert(name, drawn(name))
-    jax.tree.map(np.testing.assert_array_equal, read, converted)
+    chex.assert_trees_all_equal(read, converted)
     with pytest.raises(ValueError, match=rf"{path} does not fit: expected blocks"):
         load_weights("efficientnet_b0", str(path))
 

@@ -6,6 +6,7 @@ have one shape, so that a property compiles once.
 
 import functools
 
+import chex
 import hypothesis.extra.numpy as hnp
 import jax
 import numpy as np
@@ -128,7 +129,7 @@ def test_masked_rows_change_nothing(x, labels, margin, where, junk, other_labels
     (loss2, stats2), (to_x2, _) = run(x2, labels2, margin, where, **exact)
     assert loss == loss2
     np.testing.assert_array_equal(to_x, to_x2)
-    jax.tree.map(np.testing.assert_array_equal, stats, stats2)
+    chex.assert_trees_all_equal(stats, stats2)
     assert not np.any(to_x[~where])
     assert not np.any(stats.valid[~where])
 

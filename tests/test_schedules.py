@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,8 +107,8 @@ def test_host_jit_and_scan_decide_alike_to_the_last_bit(name):
     last, scanned = jax.jit(lambda stats: jax.lax.scan(step, schedule.init(), stats))(stacked)
     np.testing.assert_array_equal(np.float32(host), np.float32(compiled))
     np.testing.assert_array_equal(np.float32(host), scanned)
-    jax.tree.map(np.testing.assert_array_equal, last, state)
-    jax.tree.map(np.testing.assert_array_equal, last, last_host)
+    chex.assert_trees_all_equal(last, state)
+    chex.assert_trees_all_equal(last, last_host)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
