@@ -106,7 +106,7 @@ def train_cell(
     import jax
 
     import margin_jax as mj
-    from margin_jax.run import to_json, write_text
+    from margin_jax.files import to_json, write_text
 
     if path.exists():
         cell = json.loads(path.read_text(encoding="utf-8"))

@@ -309,8 +309,8 @@ def markdown(shapes: list[Shape]) -> str:
             table(shape),
             *(
                 [
-                    "Seeds 5 to 9 were trained after 0 to 4 had been read (what else was known when: "
-                    "*Looks* in `experiments/compare.py`):",
+                    "Seeds 5 to 9 were trained after 0 to 4 had been read (what else was known "
+                    "when: *Looks* in `experiments/compare.py`):",
                     again(shape),
                 ]
                 if len(set(shape.seeds) - set(FIRST)) > 1

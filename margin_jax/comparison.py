@@ -16,7 +16,9 @@ import numpy as np
 
 from margin_jax import plots, run
 from margin_jax.config import TrainConfig, as_file_name
+from margin_jax.data import OWN
 from margin_jax.data.dataset import ImageDataset
+from margin_jax.files import to_json, write_text
 from margin_jax.models import Encoder
 from margin_jax.protocol import load, prepare_data
 from margin_jax.training import fit
@@ -148,14 +150,16 @@ def compare(
 
     Raises:
         ValueError: as :func:`~margin_jax.fit`; for no or repeated schedules or seeds; if a finished
-            cell was trained on other images.
+            cell was trained on other images or with another network.
     """
+    schedules, seeds = list(schedules), [int(seed) for seed in seeds]
     for what, values in (("schedules", schedules), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{what} must be at least one, each once; got {list(values)}")
     if len({as_file_name(name) for name in schedules}) < len(schedules):
         raise ValueError(f"schedules must have folders of their own; got {list(schedules)}")
     config = with_folder(config)
+    network = run.get_encoder(config, encoder).named if config.encoder == OWN else None
     cells = {(name, seed): _cell_config(config, name, seed) for name in schedules for seed in seeds}
     if dataset is None:
         dataset = load(config)
@@ -163,7 +167,7 @@ def compare(
     @functools.cache
     def described(seed: int) -> dict[str, Any]:
         """Of the images and the split that all schedules of a seed share."""
-        return prepare_data(cells[schedules[0], seed], dataset).described
+        return prepare_data(cells[schedules[0], seed], dataset, network).described
 
     reports: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in schedules}
     histories: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in schedules}
@@ -173,16 +177,16 @@ def compare(
             report = fit(cell, dataset=dataset, encoder=encoder, progress=progress).report
         elif _described(cell) != described(seed):
             raise ValueError(
-                f"{cell.folder} was trained on other images: give --overwrite, or choose another "
-                f"out"
+                f"{cell.folder} was trained on other images, or with another network of your own: "
+                f"give --overwrite, or choose another out"
             )
         reports[name][seed], histories[name][seed] = report, run.read_history(cell.folder)
         if on_cell is not None:
             on_cell(name, seed, report)
     comparison = Comparison(tuple(schedules), tuple(seeds), reports, histories)
     folder = config.folder
-    run.write_text(folder / "comparison.json", run.to_json(comparison.to_json(), indent=2) + "\n")
-    run.write_text(folder / "comparison.md", comparison.table() + "\n")
+    write_text(folder / "comparison.json", to_json(comparison.to_json(), indent=2) + "\n")
+    write_text(folder / "comparison.md", comparison.table() + "\n")
     plots.plot_comparison(histories).savefig(folder / "comparison.png")
     return comparison
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import operator
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 from margin_jax.augmentation import make_augment
 from margin_jax.choices import check_choice, one_of
@@ -21,10 +22,11 @@ from margin_jax.triplets import MININGS
 
 
 class Option(NamedTuple):
-    """How an option is shown by ``--help``."""
+    """How an option is shown by ``--help``, and the least that its number may be."""
 
     panel: str
     help: str
+    least: int = 0
 
 
 # Parameters of schedules that have an option of their own.
@@ -81,7 +83,7 @@ class TrainConfig:
     ] = None
     image_size: Annotated[
         int | None,
-        Option("Data", "Pixels a side. Default: 28 for glyphs, 64, or the preset's."),
+        Option("Data", "Pixels a side. Default: 28 for glyphs, 64, or the preset's.", 8),
     ] = None
     split: Annotated[
         str | None,
@@ -96,7 +98,7 @@ class TrainConfig:
         bool, Option("Data", "An unreadable file is an error instead of being skipped.")
     ] = False
     max_identities: Annotated[
-        int | None, Option("Data", "Use only the first so many identities, for a quick try.")
+        int | None, Option("Data", "Use only the first so many identities, for a quick try.", 6)
     ] = None
     memory_limit: Annotated[
         float,
@@ -149,7 +151,7 @@ class TrainConfig:
         Option("Loss", "Also record quantiles of the effective margins, from a sample, and draw."),
     ] = False
 
-    epochs: Annotated[int, Option("Training", "Times through the training identities.")] = 30
+    epochs: Annotated[int, Option("Training", "Times through the training identities.", 1)] = 30
     seed: Annotated[int, Option("Training", "Of weights, split, batches and pairs.")] = 0
     optimizer: Annotated[str, Option("Training", f"{one_of(_OPTIMIZERS)}")] = "adam"
     learning_rate: Annotated[float, Option("Training", "At its highest.")] = 1e-3
@@ -161,8 +163,8 @@ class TrainConfig:
             f"warmup_linear: up over a tenth, then down to 1 %. {one_of(_LEARNING_RATES)}",
         ),
     ] = "constant"
-    identities_per_batch: Annotated[int, Option("Training", "P of the PK sampler.")] = 32
-    images_per_identity: Annotated[int, Option("Training", "K of the PK sampler.")] = 2
+    identities_per_batch: Annotated[int, Option("Training", "P of the PK sampler.", 2)] = 32
+    images_per_identity: Annotated[int, Option("Training", "K of the PK sampler.", 2)] = 2
     small_identities: Annotated[
         str,
         Option(
@@ -218,9 +220,9 @@ class TrainConfig:
     dtype: Annotated[str, Option("Network", f"Of the computation. {one_of(_DTYPES)}")] = "float32"
     devices: Annotated[
         int | None,
-        Option("Training", "Devices that share a batch. Default: all accelerators, or one CPU."),
+        Option("Training", "Devices that share a batch. Default: all accelerators, or one CPU.", 1),
     ] = None
-    embedding_size: Annotated[int, Option("Network", "Length of an embedding.")] = 128
+    embedding_size: Annotated[int, Option("Network", "Length of an embedding.", 1)] = 128
     select: Annotated[
         str,
         Option(
@@ -241,11 +243,16 @@ class TrainConfig:
         bool, Option("Run", "Resume with another learning rate, mining, schedule (not all) or so.")
     ] = False
     checkpoint_steps: Annotated[
-        int, Option("Run", "Save the place every so many steps, too, not only after epochs.")
+        int, Option("Run", "Save the place every so many steps, too, not only after epochs.", 1)
     ] = 1000
 
     def __post_init__(self) -> None:
         """Checks everything that can be checked without looking at the data."""
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked_number(field, getattr(self, field.name)))
+        for name in ("learning_rate", "width"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name} must be above 0; got 0.0")
         check_dataset(self.dataset)
         choices: dict[str, Iterable[str]] = {
             "distance": DISTANCES,
@@ -264,29 +271,6 @@ class TrainConfig:
             raise ValueError("small_stem and dtype are for encoders by name; got them with own")
         if self.width != 1 and self.encoder != "small_cnn":
             raise ValueError(f"width is for small_cnn; got {self.width} with {self.encoder}")
-        for name in ("margin", "margin_end", "threshold", "increase", "learning_rate", "width"):
-            value = getattr(self, name)
-            if not 0 <= value < 1e38:  # what float32 can hold
-                raise ValueError(f"{name} must be finite and at least 0; got {value}")
-            if value == 0 and name in ("learning_rate", "width"):
-                raise ValueError(f"{name} must be above 0; got 0.0")
-        at_least = {
-            "epochs": 1,
-            "seed": 0,
-            "identities_per_batch": 2,
-            "images_per_identity": 2,
-            "fillers": 0,
-            "freeze": 0,
-            "embedding_size": 1,
-            "devices": 1,
-            "image_size": 8,
-            "max_identities": 6,
-            "checkpoint_steps": 1,
-        }
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}; got {value}")
         if self.threshold > 1:
             raise ValueError(f"threshold must be between 0 and 1; got {self.threshold}")
         _, parameters = self.schedule_parameters()
@@ -298,10 +282,8 @@ class TrainConfig:
         make_augment(self.augment)
         if self.split is not None:
             check_split(self.split)
-        if not self.memory_limit >= 0:
-            raise ValueError(f"memory_limit must be at least 0; got {self.memory_limit}")
-        if self.seed >= 2**63:
-            raise ValueError(f"seed must be below 2^63; got {self.seed}")
+        if self.seed >= 2**32:  # JAX takes the lower half of more
+            raise ValueError(f"seed must be below 2^32; got {self.seed}")
         if self.embedding_size > 2**16:
             raise ValueError(f"embedding_size must be at most 65536; got {self.embedding_size}")
         if self.dataset == "folder" and self.data_dir is None:
@@ -396,3 +378,23 @@ class TrainConfig:
             unknown = sorted(set(values) - known) if isinstance(values, dict) else values
             raise ValueError(f"not a configuration of this version: unknown {unknown}")
         return cls(**values)
+
+
+def _checked_number(field: dataclasses.Field[Any], value: Any) -> Any:
+    """The value, as Python's own number if the field is one."""
+    kinds = get_args(get_args(field.type)[0]) or get_args(field.type)[:1]
+    number = next((kind for kind in kinds if kind in (int, float)), None)
+    if number is None or (value is None and type(None) in kinds):
+        return value
+    try:
+        if isinstance(value, str | bool):
+            raise TypeError
+        value = operator.index(value) if number is int else float(value)
+    except TypeError:
+        what = "a whole number" if number is int else "a number"
+        raise ValueError(f"{field.name} must be {what}; got {value!r}") from None
+    least = field.type.__metadata__[0].least  # type: ignore[union-attr]
+    if not least <= value or (number is float and not value < 1e38):  # what float32 can hold
+        finite = "finite and " if number is float else ""
+        raise ValueError(f"{field.name} must be {finite}at least {least}; got {value}")
+    return value

@@ -92,8 +92,9 @@ def batch_all_triplet_loss(
 
     Raises:
         ValueError: wrong shapes, an unknown option, a margin known to be NaN or infinite.
-        TypeError: embeddings that are not floating point, labels that are not integers, a mask
-            that is not boolean; when the loss is differentiated twice or in forward mode.
+        TypeError: embeddings that are not floating point, labels that are not integers, or of two
+            types that no third one holds, a mask that is not boolean; when the loss is
+            differentiated twice or in forward mode.
 
     Example:
         >>> import jax.numpy as jnp, margin_jax as mj
@@ -136,6 +137,7 @@ def batch_all_triplet_loss(
                 f"references must have as many columns as embeddings, {x.shape[1]}; "
                 f"got shape {y.shape}"
             )
+        x_labels, y_labels = _of_one_type(x_labels, y_labels)
 
     first = jnp.int32(0)  # of this device's rows in the batch
     if axis_name is not None:
@@ -241,11 +243,22 @@ def _check_rows(
     return jnp.where(real[:, None], x, 1), y, real
 
 
+def _of_one_type(labels: Array, reference_labels: Array) -> tuple[Array, Array]:
+    """Both in a type that holds all of either, since one is looked up in the other."""
+    dtypes = labels.dtype, reference_labels.dtype
+    common = jax.dtypes.canonicalize_dtype(jnp.promote_types(*dtypes))
+    if common.kind == "f" or not all(np.can_cast(dtype, common) for dtype in dtypes):
+        raise TypeError(
+            f"no integer type holds labels and reference_labels; got {dtypes[0]} and {dtypes[1]}"
+        )
+    return labels.astype(common), reference_labels.astype(common)
+
+
 def _check_margin(margin: ArrayLike, dtype: jnp.dtype) -> Array:
     """The margin as a scalar; finite if its value is known without waiting for a device."""
     if isinstance(margin, numbers.Real | np.ndarray) and not np.all(np.abs(margin) < 1e38):
         raise ValueError(f"margin must be below 1e38 and finite; got {margin}")
-    mu = jnp.asarray(margin)
+    mu = jnp.asarray(float(margin) if type(margin) is int else margin)
     if mu.shape != ():
         raise ValueError(f"margin must be a scalar; got shape {mu.shape}")
     if not (jnp.issubdtype(mu.dtype, jnp.floating) or jnp.issubdtype(mu.dtype, jnp.integer)):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from margin_jax.config import TrainConfig
-from margin_jax.data import default_split, load_dataset
+from margin_jax.data import OWN, default_split, load_dataset
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
 from margin_jax.data.sampler import Coverage, pk_batches
@@ -26,7 +26,7 @@ class RunData(NamedTuple):
         split: identities of each part.
         train, validation: rows of `dataset`.
         pairs: "validation", "test", "published", and "hard" if there are any; rows of `dataset`.
-        described: what goes into ``data.json``.
+        described: what goes into ``data.json``; by it a run is known when it goes on.
     """
 
     dataset: ImageDataset
@@ -94,12 +94,15 @@ def plan_epoch(
     return train[plan], coverage
 
 
-def prepare_data(config: TrainConfig, dataset: ImageDataset | None = None) -> RunData:
+def prepare_data(
+    config: TrainConfig, dataset: ImageDataset | None = None, network: str | None = None
+) -> RunData:
     """Loads, splits and draws pairs: all that can go wrong with the data goes wrong here.
 
     Args:
         config: what to load and how to split it.
         dataset: the images, if they are loaded already.
+        network: what to tell one of your own by.
 
     Raises:
         ValueError: saying what was expected and what came.
@@ -134,6 +137,11 @@ def prepare_data(config: TrainConfig, dataset: ImageDataset | None = None) -> Ru
         },
         "coverage": dataclasses.asdict(coverage),
     }
+    # No name says what these are.
+    if config.dataset == OWN:
+        described["sha256"] = dataset.digest()
+    if network is not None:
+        described["network"] = network
     return RunData(dataset, split, rows["train"], rows["validation"], pairs, described)
 
 

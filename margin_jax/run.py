@@ -28,6 +28,7 @@ from margin_jax.data import OWN
 from margin_jax.data.images import Images, StreamedImages
 from margin_jax.evaluation.embedding import embed_images, pair_distances
 from margin_jax.evaluation.verification import VerificationReport, verification_report
+from margin_jax.files import append_line, to_json, write_text
 from margin_jax.models import Encoder, make_encoder
 from margin_jax.protocol import RunData
 from margin_jax.report_lines import report_rows, table, training_line
@@ -278,7 +279,10 @@ def _check_same(config: TrainConfig, described: str, folder: Path) -> str:
         advice = "; --allow-changes goes on all the same" if possible else ""
         raise ValueError(f"cannot resume {folder} as another run: {changed}{advice}")
     if described != (folder / DATA).read_text(encoding="utf-8"):
-        raise ValueError(f"cannot resume {folder}: the images are not those it was started with")
+        raise ValueError(
+            f"cannot resume {folder}: the images, or a network of your own, are not those that it "
+            f"was started with"
+        )
     if trained and not is_saved(folder):
         raise ValueError(
             f"cannot resume {folder}: there is nothing in {CHECKPOINTS}; --overwrite begins anew"
@@ -307,8 +311,16 @@ def is_saved(folder: Path) -> bool:
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run, or what a kill left of the making of one."""
     names = {path.name.removesuffix(".partial") for path in folder.glob("*")}
-    # Many things have a config.json, few both of these.
-    return {CONFIG, DATA} <= names or (DATA in names and names <= {DATA, PAIRS, CONFIG})
+    mine = {DATA, PAIRS, CONFIG}
+    if not (mine <= names or (DATA in names and names <= mine)):
+        return False
+    if not (folder / DATA).exists():
+        return True  # it was being written
+    try:  # other things have a data.json, too, but none like this
+        found = json.loads((folder / DATA).read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(found, dict) and {"identities", "coverage"} <= set(found)
 
 
 def remove(folder: Path) -> None:
@@ -341,24 +353,11 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 def write_progress(config: TrainConfig, history: list[dict[str, Any]], changed: str = "") -> None:
     """Makes a run folder tell what its checkpoint does, and what changes, before it is trained."""
     if changed:
-        _append(config.folder / CHANGES, {"whole_epochs": len(history), "changed": changed})
+        append_line(config.folder / CHANGES, {"whole_epochs": len(history), "changed": changed})
     if len(history) < config.epochs:  # a report would be about other weights
         (config.folder / REPORT).unlink(missing_ok=True)
     write_text(config.folder / HISTORY, "".join(to_json(record) + "\n" for record in history))
     write_text(config.folder / CONFIG, config.to_json())  # perhaps of more epochs
-
-
-def append_history(folder: Path, record: dict[str, Any]) -> None:
-    """Adds a record; OSError if the disk is full, say."""
-    _append(folder / HISTORY, record)
-
-
-def _append(path: Path, value: dict[str, Any]) -> None:
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(to_json(value) + "\n")
-    except OSError as error:
-        raise OSError(f"can not write {path}: {error.strerror}") from error
 
 
 def write_report(folder: Path, report: dict[str, Any], pictures: dict[str, Any]) -> None:
@@ -370,23 +369,3 @@ def write_report(folder: Path, report: dict[str, Any], pictures: dict[str, Any])
         write_text(folder / REPORT, to_json(report, indent=2) + "\n")
     except OSError as error:
         raise OSError(f"can not write the report in {folder}: {error.strerror}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """Strict JSON: NaN and infinity, which it does not have, become null."""
-
-    def plain(v: Any) -> Any:
-        if isinstance(v, dict):
-            return {key: plain(item) for key, item in v.items()}
-        if isinstance(v, list | tuple):
-            return [plain(item) for item in v]
-        return None if isinstance(v, float) and not math.isfinite(v) else v
-
-    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)

@@ -176,7 +176,8 @@ class EpochTotals:
 
         Args:
             stats: of the batch.
-            histogram: int32[1024], of :func:`~margin_jax.effective_margin_histogram`.
+            histogram: int32[..., 1024], of :func:`~margin_jax.effective_margin_histogram`; what
+                is stacked is summed, as it is of the statistics.
         """
         host = _fetch(stats)
         npos, nneg = (np.asarray(n, np.int64) for n in (host.positives, host.negatives))
@@ -204,6 +205,7 @@ class EpochTotals:
         if histogram is None:
             return EpochTotals(**summed, histogram=self.histogram)
         more = np.asarray(jax.device_get(histogram), np.int64)
+        more = more.reshape(-1, more.shape[-1]).sum(axis=0)
         so_far = 0 if self.histogram is None else self.histogram
         return EpochTotals(**summed, histogram=so_far + more)
 

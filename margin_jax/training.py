@@ -15,9 +15,11 @@ from margin_jax import divergence, multihost, run
 from margin_jax.augmentation import Augment, make_augment
 from margin_jax.checkpoint import Checkpoint, SaveError
 from margin_jax.config import TrainConfig
+from margin_jax.data import OWN
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.data.loader import load_batches
 from margin_jax.epoch import DivergedError, EpochPart, EpochRecord, end_epoch, train_steps
+from margin_jax.files import append_line
 from margin_jax.mining import mining_schedule
 from margin_jax.models import Encoder, pretrained
 from margin_jax.optimizers import make_optimizer
@@ -177,7 +179,7 @@ def _set_up(
     published = None
     if config.begins_with_weights and not (config.resume and run.is_saved(config.folder)):
         published = _published(config)
-    data = prepare_data(config, dataset)
+    data = prepare_data(config, dataset, encoder.named if config.encoder == OWN else None)
     augment = make_augment(config.augment)
     if augment is not None:  # images that are too small for it are refused here
         one = jax.ShapeDtypeStruct((1, *data.dataset.images.shape[1:]), np.uint8)
@@ -286,7 +288,7 @@ def _train_epoch(
     history = [*history, record]
     if best_epoch(history, config.select) == epoch:
         best = (state.params, state.batch_stats)
-    multihost.on_first(lambda: run.append_history(config.folder, record))
+    multihost.on_first(lambda: append_line(config.folder / run.HISTORY, record))
     bar.validated(record["validation_auc"])
     return Place(state, best, history, EpochPart())
 

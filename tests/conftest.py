@@ -83,9 +83,11 @@ def tiny_encoder():
     import margin_jax as mj
 
     class Linear(nn.Module):
+        features: int = 8
+
         @nn.compact
         def __call__(self, images, *, train):
-            x = nn.Dense(8)(images.reshape(len(images), -1))
+            x = nn.Dense(self.features)(images.reshape(len(images), -1))
             return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
     return mj.Encoder(Linear())

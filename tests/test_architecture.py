@@ -12,6 +12,7 @@ PACKAGE = Path(mj.__file__).parent
 # A module imports only modules above it.
 ORDER = [
     "choices",
+    "files",
     "report_lines",
     "figure",
     "distances",
@@ -57,8 +58,8 @@ ORDER = [
     "optimizers",
     "evaluation",
     "evaluation.embedding",
-    "evaluation.retrieval",
     "evaluation.verification",
+    "evaluation.retrieval",
     "evaluation.all_pairs",
     "evaluation.folds",
     "config",

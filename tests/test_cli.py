@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -39,7 +41,7 @@ def people(tmp_path):
     return tmp_path / "people"
 
 
-def test_train_resume_and_summary(tmp_path, capsys):
+def test_train_resume_and_summary(tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     options = ("--encoder", "mlp", "--compilation-cache", tmp_path / "cache")
     shown = run("train", "--out", out, "--seed", 3, *options, MARGIN_JAX_SMALL="1")
@@ -56,8 +58,9 @@ def test_train_resume_and_summary(tmp_path, capsys):
 
     # Resumed with nothing but its folder: the rest is read from it.
     before = (out / "history.jsonl").read_text()
+    monkeypatch.setenv("HOME", str(tmp_path))  # a shell leaves the ~ of --out=~/run to others
     with pytest.raises(SystemExit) as again:
-        cli.main(["train", "--out", str(out), "--resume"])
+        cli.main(["train", "--out=~/run", "--resume"])
     assert not again.value.code, capsys.readouterr().err
     assert (out / "history.jsonl").read_text() == before
     with pytest.raises(SystemExit) as refused:
@@ -87,7 +90,7 @@ BAD = {
     "learning rate 0": (["train", "--learning-rate", "0"], "learning_rate must be above 0"),
     "margin beyond float32": (["train", "--margin", "1e39"], "got 1e+39"),
     "increase beyond float32": (["train", "--increase", "1e39"], "got 1e+39"),
-    "huge seed": (["train", "--seed", "18446744073709551616"], "below 2^63"),
+    "huge seed": (["train", "--seed", "4294967296"], "below 2^32; got 4294967296"),
     "huge embedding": (["train", "--embedding-size", "10000000000"], "at most 65536"),
     "run within the data": (
         ["train", "--dataset", "folder", "--data-dir", ".", "--out", "run"],
@@ -206,6 +209,23 @@ def test_a_home_folder_is_found_in_every_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     config = TrainConfig(dataset="folder", data_dir="~/pictures", out="~/runs/first")
     assert (config.data_dir, config.out) == ("/home/me/pictures", "/home/me/runs/first")
+
+
+def test_numbers_become_python_s_own():
+    config = TrainConfig(seed=np.int64(3), margin=np.float32(0.5), epochs=np.array(4), width=1)
+    assert [type(v) for v in (config.seed, config.margin, config.epochs)] == [int, float, int]
+    assert json.loads(config.to_json())["seed"] == 3
+    for wrong, message in (
+        ({"epochs": 2.5}, "epochs must be a whole number; got 2.5"),
+        ({"epochs": "3"}, "epochs must be a whole number; got '3'"),
+        ({"epochs": None}, "epochs must be a whole number; got None"),
+        ({"margin": "0.2"}, "margin must be a number; got '0.2'"),
+        ({"seed": True}, "seed must be a whole number; got True"),
+        ({"margin": float("nan")}, "margin must be finite and at least 0; got nan"),
+        ({"image_size": 4}, "image_size must be at least 8; got 4"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            TrainConfig(**wrong)
 
 
 def test_version(capsys):

@@ -107,7 +107,7 @@ def test_cells_of_other_images_are_not_compared(compared):
     folder = config.folder / "dams-seed0"
     described = (folder / "data.json").read_text()
     (folder / "data.json").write_text(described.replace('"images": ', '"images": 1'))
-    with pytest.raises(ValueError, match=r"dams-seed0 was trained on other images: give --over"):
+    with pytest.raises(ValueError, match=r"dams-seed0 was trained on other images, or with "):
         mj.compare(config, SCHEDULES, (0, 1))
     (folder / "data.json").write_text(described)
 
@@ -121,6 +121,19 @@ def test_ones_own_network_and_images(tiny_encoder, tmp_path):
     )
     result = mj.compare(config, ("constant", "dams"), (0,), dataset=mine, encoder=tiny_encoder)
     assert set(result.reports) == {"constant", "dams"}
+
+    def again(images, encoder):
+        mine = mj.ImageDataset.from_arrays(images, np.arange(120) // 4)
+        return mj.compare(config, ("constant", "dams"), (0,), dataset=mine, encoder=encoder)
+
+    assert again(images, tiny_encoder).reports == result.reports
+    noise = np.random.default_rng(1).integers(0, 256, images.shape).astype(np.uint8)
+    wider = mj.Encoder(type(tiny_encoder.module)(features=9))
+    for other in ((noise, tiny_encoder), (images, wider)):
+        with pytest.raises(ValueError, match="other images, or with another network"):
+            again(*other)
+    with pytest.raises(ValueError, match="an encoder is given if"):
+        again(images, None)
 
 
 def test_without_a_folder_it_goes_to_none_of_a_run(compared, tmp_path, monkeypatch):

@@ -221,6 +221,10 @@ BAD = {
         "--pairs",
         letters / "none.csv",
     ],
+    "a folder for a report": lambda run, letters: ["evaluate", run, "--out", run / "figures"],
+    "a folder for embeddings": lambda run, letters: [
+        *("embed", run, letters, "--out", run / "figures")
+    ],
     "unwritable": lambda run, letters: ["embed", run, letters, "--out", run / "none" / "e.npz"],
 }
 

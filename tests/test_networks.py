@@ -102,6 +102,20 @@ def test_published_weights_take_the_place_of_drawn_ones(monkeypatch):
         assert jax.tree.structure(batch_stats) == jax.tree.structure(drawn[1])
 
 
+def test_a_network_in_colour_takes_images_in_grey(tiny_encoder, tmp_path, no_pictures):
+    encoder = mj.Encoder(tiny_encoder.module, colour=True)
+    images = np.random.default_rng(0).integers(0, 256, (60, 6, 6, 1)).astype(np.uint8)
+    config = mj.TrainConfig(
+        dataset="own", encoder="own", epochs=1, identities_per_batch=4, out=str(tmp_path / "run")
+    )
+    mine = mj.ImageDataset.from_arrays(images, np.arange(60) // 3)
+    run = mj.fit(config, dataset=mine, encoder=encoder)
+    assert run.params["Dense_0"]["kernel"].shape == (6 * 6 * 3, 8)
+    mean = run.batch_stats["image_mean"]
+    assert mean.shape == (3,)
+    np.testing.assert_allclose(mean, images.mean() / 255, atol=0.02)  # of a part of them
+
+
 def test_a_frozen_trunk_stays_for_its_epochs(fit):
     def moved(run):
         key, _ = jax.random.split(jax.random.key(run.config.seed))

@@ -41,6 +41,11 @@ def test_blocks_change_nothing(monkeypatch):
     assert mj.retrieval_report(x, labels) == whole
 
 
+def test_a_k_given_twice_is_one():
+    x, labels = random_set(0)
+    assert mj.retrieval_report(x, labels, ks=(1, 1, 2)) == mj.retrieval_report(x, labels, ks=(1, 2))
+
+
 def test_images_alone_of_their_identity_are_found_but_do_not_ask():
     x = np.array([[0.0], [2.0], [3.0]])
     report = mj.retrieval_report(x, np.array([7, 7, 8]), ks=(1, 2))
@@ -57,6 +62,7 @@ def test_images_alone_of_their_identity_are_found_but_do_not_ask():
         (np.zeros((0, 2)), np.arange(0), {}, "got none in 0 images"),
         (np.zeros((3, 2)), np.arange(3), {}, "needs two images of one identity; got none in 3"),
         (np.full((2, 2), np.nan), np.zeros(2, int), {}, "must be finite"),
+        (np.array([[1e20], [3e20]]), np.zeros(2, int), {}, "distances must be finite; 2 of 2"),
         (np.zeros((2, 2)), np.zeros(2, int), {"ks": (0, 1)}, r"at least 1; got \(0, 1\)"),
         (np.zeros((2, 2)), np.zeros(2, int), {"ks": ()}, r"at least 1; got \(\)"),
         (np.zeros((2, 2)), np.zeros(2, int), {"distance": "euclid"}, "Did you mean 'euclidean'"),

@@ -78,6 +78,14 @@ def test_adding_batches_equals_their_union():
     assert not expected
 
 
+def test_stacked_histograms_are_summed():
+    one = stats_of([1], [2], [0], [1])
+    bins = np.arange(2 * 1024).reshape(2, 1024)
+    apart = EpochTotals().add(one, bins[0]).add(one, bins[1])
+    stacked = EpochTotals().add(one, bins)
+    np.testing.assert_array_equal(stacked.histogram, apart.histogram)
+
+
 def test_adding_changes_nothing_in_place():
     totals = EpochTotals(valid=3, hard=1)
     totals.add(stats_of([1], [2], [0], [1]))

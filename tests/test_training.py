@@ -17,7 +17,8 @@ from PIL import Image
 import margin_jax as mj
 from margin_jax import training
 from margin_jax.checkpoint import Checkpoint
-from margin_jax.run import best_epoch, read_config, read_history, to_json
+from margin_jax.files import to_json
+from margin_jax.run import best_epoch, read_config, read_history
 
 TIMING = ("seconds", "images_per_second", "data_wait")
 SMALL = mj.TrainConfig(
@@ -361,6 +362,24 @@ def test_resume_takes_more_epochs_of_the_same_run_only(tiny_fit, tmp_path):
     assert timeless(read_history(out)) == timeless(whole.history)
 
 
+def test_resume_takes_the_same_images_and_network_only(tiny_encoder, tmp_path, no_pictures):
+    images = np.random.default_rng(0).integers(0, 256, (120, 6, 6, 1)).astype(np.uint8)
+    config = mj.TrainConfig(
+        dataset="own", encoder="own", epochs=1, identities_per_batch=4, out=str(tmp_path / "run")
+    )
+
+    def train(images, encoder, **options):
+        mine = mj.ImageDataset.from_arrays(images, np.arange(120) // 4)
+        return mj.fit(config.replace(**options), dataset=mine, encoder=encoder)
+
+    train(images, tiny_encoder)
+    wider = mj.Encoder(type(tiny_encoder.module)(features=9))
+    for other in ((255 - images, tiny_encoder), (images, wider)):
+        with pytest.raises(ValueError, match="the images, or a network of your own, are not"):
+            train(*other, epochs=2, resume=True)
+    assert len(train(images, tiny_encoder, epochs=2, resume=True).history) == 2
+
+
 def test_a_run_that_is_there_is_not_touched_without_being_asked(finished, tmp_path):
     before = (finished.path / "history.jsonl").read_text()
     with pytest.raises(ValueError, match="holds a run"):
@@ -373,7 +392,17 @@ def test_a_run_that_is_there_is_not_touched_without_being_asked(finished, tmp_pa
     (tmp_path / "config.json").write_text("{}")  # of something else
     with pytest.raises(ValueError, match="not a run folder"):
         mj.fit(SMALL.replace(out=str(tmp_path), overwrite=True))
+    for name in ("data.json", "pairs.npz"):
+        (tmp_path / name).write_text('{"precious": 1}')
+    with pytest.raises(ValueError, match="not a run folder"):
+        mj.fit(SMALL.replace(out=str(tmp_path), overwrite=True))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "data.json").write_text('{"precious": 1}')
+    with pytest.raises(ValueError, match="not a run folder"):
+        mj.fit(SMALL.replace(out=str(alone), resume=True))
+    assert (alone / "data.json").read_text() == '{"precious": 1}'
 
 
 def test_a_longer_run_has_no_report_until_it_is_finished(tiny_fit, tmp_path):
@@ -394,7 +423,7 @@ def test_a_longer_run_has_no_report_until_it_is_finished(tiny_fit, tmp_path):
 
 
 def test_what_a_kill_left_of_a_beginning_can_be_begun_again(tiny_fit, tmp_path):
-    (tmp_path / "data.json").write_text("{}")
+    (tmp_path / "data.json").write_text('{"identities": {}, "coverage": {}}')
     (tmp_path / "config.json.partial").write_text("{")
     assert len(tiny_fit(tmp_path, epochs=1, resume=True).history) == 1
 

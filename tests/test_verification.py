@@ -1,6 +1,7 @@
 """Verification figures against plain loops."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -81,6 +82,26 @@ def test_the_threshold_is_a_distance_even_when_nothing_can_be_told():
     assert np.isfinite(mj.choose_threshold(np.where(same, 0.9, 0.1), same))
     integers = np.arange(10, dtype=np.uint8)
     assert mj.verification_report(integers, same, threshold=4).auc == 1
+
+
+def test_of_thresholds_that_are_as_near_the_smallest_is_chosen():
+    """0.1 and 0.4 are both at a squared distance of 4/9, which rounding tells apart."""
+    distances = np.array([0.3, 0.1, 0.4, 0.5, 0.4, 0.3])
+    same = np.array([False, True, True, False, True, False])
+    assert mj.choose_threshold(distances, same) == 0.1
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        distances = rng.integers(0, 8, 13) / 8
+        same = rng.permutation(np.arange(13) < rng.integers(1, 12))
+        points = [
+            (
+                Fraction(int(np.sum(~same & (distances <= d))), int(np.sum(~same))) ** 2
+                + Fraction(int(np.sum(same & (distances > d))), int(np.sum(same))) ** 2,
+                d,
+            )
+            for d in distances
+        ]
+        assert mj.choose_threshold(distances, same) == min(points)[1]
 
 
 def test_too_few_pairs_are_said():

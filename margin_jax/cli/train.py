@@ -81,7 +81,11 @@ def train(
 
     # What is given belongs to the run that goes on, and may make no sense without the rest of it.
     resume = given.get("resume", False)
-    folder = Path(given["out"]) if resume and "out" in given else TrainConfig(**given).folder
+    folder = (
+        Path(given["out"]).expanduser()
+        if resume and "out" in given
+        else TrainConfig(**given).folder
+    )
     if resume and (folder / CONFIG).is_file():  # a kill can come before it is written
         config = read_config(folder).replace(**{"out": str(folder), **given})
     else:

@@ -48,7 +48,8 @@ def evaluate(
         evaluate_retrieval,
         evaluate_run,
     )
-    from margin_jax.run import load_run, to_json, write_text
+    from margin_jax.files import to_json, write_text
+    from margin_jax.run import load_run
 
     loaded = load_run(run)
     drawn = {name: value for name, value in (("count", count), ("seed", seed)) if value is not None}
@@ -60,8 +61,8 @@ def evaluate(
     listed = None if pairs in (None, "all") else pairs
     if listed is not None and data_dir is None:
         raise ValueError("pairs need data_dir, the folder that their files are relative to")
-    if out is not None and not out.parent.is_dir():
-        raise ValueError(f"out must be a file in a folder; there is no folder {out.parent}")
+    if out is not None:
+        _check_out(out)
     if listed is None or retrieval:
         embedded = embed_identities(loaded, data_dir)
         for reason in embedded.skipped:
@@ -107,6 +108,7 @@ def embed(
     from margin_jax.evaluate import embed_folder
     from margin_jax.run import load_run
 
+    _check_out(out)
     files, embeddings, skipped = embed_folder(load_run(run), folder)
     for reason in skipped:
         typer.echo(f"skipped {reason}", err=True)
@@ -128,3 +130,10 @@ def verify(
     distance = verify_images(loaded, first, second)
     answer = "same" if distance <= loaded.threshold else "different"
     typer.echo(f"{answer}: distance {distance:.4f}, threshold {loaded.threshold:.4f}")
+
+
+def _check_out(out: Path) -> None:
+    """Before the work, not after it."""
+    if out.is_dir() or not out.parent.is_dir():
+        what = "that is a folder" if out.is_dir() else f"there is no folder {out.parent}"
+        raise ValueError(f"out must be a file in a folder; got {out}: {what}")

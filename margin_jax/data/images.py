@@ -150,7 +150,7 @@ def _decode(file: "Path | BinaryIO", size: int, channels: int | None) -> "np.nda
                 ImageOps.exif_transpose(image, in_place=True)
             upright: Image.Image = image
             if image.mode.startswith("I"):
-                upright = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+                upright = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             grey = channels == 1 or (channels is None and upright.mode in ("1", "L", "LA", "La"))
             mode = "L" if grey else "RGB"
             if upright.mode != mode:

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from margin_jax.distances import DistanceFn, get_distance
+from margin_jax.evaluation.verification import check_finite
 
 KS = (1, 2, 4, 8)
 # Distances that are on the device at a time.
@@ -77,8 +78,8 @@ def retrieval_report(
         ks: the k of Recall@k, each at least 1; beyond n − 1 nothing more can be found.
 
     Raises:
-        ValueError: shapes that do not fit, embeddings that are not finite, no two images of one
-            identity, or a k below 1.
+        ValueError: shapes that do not fit, embeddings or distances that are not finite, no two
+            images of one identity, or a k below 1.
 
     Example:
         >>> import numpy as np, margin_jax as mj
@@ -107,8 +108,10 @@ def retrieval_report(
     for start in range(0, len(queries), size):
         block = queries[start : start + size]
         padded = np.pad(block, (0, size - len(block)), mode="edge")  # one shape, one compilation
-        right = np.asarray(_right(get_distance(distance), x, dense, padded, depth))[: len(block)]
-        for k in ks:
+        right, bad = _right(get_distance(distance), x, dense, padded, depth)
+        check_finite(int(np.sum(bad[: len(block)])), len(block) * (len(y) - 1))
+        right = np.asarray(right)[: len(block)]
+        for k in found:
             found[k] += int(np.count_nonzero(right[:, :k].any(axis=1)))
         r = others[block][:, None]
         within = right & (rank < r)
@@ -138,9 +141,15 @@ def check_embeddings(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.nda
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _right(metric: DistanceFn, x: Array, labels: Array, rows: Array, depth: int) -> Array:
-    """bool[rows, depth]: whether the nearest, second nearest, … has the label of the query."""
+def _right(
+    metric: DistanceFn, x: Array, labels: Array, rows: Array, depth: int
+) -> tuple[Array, Array]:
+    """Whether the nearest, second nearest, … has the label of the query: bool[rows, depth].
+
+    Also how many of a query's distances to others are not finite: int32[rows].
+    """
     tile = metric(x[rows], x)
-    tile = tile.at[jnp.arange(len(rows)), rows].set(jnp.inf)
-    _, nearest = jax.lax.top_k(-tile, depth)  # ties: the lower index first
-    return labels[nearest] == labels[rows][:, None]
+    itself = jnp.arange(len(rows)), rows
+    bad = jnp.sum(~jnp.isfinite(tile.at[itself].set(0)), axis=1)
+    _, nearest = jax.lax.top_k(-tile.at[itself].set(jnp.inf), depth)  # ties: the lower index first
+    return labels[nearest] == labels[rows][:, None], bad

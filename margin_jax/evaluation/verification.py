@@ -83,8 +83,18 @@ def choose_threshold(distances: np.ndarray, same: np.ndarray) -> float:
     """
     fpr, tpr, thresholds = _roc(distances, same)
     # Not the first point: there nothing is called the same, at a threshold of minus infinity.
-    nearest = 1 + int(np.argmin(fpr[1:] ** 2 + (1 - tpr[1:]) ** 2))
-    return float(thresholds[nearest])
+    fpr, tpr, thresholds = fpr[1:], tpr[1:], thresholds[1:]
+    squared = fpr**2 + (1 - tpr) ** 2
+    n_same = int(np.count_nonzero(same))
+    n_different = len(same) - n_same
+    missed, false = np.rint((1 - tpr) * n_same), np.rint(fpr * n_different)
+
+    def exact(point: int) -> int:
+        """Comparable without rounding, so that as near is as near."""
+        return (int(false[point]) * n_same) ** 2 + (int(missed[point]) * n_different) ** 2
+
+    candidates = np.flatnonzero(squared <= squared.min() + 1e-12).tolist()
+    return float(thresholds[min(candidates, key=exact)])
 
 
 def most_accurate_threshold(distances: np.ndarray, same: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """Encoders: images to L2-normalised embeddings. The only rooms that import flax.linen."""
 
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,11 @@ class Encoder:
                 f"lists or dicts: {error}"
             ) from error
 
+    @property
+    def named(self) -> str:
+        """The module and its attributes, without what differs from process to process."""
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(self.module))
+
     def init(self, key: Array, image_shape: Sequence[int]) -> tuple[Any, Any]:
         """``(params, batch_stats)`` for uint8 images of shape [height, width, channels].
 
@@ -91,10 +97,11 @@ class Encoder:
 
     def with_normalisation(self, batch_stats: Any, mean: ArrayLike, std: ArrayLike) -> Any:
         """`batch_stats` with a mean and a spread of images, float[channels] for values 0 to 1."""
+        shape = batch_stats["image_mean"].shape  # three channels, perhaps, of images in grey
         return {
             **batch_stats,
-            "image_mean": jnp.asarray(mean, jnp.float32),
-            "image_std": jnp.asarray(std, jnp.float32),
+            "image_mean": jnp.broadcast_to(jnp.asarray(mean, jnp.float32), shape),
+            "image_std": jnp.broadcast_to(jnp.asarray(std, jnp.float32), shape),
         }
 
     def with_trunk(

@@ -44,8 +44,8 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
     epochs in which its margin was in force.
 
     Raises:
-        ValueError: unless there is one boundary fewer than schedules, and they rise, from at
-            least 1.
+        ValueError: unless there is one boundary fewer than schedules, and they are whole and
+            rise, from at least 1.
 
     Example:
         >>> import margin_jax as mj
@@ -58,9 +58,9 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
             f"join_schedules needs one boundary between each two schedules; got "
             f"{len(schedules)} schedules and {len(boundaries)} boundaries"
         )
-    if list(boundaries) != sorted(set(boundaries)) or min(boundaries, default=1) < 1:
-        raise ValueError(f"boundaries must rise, from at least 1; got {list(boundaries)}")
     ends = np.array(boundaries, np.int32)
+    if list(boundaries) != sorted(set(ends.tolist())) or min(boundaries, default=1) < 1:
+        raise ValueError(f"boundaries must be whole and rise, from at least 1; got {boundaries}")
 
     def in_force(epoch: Array) -> Array:
         return jnp.sum(epoch >= ends)

@@ -1,0 +1,35 @@
+"""Files that are whole or not there, and JSON that every reader takes."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Adds a line of JSON; OSError, with the file's name, if the disk is full, say."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(to_json(value) + "\n")
+    except OSError as error:
+        raise OSError(f"can not write {path}: {error.strerror}") from error
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Strict JSON: NaN and infinity, which it does not have, become null."""
+
+    def plain(v: Any) -> Any:
+        if isinstance(v, dict):
+            return {key: plain(item) for key, item in v.items()}
+        if isinstance(v, list | tuple):
+            return [plain(item) for item in v]
+        return None if isinstance(v, float) and not math.isfinite(v) else v
+
+    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
