@@ -79,7 +79,7 @@ def choose_threshold(distances: np.ndarray, same: np.ndarray) -> float:
         >>> import numpy as np, margin_jax as mj
         >>> distances = np.array([0.1, 0.3, 0.5, 0.4, 0.9, 1.0])
         >>> mj.choose_threshold(distances, np.array([True, True, True, False, False, False]))
-        0.5
+        0.3
     """
     fpr, tpr, thresholds = _roc(distances, same)
     # Not the first point: there nothing is called the same, at a threshold of minus infinity.
