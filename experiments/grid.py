@@ -43,6 +43,9 @@ DATASETS = {
     },
 }
 
+# By the split, how many identities are tested for one that is trained on (of CUB always the same).
+TEST_TO_TRAIN = {"omniglot": 50 / 40, "lfw": 50 / 40, "cub": 50 / 40, "mnist": 40 / 40}
+
 NAMES = {"omniglot": "Omniglot", "lfw": "LFW", "cub": "CUB-200-2011", "mnist": "MNIST"}
 
 # The same number of settings for each schedule, the last two as low and as high as all others have.

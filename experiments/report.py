@@ -136,6 +136,22 @@ def multiplicity(shapes: Iterable[Shape]) -> str:
     )
 
 
+def for_other_images(shapes: Iterable[Shape]) -> str:
+    """Which differences exceed an interval that allows for splits of the same images."""
+    left = []
+    for shape in shapes:
+        for label in shape.chosen:
+            found = shape.judged.summary(label, "auc")
+            if abs(found.difference) > shape.widening * found.difference_interval:
+                left.append(", ".join((label, shape.data, REDUCTION[shape.reduction])))
+    factors = [shape.widening for shape in shapes]
+    return (
+        f"An interval that allows for all splits being of the same images (Nadeau and Bengio 2003) "
+        f"is {min(factors):.1f} to {max(factors):.1f} times as wide, and exceeded by: "
+        f"{'; '.join(left) if left else 'none'}."
+    )
+
+
 def again(shape: Shape) -> str:
     """The differences of the seeds that were read first, and of those that were trained later."""
     parts = [
@@ -287,6 +303,7 @@ def markdown(shapes: list[Shape]) -> str:
         "what was trained on every data set. †: the margin had not moved by the best epoch, so two "
         "constants are compared; (†): with some of the seeds.",
         multiplicity(complete),
+        for_other_images(complete),
         "![Differences to the tuned constant](schedules_differences.png)",
     ]
     for shape in shapes:

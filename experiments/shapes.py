@@ -5,11 +5,12 @@ Tables and pictures of it: `report.py`.
 
 import collections
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 from compare import options_of, tuned
-from grid import CANDIDATES, FIXED, NAMES, TUNING_SEEDS
+from grid import CANDIDATES, FIXED, NAMES, TEST_TO_TRAIN, TUNING_SEEDS
 
 import margin_jax as mj
 
@@ -128,6 +129,16 @@ class Shape:
     def complete(self) -> bool:
         """Whether there is something to compare with the tuned constant, over several seeds."""
         return "constant" in self.chosen and len(self.chosen) > 1 and len(self.seeds) > 1
+
+    @property
+    def widening(self) -> float:
+        """By how much intervals grow if they shall hold for other images as well.
+
+        Splits of the same images share most of what they train on, so their figures differ less
+        than those of other images would (Nadeau and Bengio 2003, "Inference for the generalization
+        error": the variance of a mean over n splits is 1/n + test/training of that of one).
+        """
+        return math.sqrt(1 + len(self.seeds) * TEST_TO_TRAIN[self.name])
 
     def moved(self, label: str) -> list[bool]:
         """By seed, whether the margin had become another by the epoch that was chosen."""

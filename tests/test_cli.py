@@ -117,7 +117,10 @@ BAD = {
     "negative fillers": (["train", "--fillers", "-1"], "fillers must be at least 0"),
     "unknown augmentation": (["train", "--augment", "flop"], "Did you mean 'flip'?"),
     "shift beyond the image": (["train", "--augment", "shift:28"], "larger than 28 pixels"),
-    "negative memory": (["train", "--memory-limit", "-1"], "memory_limit must be finite and at least 0"),
+    "negative memory": (
+        ["train", "--memory-limit", "-1"],
+        "memory_limit must be finite and at least 0",
+    ),
     "describe what is not": (["datasets", "describe", "glyfs"], "Did you mean 'glyphs'?"),
     "describe a folder": (["datasets", "describe", "folder"], "needs data_dir"),
     "weights for a network without any": (["train", "--pretrained"], "got 'small_cnn'"),

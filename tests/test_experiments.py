@@ -271,6 +271,24 @@ class TestReport:
         assert said.startswith("1 of the 1 differences")
         assert said.endswith("there remains: dams, Omniglot, mean over all triplets.")
 
+    def test_which_differences_remain_if_splits_share_their_images(self, study, made_up):
+        report = study("report")
+        assert report.for_other_images(report.read_shapes(made_up)).endswith("by: none.")
+        best = study("grid").CANDIDATES["dams"][2]
+        for spread, left in ((0.0005, True), (0.005, False)):
+            for seed in range(3):  # the constant has .900, .901, .902
+                test = 0.91 + 0.001 * seed + spread * (seed == 2)
+                write_cells(study, made_up, [made_up_cell(best, seed, test=test)])
+            (shape,) = report.read_shapes(made_up)
+            summary = shape.judged.summary("dams", "auc")
+            # 3 splits, of which 40 % train and 50 % are the test: 1/3 becomes 1/3 + 5/4.
+            widened = summary.difference_interval * math.sqrt((1 / 3 + 5 / 4) / (1 / 3))
+            assert (summary.difference > widened) == left
+            assert summary.difference > summary.difference_interval
+            said = report.for_other_images([shape])
+            assert said.endswith("by: dams, Omniglot, mean over all triplets.") == left
+            assert "2.2 to 2.2 times" in said
+
     def test_a_schedule_with_one_seed_so_far_is_named_and_left_out(self, study, made_up):
         for seed in (1, 2):
             best = study("grid").CANDIDATES["dams"][2]
