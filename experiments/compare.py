@@ -203,9 +203,8 @@ def cpu(cpuinfo: Path) -> str:
     text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
     pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
     said = {name.strip(): value.strip() for name, _, value in pairs}
-    if "model name" not in said:
-        return "a CPU"
-    return f"{said['model name']}, family {said['cpu family']}, model {said['model']}"
+    name, family, model = (said.get(key) for key in ("model name", "cpu family", "model"))
+    return f"{name}, family {family}, model {model}" if name else "a CPU"
 
 
 def tuned(cells: list[dict]) -> str:

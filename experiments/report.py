@@ -138,17 +138,19 @@ def multiplicity(shapes: Iterable[Shape]) -> str:
 
 def for_other_images(shapes: Iterable[Shape]) -> str:
     """Which differences exceed an interval that allows for splits of the same images."""
-    left = []
+    left, factors = [], []
     for shape in shapes:
+        if shape.widening is None:
+            continue
+        factors.append(shape.widening)
         for label in shape.chosen:
             found = shape.judged.summary(label, "auc")
             if abs(found.difference) > shape.widening * found.difference_interval:
                 left.append(", ".join((label, shape.data, REDUCTION[shape.reduction])))
-    factors = [shape.widening for shape in shapes]
     return (
-        f"An interval that allows for all splits being of the same images (Nadeau and Bengio 2003) "
-        f"is {min(factors):.1f} to {max(factors):.1f} times as wide, and exceeded by: "
-        f"{'; '.join(left) if left else 'none'}."
+        f"Where every seed draws its test anew, an interval that allows for all splits being of "
+        f"the same images (Nadeau and Bengio 2003) is {min(factors):.1f} to {max(factors):.1f} "
+        f"times as wide, and exceeded by: {'; '.join(left) if left else 'none'}."
     )
 
 

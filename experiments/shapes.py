@@ -131,14 +131,15 @@ class Shape:
         return "constant" in self.chosen and len(self.chosen) > 1 and len(self.seeds) > 1
 
     @property
-    def widening(self) -> float:
-        """By how much intervals grow if they shall hold for other images as well.
+    def widening(self) -> float | None:
+        """By how much intervals grow if they shall hold for other images as well; None: unknown.
 
         Splits of the same images share most of what they train on, so their figures differ less
         than those of other images would (Nadeau and Bengio 2003, "Inference for the generalization
         error": the variance of a mean over n splits is 1/n + test/training of that of one).
         """
-        return math.sqrt(1 + len(self.seeds) * TEST_TO_TRAIN[self.name])
+        ratio = TEST_TO_TRAIN.get(self.name)
+        return None if ratio is None else math.sqrt(1 + len(self.seeds) * ratio)
 
     def moved(self, label: str) -> list[bool]:
         """By seed, whether the margin had become another by the epoch that was chosen."""

@@ -16,7 +16,6 @@ import numpy as np
 
 from margin_jax import plots, run
 from margin_jax.config import TrainConfig, as_file_name
-from margin_jax.data import OWN
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.files import to_json, write_text
 from margin_jax.models import Encoder
@@ -152,14 +151,14 @@ def compare(
         ValueError: as :func:`~margin_jax.fit`; for no or repeated schedules or seeds; if a finished
             cell was trained on other images or with another network.
     """
-    schedules, seeds = list(schedules), [int(seed) for seed in seeds]
+    schedules, seeds = list(schedules), [config.replace(seed=seed).seed for seed in seeds]
     for what, values in (("schedules", schedules), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{what} must be at least one, each once; got {list(values)}")
     if len({as_file_name(name) for name in schedules}) < len(schedules):
         raise ValueError(f"schedules must have folders of their own; got {list(schedules)}")
     config = with_folder(config)
-    network = run.get_encoder(config, encoder).named if config.encoder == OWN else None
+    run.get_encoder(config, encoder)  # refuses one that is missing, or not asked for
     cells = {(name, seed): _cell_config(config, name, seed) for name in schedules for seed in seeds}
     if dataset is None:
         dataset = load(config)
@@ -167,7 +166,7 @@ def compare(
     @functools.cache
     def described(seed: int) -> dict[str, Any]:
         """Of the images and the split that all schedules of a seed share."""
-        return prepare_data(cells[schedules[0], seed], dataset, network).described
+        return prepare_data(cells[schedules[0], seed], dataset, encoder).described
 
     reports: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in schedules}
     histories: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in schedules}
@@ -175,9 +174,9 @@ def compare(
         report = _finished(cell)
         if report is None:
             report = fit(cell, dataset=dataset, encoder=encoder, progress=progress).report
-        elif _described(cell) != described(seed):
+        elif other := run.differences(cell.folder, described(seed)):
             raise ValueError(
-                f"{cell.folder} was trained on other images, or with another network of your own: "
+                f"{cell.folder} was trained on other images or with another network ({other}): "
                 f"give --overwrite, or choose another out"
             )
         reports[name][seed], histories[name][seed] = report, run.read_history(cell.folder)
@@ -214,12 +213,6 @@ def _finished(cell: TrainConfig) -> dict[str, Any] | None:
         return None  # `fit` says what differs
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return report if report["epochs"] == cell.epochs else None
-
-
-def _described(cell: TrainConfig) -> dict[str, Any]:
-    """What a cell's run folder says of its images."""
-    found: dict[str, Any] = json.loads((cell.folder / run.DATA).read_text(encoding="utf-8"))
-    return found
 
 
 def _mean_interval(values: np.ndarray) -> tuple[float, float]:

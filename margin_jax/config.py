@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import math
 import operator
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple
 
 from margin_jax.augmentation import make_augment
 from margin_jax.choices import check_choice, one_of
@@ -22,11 +23,12 @@ from margin_jax.triplets import MININGS
 
 
 class Option(NamedTuple):
-    """How an option is shown by ``--help``, and the least that its number may be."""
+    """How an option is shown by ``--help``, and the least and most that its number may be."""
 
     panel: str
     help: str
-    least: int = 0
+    least: float = 0
+    most: float = 1e38  # what float32 can hold
 
 
 # Parameters of schedules that have an option of their own.
@@ -106,6 +108,7 @@ class TrainConfig:
             "Data",
             "Gigabytes (2^30). Images that take more (files counted in colour) are not held in "
             "memory but decoded anew for every batch.",
+            most=math.inf,
         ),
     ] = 4.0
 
@@ -124,7 +127,7 @@ class TrainConfig:
         float, Option("Margin", "linear, exponential, cosine, litm: the margin in the last epoch.")
     ] = 1.0
     threshold: Annotated[
-        float, Option("Margin", "dams: the share of easy triplets that is too many, 0 to 1.")
+        float, Option("Margin", "dams: the share of easy triplets that is too many.", 0, 1)
     ] = 0.95
     increase: Annotated[float, Option("Margin", "dams: what is then added to the margin.")] = 0.05
 
@@ -152,7 +155,8 @@ class TrainConfig:
     ] = False
 
     epochs: Annotated[int, Option("Training", "Times through the training identities.", 1)] = 30
-    seed: Annotated[int, Option("Training", "Of weights, split, batches and pairs.")] = 0
+    # Of larger seeds JAX takes 32 bits.
+    seed: Annotated[int, Option("Training", "Of weights, split, batches, pairs.", 0, 2**32 - 1)] = 0
     optimizer: Annotated[str, Option("Training", f"{one_of(_OPTIMIZERS)}")] = "adam"
     learning_rate: Annotated[float, Option("Training", "At its highest.")] = 1e-3
     learning_rate_schedule: Annotated[
@@ -222,7 +226,7 @@ class TrainConfig:
         int | None,
         Option("Training", "Devices that share a batch. Default: all accelerators, or one CPU.", 1),
     ] = None
-    embedding_size: Annotated[int, Option("Network", "Length of an embedding.", 1)] = 128
+    embedding_size: Annotated[int, Option("Network", "Length of an embedding.", 1, 2**16)] = 128
     select: Annotated[
         str,
         Option(
@@ -271,8 +275,6 @@ class TrainConfig:
             raise ValueError("small_stem and dtype are for encoders by name; got them with own")
         if self.width != 1 and self.encoder != "small_cnn":
             raise ValueError(f"width is for small_cnn; got {self.width} with {self.encoder}")
-        if self.threshold > 1:
-            raise ValueError(f"threshold must be between 0 and 1; got {self.threshold}")
         _, parameters = self.schedule_parameters()
         for name in {"margin", "margin_end"} & set(parameters):
             if not parameters[name] >= 0:
@@ -282,10 +284,6 @@ class TrainConfig:
         make_augment(self.augment)
         if self.split is not None:
             check_split(self.split)
-        if self.seed >= 2**32:  # JAX takes the lower half of more
-            raise ValueError(f"seed must be below 2^32; got {self.seed}")
-        if self.embedding_size > 2**16:
-            raise ValueError(f"embedding_size must be at most 65536; got {self.embedding_size}")
         if self.dataset == "folder" and self.data_dir is None:
             raise ValueError("dataset folder needs data_dir, the folder of images")
         tfds = self.dataset.startswith("tfds:")
@@ -382,19 +380,19 @@ class TrainConfig:
 
 def _checked_number(field: dataclasses.Field[Any], value: Any) -> Any:
     """The value, as Python's own number if the field is one."""
-    kinds = get_args(get_args(field.type)[0]) or get_args(field.type)[:1]
-    number = next((kind for kind in kinds if kind in (int, float)), None)
-    if number is None or (value is None and type(None) in kinds):
+    kind, option = field.type.__origin__, field.type.__metadata__[0]  # type: ignore[union-attr]
+    number = next((number for number in (int, float) if kind in (number, number | None)), None)
+    if number is None or (value is None and kind != number):
         return value
     try:
-        if isinstance(value, str | bool):
+        if isinstance(value, str | bytes | bool):
             raise TypeError
         value = operator.index(value) if number is int else float(value)
-    except TypeError:
+    except (TypeError, OverflowError):
         what = "a whole number" if number is int else "a number"
         raise ValueError(f"{field.name} must be {what}; got {value!r}") from None
-    least = field.type.__metadata__[0].least  # type: ignore[union-attr]
-    if not least <= value or (number is float and not value < 1e38):  # what float32 can hold
-        finite = "finite and " if number is float else ""
-        raise ValueError(f"{field.name} must be {finite}at least {least}; got {value}")
+    if not value >= option.least:
+        raise ValueError(f"{field.name} must be at least {option.least}; got {value}")
+    if value > option.most:
+        raise ValueError(f"{field.name} must be at most {option.most}; got {value}")
     return value

@@ -249,7 +249,8 @@ def _of_one_type(labels: Array, reference_labels: Array) -> tuple[Array, Array]:
     common = jax.dtypes.canonicalize_dtype(jnp.promote_types(*dtypes))
     if common.kind == "f" or not all(np.can_cast(dtype, common) for dtype in dtypes):
         raise TypeError(
-            f"no integer type holds labels and reference_labels; got {dtypes[0]} and {dtypes[1]}"
+            f"no integer type in use holds labels and reference_labels; got {dtypes[0]} and "
+            f"{dtypes[1]}"
         )
     return labels.astype(common), reference_labels.astype(common)
 
@@ -258,7 +259,9 @@ def _check_margin(margin: ArrayLike, dtype: jnp.dtype) -> Array:
     """The margin as a scalar; finite if its value is known without waiting for a device."""
     if isinstance(margin, numbers.Real | np.ndarray) and not np.all(np.abs(margin) < 1e38):
         raise ValueError(f"margin must be below 1e38 and finite; got {margin}")
-    mu = jnp.asarray(float(margin) if type(margin) is int else margin)
+    if isinstance(margin, int | np.integer | np.ndarray) and np.asarray(margin).dtype.kind in "iuO":
+        margin = np.asarray(margin, float)  # before it is cut to 32 bits
+    mu = jnp.asarray(margin)
     if mu.shape != ():
         raise ValueError(f"margin must be a scalar; got shape {mu.shape}")
     if not (jnp.issubdtype(mu.dtype, jnp.floating) or jnp.issubdtype(mu.dtype, jnp.integer)):

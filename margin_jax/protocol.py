@@ -11,6 +11,7 @@ from margin_jax.data.dataset import ImageDataset
 from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
 from margin_jax.data.sampler import Coverage, pk_batches
 from margin_jax.data.splits import Split, make_split
+from margin_jax.models import Encoder
 
 PUBLISHED_PAIRS = 1_000
 PAIRS = 100_000
@@ -95,14 +96,14 @@ def plan_epoch(
 
 
 def prepare_data(
-    config: TrainConfig, dataset: ImageDataset | None = None, network: str | None = None
+    config: TrainConfig, dataset: ImageDataset | None = None, encoder: Encoder | None = None
 ) -> RunData:
     """Loads, splits and draws pairs: all that can go wrong with the data goes wrong here.
 
     Args:
         config: what to load and how to split it.
         dataset: the images, if they are loaded already.
-        network: what to tell one of your own by.
+        encoder: the network, if it is your own.
 
     Raises:
         ValueError: saying what was expected and what came.
@@ -137,11 +138,11 @@ def prepare_data(
         },
         "coverage": dataclasses.asdict(coverage),
     }
-    # No name says what these are.
+    # No name in the configuration says what these are.
     if config.dataset == OWN:
         described["sha256"] = dataset.digest()
-    if network is not None:
-        described["network"] = network
+    if config.encoder == OWN and encoder is not None:
+        described["network"] = encoder.description(dataset.images.shape[1:])
     return RunData(dataset, split, rows["train"], rows["validation"], pairs, described)
 
 

@@ -107,9 +107,11 @@ class Run:
         Raises:
             TypeError, ValueError: as :meth:`embed`, and pairs of another shape.
         """
+        pairs = np.asarray(pairs)
+        if pairs.ndim != 2 or pairs.shape[1] != 2:
+            raise ValueError(f"pairs must have shape (pairs, 2); got {pairs.shape}")
         rows, places = np.unique(pairs, return_inverse=True)
-        places = places.reshape(np.shape(pairs))
-        return pair_distances(self.embed(images, rows), places, self.config.distance)
+        return pair_distances(self.embed(images, rows), places.reshape(-1, 2), self.config.distance)
 
     def verify(self, distances: np.ndarray, same: np.ndarray) -> VerificationReport:
         """The figures of pairs whose distances are known, at the run's own threshold.
@@ -239,7 +241,7 @@ def prepare_folder(config: TrainConfig, data: RunData) -> str:
     described.encode()  # names that are no text fail here, before anything is removed
     if is_run(folder):
         if config.resume and (folder / CONFIG).is_file():
-            return _check_same(config, described, folder)
+            return _check_same(config, data.described, folder)
         remove(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -255,7 +257,7 @@ def prepare_folder(config: TrainConfig, data: RunData) -> str:
     return ""
 
 
-def _check_same(config: TrainConfig, described: str, folder: Path) -> str:
+def _check_same(config: TrainConfig, described: dict[str, Any], folder: Path) -> str:
     """Refuses to resume what is not the same run; more epochs of it are, if its rule allows.
 
     Returns what changes all the same, because it was asked for, in words.
@@ -278,16 +280,23 @@ def _check_same(config: TrainConfig, described: str, folder: Path) -> str:
     if names and not (config.allow_changes and possible):
         advice = "; --allow-changes goes on all the same" if possible else ""
         raise ValueError(f"cannot resume {folder} as another run: {changed}{advice}")
-    if described != (folder / DATA).read_text(encoding="utf-8"):
+    if other := differences(folder, described):
         raise ValueError(
-            f"cannot resume {folder}: the images, or a network of your own, are not those that it "
-            f"was started with"
+            f"cannot resume {folder}: it was started with other images or another network ({other})"
         )
     if trained and not is_saved(folder):
         raise ValueError(
             f"cannot resume {folder}: there is nothing in {CHECKPOINTS}; --overwrite begins anew"
         )
     return changed
+
+
+def differences(folder: Path, described: dict[str, Any]) -> str:
+    """In what the images and the network of a run are not those described; "" for nothing."""
+    saved = json.loads((folder / DATA).read_text(encoding="utf-8"))
+    names = sorted({*saved, *described})
+    other = [name for name in names if saved.get(name) != described.get(name)]
+    return f"{DATA} differs in {', '.join(other)}" if other else ""
 
 
 def best_epoch(history: list[dict[str, Any]], select: str) -> int:
@@ -318,7 +327,7 @@ def is_run(folder: Path) -> bool:
         return True  # it was being written
     try:  # other things have a data.json, too, but none like this
         found = json.loads((folder / DATA).read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, OSError):
         return False
     return isinstance(found, dict) and {"identities", "coverage"} <= set(found)
 

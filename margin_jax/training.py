@@ -15,7 +15,6 @@ from margin_jax import divergence, multihost, run
 from margin_jax.augmentation import Augment, make_augment
 from margin_jax.checkpoint import Checkpoint, SaveError
 from margin_jax.config import TrainConfig
-from margin_jax.data import OWN
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.data.loader import load_batches
 from margin_jax.epoch import DivergedError, EpochPart, EpochRecord, end_epoch, train_steps
@@ -179,7 +178,7 @@ def _set_up(
     published = None
     if config.begins_with_weights and not (config.resume and run.is_saved(config.folder)):
         published = _published(config)
-    data = prepare_data(config, dataset, encoder.named if config.encoder == OWN else None)
+    data = prepare_data(config, dataset, encoder)
     augment = make_augment(config.augment)
     if augment is not None:  # images that are too small for it are refused here
         one = jax.ShapeDtypeStruct((1, *data.dataset.images.shape[1:]), np.uint8)

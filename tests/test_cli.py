@@ -81,16 +81,19 @@ BAD = {
     "unknown mining": (["train", "--mining", "easy"], "all, semihard, hard; got 'easy'"),
     "unknown encoder": (["train", "--encoder", "resnet"], "mlp, own; got 'resnet'"),
     "unknown selection": (["train", "--select", "acc"], "auc, loss; got 'acc'"),
-    "negative margin": (["train", "--margin", "-1"], "margin must be finite and at least 0"),
+    "negative margin": (["train", "--margin", "-1"], "margin must be at least 0; got -1.0"),
     "margin NaN": (["train", "--margin", "nan"], "got nan"),
     "margin infinite": (["train", "--margin-end", "inf"], "got inf"),
-    "threshold above 1": (["train", "--threshold", "95"], "between 0 and 1; got 95.0"),
-    "negative increase": (["train", "--increase", "-0.1"], "increase must be finite"),
+    "threshold above 1": (["train", "--threshold", "95"], "threshold must be at most 1; got 95.0"),
+    "negative increase": (["train", "--increase", "-0.1"], "increase must be at least 0"),
     "exponential from 0": (["train", "--schedule", "exponential", "--margin", "0"], "above 0"),
     "learning rate 0": (["train", "--learning-rate", "0"], "learning_rate must be above 0"),
     "margin beyond float32": (["train", "--margin", "1e39"], "got 1e+39"),
     "increase beyond float32": (["train", "--increase", "1e39"], "got 1e+39"),
-    "huge seed": (["train", "--seed", "4294967296"], "below 2^32; got 4294967296"),
+    "huge seed": (
+        ["train", "--seed", "4294967296"],
+        "must be at most 4294967295; got",
+    ),
     "huge embedding": (["train", "--embedding-size", "10000000000"], "at most 65536"),
     "run within the data": (
         ["train", "--dataset", "folder", "--data-dir", ".", "--out", "run"],
@@ -119,7 +122,7 @@ BAD = {
     "shift beyond the image": (["train", "--augment", "shift:28"], "larger than 28 pixels"),
     "negative memory": (
         ["train", "--memory-limit", "-1"],
-        "memory_limit must be finite and at least 0",
+        "memory_limit must be at least 0",
     ),
     "describe what is not": (["datasets", "describe", "glyfs"], "Did you mean 'glyphs'?"),
     "describe a folder": (["datasets", "describe", "folder"], "needs data_dir"),
@@ -216,7 +219,9 @@ def test_a_home_folder_is_found_in_every_path(monkeypatch):
 
 def test_numbers_become_python_s_own():
     config = TrainConfig(seed=np.int64(3), margin=np.float32(0.5), epochs=np.array(4), width=1)
-    assert [type(v) for v in (config.seed, config.margin, config.epochs)] == [int, float, int]
+    values = (config.seed, config.margin, config.epochs, config.width)
+    assert [type(value) for value in values] == [int, float, int, float]
+    assert TrainConfig(memory_limit=float("inf")).memory_limit == float("inf")
     assert json.loads(config.to_json())["seed"] == 3
     for wrong, message in (
         ({"epochs": 2.5}, "epochs must be a whole number; got 2.5"),
@@ -224,7 +229,9 @@ def test_numbers_become_python_s_own():
         ({"epochs": None}, "epochs must be a whole number; got None"),
         ({"margin": "0.2"}, "margin must be a number; got '0.2'"),
         ({"seed": True}, "seed must be a whole number; got True"),
-        ({"margin": float("nan")}, "margin must be finite and at least 0; got nan"),
+        ({"margin": float("nan")}, "margin must be at least 0; got nan"),
+        ({"margin": 10**400}, "margin must be a number; got 1000"),
+        ({"margin": b"0.2"}, "margin must be a number; got b'0.2'"),
         ({"image_size": 4}, "image_size must be at least 8; got 4"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):

@@ -107,7 +107,7 @@ def test_cells_of_other_images_are_not_compared(compared):
     folder = config.folder / "dams-seed0"
     described = (folder / "data.json").read_text()
     (folder / "data.json").write_text(described.replace('"images": ', '"images": 1'))
-    with pytest.raises(ValueError, match=r"dams-seed0 was trained on other images, or with "):
+    with pytest.raises(ValueError, match=r"dams-seed0 was .* differs in coverage, images\)"):
         mj.compare(config, SCHEDULES, (0, 1))
     (folder / "data.json").write_text(described)
 
@@ -129,8 +129,13 @@ def test_ones_own_network_and_images(tiny_encoder, tmp_path):
     assert again(images, tiny_encoder).reports == result.reports
     noise = np.random.default_rng(1).integers(0, 256, images.shape).astype(np.uint8)
     wider = mj.Encoder(type(tiny_encoder.module)(features=9))
-    for other in ((noise, tiny_encoder), (images, wider)):
-        with pytest.raises(ValueError, match="other images, or with another network"):
+    colour = mj.Encoder(tiny_encoder.module, colour=True)
+    for other, what in (
+        ((noise, tiny_encoder), "sha256"),
+        ((images, wider), "network"),
+        ((images, colour), "network"),
+    ):
+        with pytest.raises(ValueError, match=rf"\(data.json differs in {what}\)"):
             again(*other)
     with pytest.raises(ValueError, match="an encoder is given if"):
         again(images, None)
@@ -173,6 +178,8 @@ def test_summaries_are_paired_t_intervals():
         (["dams", "dams"], [0], "each once"),
         (["dams:0.1", "dams: 0.1"], [0], "schedules must have folders of their own"),
         (["dams"], [], "seeds must be at least one"),
+        (["dams"], [0.5], "seed must be a whole number; got 0.5"),
+        (["dams"], "31", "seed must be a whole number; got '3'"),
         (["dams:high"], [0], "NAME:KEY=VALUE,...; got 'dams:high', where margin is no number"),
         (["dasm"], [0], "Did you mean 'dams'"),
         (["constant:-1"], [0], "margin must be at least 0; got -1.0"),

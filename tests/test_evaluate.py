@@ -222,11 +222,16 @@ BAD = {
         letters / "none.csv",
     ],
     "a folder for a report": lambda run, letters: ["evaluate", run, "--out", run / "figures"],
-    "a folder for embeddings": lambda run, letters: [
-        *("embed", run, letters, "--out", run / "figures")
-    ],
     "unwritable": lambda run, letters: ["embed", run, letters, "--out", run / "none" / "e.npz"],
 }
+
+
+@pytest.mark.parametrize("command", ["evaluate", "embed"])
+def test_where_the_result_goes_is_looked_at_before_the_work(command, run, tmp_path, capsys):
+    images = {"evaluate": ["--data-dir", tmp_path / "none"], "embed": [tmp_path / "none"]}[command]
+    for out, what in ((tmp_path, "that is a folder"), (tmp_path / "a" / "b", "there is no folder")):
+        _, _, errors = stopped(capsys, command, run.path, *images, "--out", out)
+        assert f"out must be a file in a folder; got {out}: {what}" in errors
 
 
 @pytest.mark.parametrize("arguments", BAD.values(), ids=BAD)

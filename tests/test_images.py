@@ -78,6 +78,7 @@ FILES = {
     "grey.png": (plain("L", 77), [77]),
     "grey and alpha.png": (plain("LA", (77, 0)), [77]),
     "16 bits.png": (numbers(np.uint16, 0x8080), [0x80]),
+    "16 bits, bright.png": (numbers(np.uint16, 0xFF00), [0xFF]),
     "16 bits.tif": (numbers(np.uint16, 0x80FF, "TIFF"), [0x80]),
     "16 bits.pgm": (b"P5 1 1 65535\n\x80\x80", [0x80]),
     "rgb.webp": (plain("RGB", (200, 100, 50), "WEBP", lossless=True), RGB),

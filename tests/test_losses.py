@@ -765,7 +765,7 @@ WRONG = {
     "labels_of_no_common_type": (
         {"references": ONES, "reference_labels": np.array([0, 0, 1, 2**32 - 1], np.uint32)},
         TypeError,
-        r"no integer type holds labels and reference_labels; got int32 and uint32",
+        r"no integer type in use holds labels and reference_labels; got int32 and uint32",
     ),
     "int_references": (
         {"references": ONES.astype(int), "reference_labels": [0, 0, 1, 1]},
@@ -787,25 +787,9 @@ def test_errors_say_what_was_expected_and_what_came(wrong, error, message):
         mj.batch_all_triplet_loss(**(right | wrong))
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.uint16])
-def test_labels_and_reference_labels_of_two_types(dtype):
-    """One is looked up in the other, which must be sorted and padded in a type that holds both."""
-    rng = np.random.default_rng(0)
-    x, y = (rng.normal(size=(rows, 3)).astype(np.float32) for rows in (6, 9))
-    labels, reference_labels = rng.integers(0, 4, 6), rng.integers(0, 4, 9)
-    real = np.arange(9) < 5
-    given = {"references": y, "reference_where": real}
-    as_one = mj.batch_all_triplet_loss(
-        x, labels.astype(np.int32), 0.2, reference_labels=reference_labels, **given
-    )
-    as_two = mj.batch_all_triplet_loss(
-        x, labels.astype(np.int32), 0.2, reference_labels=reference_labels.astype(dtype), **given
-    )
-    chex.assert_trees_all_equal(as_one, as_two)
-
-
-def test_a_margin_may_be_any_integer():
-    assert mj.batch_all_triplet_loss(ONES, [0, 0, 1, 1], 2**40)[0] == 2.0**40
+@pytest.mark.parametrize("margin", [2**40, 2**70, np.int64(2**40), np.array(2**40)])
+def test_a_margin_may_be_any_integer(margin):
+    assert mj.batch_all_triplet_loss(ONES, [0, 0, 1, 1], margin)[0] == float(margin)
 
 
 def test_labels_that_do_not_fit_are_refused():

@@ -78,12 +78,7 @@ def pair_distances(
         vectors: real[n, ...], each row flattened to one vector.
         rows: int[pairs, 2].
         distance: as in :func:`~margin_jax.batch_all_triplet_loss`.
-
-    Raises:
-        ValueError: rows of another shape.
     """
-    if rows.ndim != 2 or rows.shape[1] != 2:
-        raise ValueError(f"pairs must have shape (pairs, 2); got {rows.shape}")
     metric = get_distance(distance)
     flat = vectors.reshape(len(vectors), -1)
     size = max(1, _PAIR_VALUES // flat.shape[1])

@@ -149,7 +149,7 @@ def _right(
     Also how many of a query's distances to others are not finite: int32[rows].
     """
     tile = metric(x[rows], x)
-    itself = jnp.arange(len(rows)), rows
-    bad = jnp.sum(~jnp.isfinite(tile.at[itself].set(0)), axis=1)
-    _, nearest = jax.lax.top_k(-tile.at[itself].set(jnp.inf), depth)  # ties: the lower index first
+    tile = tile.at[jnp.arange(len(rows)), rows].set(jnp.inf)
+    bad = jnp.sum(~jnp.isfinite(tile), axis=1) - 1  # but for itself
+    _, nearest = jax.lax.top_k(-tile, depth)  # ties: the lower index first
     return labels[nearest] == labels[rows][:, None], bad

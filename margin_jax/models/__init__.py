@@ -75,10 +75,12 @@ class Encoder:
                 f"lists or dicts: {error}"
             ) from error
 
-    @property
-    def named(self) -> str:
-        """The module and its attributes, without what differs from process to process."""
-        return re.sub(r" at 0x[0-9a-f]+", "", repr(self.module))
+    def description(self, image_shape: Sequence[int]) -> str:
+        """What it can be told from others by: its attributes, and how many parameters it has."""
+        drawn = jax.eval_shape(lambda key: self.init(key, image_shape), jax.random.key(0))
+        count = sum(leaf.size for leaf in jax.tree.leaves(drawn[0]))
+        # An address is another one in each process.
+        return f"{re.sub(r' at 0x[0-9a-f]+', '', repr(self))}, {count:,} parameters"
 
     def init(self, key: Array, image_shape: Sequence[int]) -> tuple[Any, Any]:
         """``(params, batch_stats)`` for uint8 images of shape [height, width, channels].

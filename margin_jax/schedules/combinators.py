@@ -1,5 +1,6 @@
 """Schedules made of schedules: limits, a late or a soft start, one after another."""
 
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -58,9 +59,10 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
             f"join_schedules needs one boundary between each two schedules; got "
             f"{len(schedules)} schedules and {len(boundaries)} boundaries"
         )
+    boundaries = [_whole("boundaries", boundary) for boundary in boundaries]
+    if boundaries != sorted(set(boundaries)) or not all(0 < end < 2**31 for end in boundaries):
+        raise ValueError(f"boundaries must rise, from at least 1; got {boundaries}")
     ends = np.array(boundaries, np.int32)
-    if list(boundaries) != sorted(set(ends.tolist())) or min(boundaries, default=1) < 1:
-        raise ValueError(f"boundaries must be whole and rise, from at least 1; got {boundaries}")
 
     def in_force(epoch: Array) -> Array:
         return jnp.sum(epoch >= ends)
@@ -106,7 +108,15 @@ def warmup_schedule(schedule: Schedule, epochs: int, start: float = 0.0) -> Sche
     return join_schedules([line, schedule], [epochs])
 
 
+def _whole(what: str, value: int) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{what} must be whole numbers; got {value!r}") from None
+
+
 def _checked(epochs: int) -> int:
+    epochs = _whole("epochs", epochs)
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1; got {epochs}")
     return epochs
