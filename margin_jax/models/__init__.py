@@ -51,6 +51,9 @@ class Encoder:
 
     An NNX module that is called so is one too: ``mj.Encoder(nnx.bridge.to_linen(MyNet, ...))``.
 
+    A run or a comparison that goes on knows its network by attributes and the number of parameters;
+    when only the code of a network has changed, give another ``out``.
+
     The mean and the spread of the training images are kept with the batch statistics, so that they
     are saved with the weights and another data set needs no other compilation.
 
