@@ -136,6 +136,20 @@ def multiplicity(shapes: Iterable[Shape]) -> str:
     )
 
 
+def active_or_all(shapes: Iterable[Shape]) -> str:
+    """The tuned constant over the active triplets minus that over all of them, by data set."""
+    by_name: dict[str, dict[str, mj.Comparison]] = {}
+    for shape in shapes:
+        by_name.setdefault(shape.name, {})[shape.reduction] = shape.judged
+    found = []
+    for name, own in by_name.items():
+        if len({judged.seeds for judged in own.values()}) == 1 < len(own):
+            reports = {reduction: judged.reports["constant"] for reduction, judged in own.items()}
+            both = mj.Comparison(("mean", "mean_active"), own["mean"].seeds, reports, {})
+            found.append(f"{NAMES[name]} {difference(both, 'mean_active', 'auc')}")
+    return f"The tuned constant over the active triplets, minus that over all: {'; '.join(found)}."
+
+
 def for_other_images(shapes: Iterable[Shape]) -> str:
     """Which differences exceed an interval that allows for splits of the same images."""
     left, factors = [], []
@@ -306,6 +320,7 @@ def markdown(shapes: list[Shape]) -> str:
         "constants are compared; (†): with some of the seeds.",
         multiplicity(complete),
         for_other_images(complete),
+        active_or_all(complete),
         "![Differences to the tuned constant](schedules_differences.png)",
     ]
     for shape in shapes:
