@@ -241,6 +241,7 @@ def plot_differences(shapes: list[Shape]) -> Figure:
         reach = max(map(abs, row[0].get_xlim()))
         row[0].set_xlim(-reach, reach)
         for axes in row:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
             tidy(axes, "x")
     grid[0, 0].set_yticks(range(len(labels)), labels)
     grid[0, 0].invert_yaxis()
@@ -275,8 +276,8 @@ def plot_curves(shapes: list[Shape]) -> Figure:
                 style, colour = styles[label]
                 curves = np.array([[record[name] for record in run] for run in runs.values()])
                 epochs = 1 + np.arange(curves.shape[1])
-                front = label == "constant"
-                look = {"color": colour, "lw": 1.5 + front, "zorder": 2 + front}
+                wide = label == "constant"  # and behind, so that what equals it is seen
+                look = {"color": colour, "lw": 1.5 + 2 * wide, "zorder": 3 - wide}
                 axes.plot(epochs, curves.mean(axis=0), style, **look)
                 if name == "validation_auc":  # of all but the first epochs, which are alike
                     settled += curves.mean(axis=0)[len(epochs) // 6 :].tolist()
