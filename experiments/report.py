@@ -8,20 +8,17 @@ Every cell that is there is in it.
 
 import argparse
 import dataclasses
-import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from compare import CELLS
 from grid import CANDIDATES, NAMES, TUNING_SEEDS
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from report_plots import plot_curves, plot_differences
 from scipy.stats import ttest_1samp
 from shapes import FIRST, KINDS, REDUCTION, UNEVEN, Shape, corrected, read_shapes
 
 import margin_jax as mj
-from margin_jax.plots import PALETTE, tidy
 
 RESULTS = CELLS.parent
 
@@ -119,20 +116,26 @@ def short_table(shapes: list[Shape]) -> str:
 
 def multiplicity(shapes: Iterable[Shape]) -> str:
     """How many of the differences would look like one by chance, and which would not."""
-    p_values = {}
+    p_values, gain = {}, {}
     for shape in shapes:
         base = shape.judged.values("constant", "auc")
         for label in shape.chosen:
             values = shape.judged.values(label, "auc") - base
             if np.any(values):  # else the same run
-                p_values[label, shape.data, REDUCTION[shape.reduction]] = ttest_1samp(values, 0)[1]
-    outside = sum(p < 0.05 for p in p_values.values())
-    left = [f"{', '.join(key)}" for key, p in corrected(p_values).items() if p < 0.05]
+                key = label, shape.data, REDUCTION[shape.reduction]
+                p_values[key], gain[key] = ttest_1samp(values, 0)[1], np.mean(values) > 0
+    outside = [key for key, p in p_values.items() if p < 0.05]
+    gains = sum(gain[key] for key in outside)
+    left = {key: p for key, p in corrected(p_values).items() if p < 0.05}
+    up, down = (
+        "; ".join(f"{', '.join(key)} (p = {p:.2g})" for key, p in left.items() if gain[key] == sign)
+        for sign in (True, False)
+    )
     return (
-        f"{outside} of the {len(p_values)} differences in AUC exceed their interval, where about "
-        f"{0.05 * len(p_values):.1f} would by chance. Corrected for their number (Holm), "
-        f"{'there remains: ' if len(left) == 1 else 'there remain: ' if left else 'none remains'}"
-        f"{'; '.join(left)}."
+        f"{len(outside)} of the {len(p_values)} differences in AUC exceed their interval, {gains} "
+        f"gains and {len(outside) - gains} losses, where about {0.05 * len(p_values):.1f} would by "
+        f"chance. Corrected for their number (Holm), these gains remain: {up or 'none'}. These "
+        f"losses: {down or 'none'}."
     )
 
 
@@ -166,6 +169,23 @@ def for_other_images(shapes: Iterable[Shape]) -> str:
         f"the same images (Nadeau and Bengio 2003) is {min(factors):.1f} to {max(factors):.1f} "
         f"times as wide, and exceeded by: {'; '.join(left) if left else 'none'}."
     )
+
+
+def replaced(shape: Shape) -> str:
+    """What was trained on reported seeds as well, and is of no choice now that there are more."""
+    lines = ["| setting | seeds | AUC difference |", "|---|---|---|"]
+    base = shape.chosen["constant"]
+    others = {own for own, _ in shape.by_place} - set(shape.chosen.values())
+    for own in sorted(others):
+        seeds = [seed for seed in shape.seeds if (own, seed) in shape.by_place]
+        if len(seeds) > 1:
+            found = {
+                label: {s: {"test": shape.by_place[text, s]["test"][shape.kinds[0]]} for s in seeds}
+                for label, text in (("constant", base), (own, own))
+            }
+            judged = mj.Comparison(("constant", own), tuple(seeds), found, {})
+            lines.append(f"| {own} | {len(seeds)} | {difference(judged, own, 'auc')} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def again(shape: Shape) -> str:
@@ -213,85 +233,6 @@ def cells_table(shape: Shape) -> str:
         row = " | ".join(f"{value:.4f}" for value in values.values(label, "auc"))
         lines.append(f"| {label} | {row} |")
     return "\n".join(lines)
-
-
-def plot_differences(shapes: list[Shape]) -> Figure:
-    """Paired differences in AUC to the tuned constant with their 95 % intervals.
-
-    A row for each data set, with a scale of its own, since their intervals differ tenfold.
-    """
-    labels = list(dict.fromkeys(label for shape in shapes for label in shape.chosen))
-    labels.remove("constant")
-    names = list(dict.fromkeys(shape.name for shape in shapes))
-    reductions = list(dict.fromkeys(shape.reduction for shape in shapes))
-    size = (1.5 + 3.6 * len(reductions), 0.7 + (0.6 + 0.19 * len(labels)) * len(names))
-    figure = Figure(figsize=size, dpi=130, layout="constrained")
-    places = {"sharex": "row", "sharey": True, "squeeze": False}
-    grid = figure.subplots(len(names), len(reductions), **places)
-    for shape in shapes:
-        axes = grid[names.index(shape.name), reductions.index(shape.reduction)]
-        for label in set(labels) & set(shape.chosen):
-            found = shape.judged.summary(label, "auc")
-            mean, width = found.difference, found.difference_interval
-            colour = "0.55" if abs(mean) <= width else PALETTE[0] if mean > 0 else PALETTE[1]
-            axes.errorbar(mean, labels.index(label), xerr=width, fmt="o", color=colour, ms=4)
-        axes.axvline(0, color="black", lw=0.8)
-        axes.set_title(shape.title, fontsize="medium")
-    for row in grid:
-        reach = max(map(abs, row[0].get_xlim()))
-        row[0].set_xlim(-reach, reach)
-        for axes in row:
-            axes.xaxis.set_major_locator(MaxNLocator(5))
-            tidy(axes, "x")
-    grid[0, 0].set_yticks(range(len(labels)), labels)
-    grid[0, 0].invert_yaxis()
-    figure.supxlabel(
-        "test AUC minus the tuned constant's, paired by seed, with 95 % interval; "
-        "grey: the interval contains 0",
-        fontsize="medium",
-    )
-    return figure
-
-
-def plot_curves(shapes: list[Shape]) -> Figure:
-    """Margin, easy share, gradient and validation AUC by epoch, means over seeds; one data set."""
-    shown = (
-        ("margin", "margin μ", "linear"),
-        ("easy_fraction", "easy triplets", "linear"),
-        ("gradient_norm", "length of the gradient", "log"),
-        ("validation_auc", "validation AUC", "linear"),
-    )
-    figure = Figure(figsize=(4.6 * len(shapes), 10), dpi=130, layout="constrained")
-    grid = figure.subplots(len(shown), len(shapes), sharex=True, sharey="row", squeeze=False)
-    settled: list[float] = []
-    labels = dict.fromkeys(label for shape in shapes for label in shape.chosen)
-    del labels["constant"]  # of which there is one black line to compare the others with
-    looks = zip(itertools.cycle(("-", "--", ":")), itertools.cycle(PALETTE), strict=False)
-    styles = {"constant": ("-", "black"), **dict(zip(labels, looks, strict=False))}
-    for column, shape in enumerate(shapes):
-        for row, (name, title, scale) in enumerate(shown):
-            axes = grid[row, column]
-            histories = shape.judged.histories
-            for label, runs in histories.items():
-                style, colour = styles[label]
-                curves = np.array([[record[name] for record in run] for run in runs.values()])
-                epochs = 1 + np.arange(curves.shape[1])
-                wide = label == "constant"  # and behind, so that what equals it is seen
-                look = {"color": colour, "lw": 1.5 + 2 * wide, "zorder": 3 - wide}
-                axes.plot(epochs, curves.mean(axis=0), style, **look)
-                if name == "validation_auc":  # of all but the first epochs, which are alike
-                    settled += curves.mean(axis=0)[len(epochs) // 6 :].tolist()
-            axes.set_yscale(scale)
-            tidy(axes)
-            if column == 0:
-                axes.set_ylabel(title)
-        grid[0, column].set_title(shape.title, fontsize="medium")
-        grid[-1, column].set_xlabel("epoch")
-        grid[-1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
-    grid[-1, 0].set_ylim(min(settled) - 0.005, max(settled) + 0.005)
-    lines = [grid[0, 0].plot([], [], style, color=colour)[0] for style, colour in styles.values()]
-    figure.legend(lines, styles, loc="outside upper center", ncols=4, frameon=False)
-    return figure
 
 
 def markdown(shapes: list[Shape]) -> str:
@@ -353,6 +294,11 @@ def markdown(shapes: list[Shape]) -> str:
             ),
             "Test AUC, cell by cell:",
             cells_table(shape),
+            *(
+                ["Chosen while there were fewer settings, and trained on reported seeds:", earlier]
+                if (earlier := replaced(shape))
+                else []
+            ),
             f"Tuning, {shape.settings} settings of each schedule, mean over the seeds "
             f"{' and '.join(map(str, TUNING_SEEDS))}:",
             tuning_table(shape),

@@ -265,13 +265,20 @@ class TestReport:
         report = study("report")
         said = report.multiplicity(report.read_shapes(made_up))
         assert said.startswith("0 of the 1 differences in AUC exceed their interval")
-        assert said.endswith("none remains.")
+        assert said.endswith("these gains remain: none. These losses: none.")
         best = study("grid").CANDIDATES["dams"][2]
         for seed in range(3):
             write_cells(study, made_up, [made_up_cell(best, seed, test=0.95 + seed / 500)])
         said = report.multiplicity(report.read_shapes(made_up))
-        assert said.startswith("1 of the 1 differences")
-        assert said.endswith("there remains: dams, Omniglot, mean over all triplets.")
+        assert said.startswith(
+            "1 of the 1 differences in AUC exceed their interval, 1 gains and 0 "
+        )
+        assert "these gains remain: dams, Omniglot, mean over all triplets (p = 0.0" in said
+        for seed in range(3):
+            write_cells(study, made_up, [made_up_cell(best, seed, test=0.85 + seed / 500)])
+        said = report.multiplicity(report.read_shapes(made_up))
+        assert "0 gains and 1 losses" in said
+        assert "remain: none. These losses: dams, Omniglot, mean over all triplets (p = 0.0" in said
 
     def test_what_the_loss_is_averaged_over_is_compared_too(self, study, made_up):
         for path in list(made_up.glob("*/*/*.json")):
@@ -282,6 +289,15 @@ class TestReport:
         report = study("report")
         said = report.active_or_all(report.read_shapes(made_up))  # gains of 1, 2 and 1 %
         assert said.endswith("minus that over all: Omniglot +0.0133 ± 0.0143.")
+
+    def test_what_is_of_no_choice_any_more_is_listed_too(self, study, made_up):
+        report = study("report")
+        assert "Chosen while" not in report.markdown(report.read_shapes(made_up))
+        other = study("grid").CANDIDATES["dams"][1]
+        for seed in (0, 1):  # the constant has .900, .901
+            write_cells(study, made_up, [made_up_cell(other, seed, test=0.89 + 0.001 * seed)])
+        shapes = report.read_shapes(made_up)
+        assert f"| {other} | 2 | **-0.0100 ± 0.0000** |" in report.markdown(shapes)
 
     def test_which_differences_remain_if_splits_share_their_images(self, study, made_up):
         report = study("report")
@@ -390,7 +406,7 @@ class TestCommittedResults:
     def test_the_effective_margins_are_of_these_cells(self, study):
         effective = study("effective_margin")
         toy = json.loads((CELLS.parent / "effective_margin.json").read_text(encoding="utf-8"))
-        assert len(toy) == len(effective.OVERLAPS) * len(effective.MARGINS) * 2
+        assert len(toy) == len(effective.OVERLAPS) * len(effective.OF_THE_TOY) * 2
         written = (CELLS.parent / "effective_margin.md").read_text(encoding="utf-8")
         assert effective.markdown(effective.read_curves(toy, CELLS)) == written
 

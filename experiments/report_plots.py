@@ -1,0 +1,89 @@
+"""The pictures of `report.py`: differences to the tuned constant, and curves by epoch."""
+
+import itertools
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from shapes import Shape
+
+from margin_jax.plots import PALETTE, tidy
+
+
+def plot_differences(shapes: list[Shape]) -> Figure:
+    """Paired differences in AUC to the tuned constant with their 95 % intervals.
+
+    A row for each data set, with a scale of its own, since their intervals differ tenfold.
+    """
+    labels = list(dict.fromkeys(label for shape in shapes for label in shape.chosen))
+    labels.remove("constant")
+    names = list(dict.fromkeys(shape.name for shape in shapes))
+    reductions = list(dict.fromkeys(shape.reduction for shape in shapes))
+    size = (1.5 + 3.6 * len(reductions), 0.7 + (0.6 + 0.19 * len(labels)) * len(names))
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    places = {"sharex": "row", "sharey": True, "squeeze": False}
+    grid = figure.subplots(len(names), len(reductions), **places)
+    for shape in shapes:
+        axes = grid[names.index(shape.name), reductions.index(shape.reduction)]
+        for label in set(labels) & set(shape.chosen):
+            found = shape.judged.summary(label, "auc")
+            mean, width = found.difference, found.difference_interval
+            colour = "0.55" if abs(mean) <= width else PALETTE[0] if mean > 0 else PALETTE[1]
+            axes.errorbar(mean, labels.index(label), xerr=width, fmt="o", color=colour, ms=4)
+        axes.axvline(0, color="black", lw=0.8)
+        axes.set_title(shape.title, fontsize="medium")
+    for row in grid:
+        reach = max(map(abs, row[0].get_xlim()))
+        row[0].set_xlim(-reach, reach)
+        for axes in row:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+            tidy(axes, "x")
+    grid[0, 0].set_yticks(range(len(labels)), labels)
+    grid[0, 0].invert_yaxis()
+    figure.supxlabel(
+        "test AUC minus the tuned constant's, paired by seed, with 95 % interval; "
+        "grey: the interval contains 0",
+        fontsize="medium",
+    )
+    return figure
+
+
+def plot_curves(shapes: list[Shape]) -> Figure:
+    """Margin, easy share, gradient and validation AUC by epoch, means over seeds; one data set."""
+    shown = (
+        ("margin", "margin μ", "linear"),
+        ("easy_fraction", "easy triplets", "linear"),
+        ("gradient_norm", "length of the gradient", "log"),
+        ("validation_auc", "validation AUC", "linear"),
+    )
+    figure = Figure(figsize=(4.6 * len(shapes), 10), dpi=130, layout="constrained")
+    grid = figure.subplots(len(shown), len(shapes), sharex=True, sharey="row", squeeze=False)
+    settled: list[float] = []
+    labels = dict.fromkeys(label for shape in shapes for label in shape.chosen)
+    del labels["constant"]  # of which there is one black line to compare the others with
+    looks = zip(itertools.cycle(("-", "--", ":")), itertools.cycle(PALETTE), strict=False)
+    styles = {"constant": ("-", "black"), **dict(zip(labels, looks, strict=False))}
+    for column, shape in enumerate(shapes):
+        for row, (name, title, scale) in enumerate(shown):
+            axes = grid[row, column]
+            histories = shape.judged.histories
+            for label, runs in histories.items():
+                style, colour = styles[label]
+                curves = np.array([[record[name] for record in run] for run in runs.values()])
+                epochs = 1 + np.arange(curves.shape[1])
+                wide = label == "constant"  # and behind, so that what equals it is seen
+                look = {"color": colour, "lw": 1.5 + 2 * wide, "zorder": 3 - wide}
+                axes.plot(epochs, curves.mean(axis=0), style, **look)
+                if name == "validation_auc":  # of all but the first epochs, which are alike
+                    settled += curves.mean(axis=0)[len(epochs) // 6 :].tolist()
+            axes.set_yscale(scale)
+            tidy(axes)
+            if column == 0:
+                axes.set_ylabel(title)
+        grid[0, column].set_title(shape.title, fontsize="medium")
+        grid[-1, column].set_xlabel("epoch")
+        grid[-1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
+    grid[-1, 0].set_ylim(min(settled) - 0.005, max(settled) + 0.005)
+    lines = [grid[0, 0].plot([], [], style, color=colour)[0] for style, colour in styles.values()]
+    figure.legend(lines, styles, loc="outside upper center", ncols=4, frameon=False)
+    return figure
