@@ -1,7 +1,7 @@
 """What a run trains and tests on: dataset, split, verification pairs and batches."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,9 @@ from margin_jax.data.dataset import ImageDataset
 from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
 from margin_jax.data.sampler import Coverage, pk_batches
 from margin_jax.data.splits import Split, make_split
-from margin_jax.models import Encoder
+
+if TYPE_CHECKING:  # it loads Flax, which data do not need
+    from margin_jax.models import Encoder
 
 PUBLISHED_PAIRS = 1_000
 PAIRS = 100_000
@@ -96,7 +98,7 @@ def plan_epoch(
 
 
 def prepare_data(
-    config: TrainConfig, dataset: ImageDataset | None = None, encoder: Encoder | None = None
+    config: TrainConfig, dataset: ImageDataset | None = None, encoder: "Encoder | None" = None
 ) -> RunData:
     """Loads, splits and draws pairs: all that can go wrong with the data goes wrong here.
 
