@@ -138,11 +138,13 @@ def test_a_finished_run_is_tested_on_the_names_that_it_saved(people, held, fit, 
     assert evaluate_run(run, embed_identities(run)).auc == run.report["test"]["auc"]
 
 
-def test_a_comparison_loads_what_its_configuration_says(people, tmp_path, monkeypatch):
+def test_a_comparison_loads_what_its_configuration_says(
+    people, tiny_encoder, tmp_path, monkeypatch
+):
     asked = config(people, tmp_path / "all", memory_limit=0.5)
     monkeypatch.setattr(comparison, "load", lambda given: pytest.fail(repr(given == asked)))
     with pytest.raises(pytest.fail.Exception, match="True"):
-        mj.compare(asked, ["constant"], [0])
+        mj.compare(asked, ["constant"], [0], encoder=tiny_encoder)
 
 
 def test_description(people, tmp_path):
