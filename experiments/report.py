@@ -140,21 +140,29 @@ def multiplicity(shapes: Iterable[Shape]) -> str:
 
 
 def active_or_all(shapes: Iterable[Shape]) -> str:
-    """The tuned constant over the active triplets minus that over all of them, by data set."""
+    """The tuned constant over the active triplets minus that over all of them, by data set.
+
+    "" where no data set has both.
+    """
     by_name: dict[str, dict[str, mj.Comparison]] = {}
     for shape in shapes:
-        by_name.setdefault(shape.name, {})[shape.reduction] = shape.judged
+        by_name.setdefault(shape.data, {})[shape.reduction] = shape.judged
     found = []
     for name, own in by_name.items():
         if len({judged.seeds for judged in own.values()}) == 1 < len(own):
             reports = {reduction: judged.reports["constant"] for reduction, judged in own.items()}
             both = mj.Comparison(("mean", "mean_active"), own["mean"].seeds, reports, {})
-            found.append(f"{NAMES[name]} {difference(both, 'mean_active', 'auc')}")
+            found.append(f"{name} {difference(both, 'mean_active', 'auc')}")
+    if not found:
+        return ""
     return f"The tuned constant over the active triplets, minus that over all: {'; '.join(found)}."
 
 
 def for_other_images(shapes: Iterable[Shape]) -> str:
-    """Which differences exceed an interval that allows for splits of the same images."""
+    """Which differences exceed an interval that allows for splits of the same images.
+
+    "" where no data set draws its test anew.
+    """
     left, factors = [], []
     for shape in shapes:
         if shape.widening is None:
@@ -164,6 +172,8 @@ def for_other_images(shapes: Iterable[Shape]) -> str:
             found = shape.judged.summary(label, "auc")
             if abs(found.difference) > shape.widening * found.difference_interval:
                 left.append(", ".join((label, shape.data, REDUCTION[shape.reduction])))
+    if not factors:
+        return ""
     return (
         f"Where every seed draws its test anew, an interval that allows for all splits being of "
         f"the same images (Nadeau and Bengio 2003) is {min(factors):.1f} to {max(factors):.1f} "
@@ -305,7 +315,7 @@ def markdown(shapes: list[Shape]) -> str:
         ]
     for name in dict.fromkeys(shape.name for shape in complete):
         parts.append(f"![{NAMES.get(name, name)} by epoch](schedules_{name}.png)")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -90,10 +90,7 @@ BAD = {
     "learning rate 0": (["train", "--learning-rate", "0"], "learning_rate must be above 0"),
     "margin beyond float32": (["train", "--margin", "1e39"], "got 1e+39"),
     "increase beyond float32": (["train", "--increase", "1e39"], "got 1e+39"),
-    "huge seed": (
-        ["train", "--seed", "4294967296"],
-        "must be at most 4294967295; got",
-    ),
+    "huge seed": (["train", "--seed", "4294967296"], "must be at most 4294967295; got"),
     "huge embedding": (["train", "--embedding-size", "10000000000"], "at most 65536"),
     "run within the data": (
         ["train", "--dataset", "folder", "--data-dir", ".", "--out", "run"],
@@ -120,10 +117,7 @@ BAD = {
     "negative fillers": (["train", "--fillers", "-1"], "fillers must be at least 0"),
     "unknown augmentation": (["train", "--augment", "flop"], "Did you mean 'flip'?"),
     "shift beyond the image": (["train", "--augment", "shift:28"], "larger than 28 pixels"),
-    "negative memory": (
-        ["train", "--memory-limit", "-1"],
-        "memory_limit must be at least 0",
-    ),
+    "negative memory": (["train", "--memory-limit", "-1"], "memory_limit must be at least 0"),
     "describe what is not": (["datasets", "describe", "glyfs"], "Did you mean 'glyphs'?"),
     "describe a folder": (["datasets", "describe", "folder"], "needs data_dir"),
     "weights for a network without any": (["train", "--pretrained"], "got 'small_cnn'"),

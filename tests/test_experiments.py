@@ -299,6 +299,15 @@ class TestReport:
         shapes = report.read_shapes(made_up)
         assert f"| {other} | 2 | **-0.0100 ± 0.0000** |" in report.markdown(shapes)
 
+    def test_a_set_alone_has_a_report_without_what_needs_others(self, study, made_up, tmp_path):
+        cells = [json.loads(p.read_text(encoding="utf-8")) for p in made_up.glob("*/*/*.json")]
+        write_cells(study, tmp_path / "alone", [cell | {"dataset": "cub"} for cell in cells])
+        text = study("report").markdown(study("report").read_shapes(tmp_path / "alone"))
+        assert "1 differences in AUC" in text
+        assert "Nadeau" not in text  # its test is always the same
+        assert "minus that over all" not in text
+        assert "\n\n\n" not in text
+
     def test_which_differences_remain_if_splits_share_their_images(self, study, made_up):
         report = study("report")
         assert report.for_other_images(report.read_shapes(made_up)).endswith("by: none.")
