@@ -8,6 +8,7 @@ work on earlier ones.
 
 from collections.abc import Iterator, Sequence
 
+import grain  # before a training has threads: while it loads, their imports may be made lazy
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -40,8 +41,6 @@ def load_batches(
 
 def read_ahead(images: Images, plan: Sequence[np.ndarray] | np.ndarray) -> Iterator[np.ndarray]:
     """``images[rows]`` for the rows of a plan, in its order."""
-    import grain
-
     source = grain.MapDataset.source(plan).map(lambda rows: images[rows])
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
     return iter(source.to_iter_dataset(options))
