@@ -173,12 +173,13 @@ import numpy as np
 from etils import epy
 
 import margin_jax.training
-from margin_jax.data.loader import read_ahead
 
 def lend(**_):
     raise AssertionError("builtins.__import__ is another for a moment, and that for all threads")
 
 epy.lazy_imports = lend
+from margin_jax.data.loader import read_ahead
+
 print(*read_ahead(np.arange(4), [np.array([1, 2])]))
 """
 
