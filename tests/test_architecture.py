@@ -143,7 +143,6 @@ def test_importing_the_package_is_light():
         "orbax",
         "sklearn",
         "matplotlib",
-        "grain",
         "tensorflow",
         "PIL",
         "tqdm",
@@ -151,6 +150,40 @@ def test_importing_the_package_is_light():
     code = f"import sys, margin_jax; print([m for m in {heavy} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+BARE = """
+import sys
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+class Refuse(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"grain", "tensorflow_datasets", "array_record"}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+import margin_jax as mj
+
+root = Path(sys.argv[1])
+for row, image in enumerate(np.random.default_rng(0).integers(0, 256, (64, 8, 8), np.uint8)):
+    (root / "pictures" / f"{row // 4:02}").mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(root / "pictures" / f"{row // 4:02}" / f"{row}.png")
+small = {"epochs": 1, "identities_per_batch": 2, "image_size": 8, "width": 0.1}
+folder = {"dataset": "folder", "data_dir": str(root / "pictures"), "out": str(root / "run")}
+run = mj.fit(mj.TrainConfig(**small, **folder))
+print(len(run.history))
+"""
+
+
+def test_a_folder_trains_without_the_libraries_of_datasets(tmp_path):
+    """What experiments/accelerator.py needs of a machine that has little more than JAX."""
+    command = [sys.executable, "-c", BARE, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ended.stdout, ended.returncode) == ("1\n", 0), ended.stderr
 
 
 def test_all_public_names_exist_and_are_documented():

@@ -166,26 +166,3 @@ def test_a_process_can_end_in_the_middle_of_an_epoch(pictures):
     command = [sys.executable, "-c", STOP_EARLY, str(pictures)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("(64, 6, 6, 3)\n", "", 0)
-
-
-NOTHING_LENT = """
-import numpy as np
-from etils import epy
-
-import margin_jax.training
-
-def lend(**_):
-    raise AssertionError("builtins.__import__ is another for a moment, and that for all threads")
-
-epy.lazy_imports = lend
-from margin_jax.data.loader import read_ahead
-
-print(*read_ahead(np.arange(4), [np.array([1, 2])]))
-"""
-
-
-def test_the_imports_of_other_threads_are_left_alone():
-    """While Grain loads, an import in a thread of Orbax's may get a module for a function."""
-    command = [sys.executable, "-c", NOTHING_LENT]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (ended.stdout, ended.returncode) == ("[1 2]\n", 0), ended.stderr

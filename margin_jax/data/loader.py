@@ -6,9 +6,10 @@ The training queues steps without waiting for them, so a batch goes to the devic
 work on earlier ones.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
-import grain  # before a training has threads: while it loads, their imports may be made lazy
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -40,7 +41,17 @@ def load_batches(
 
 
 def read_ahead(images: Images, plan: Sequence[np.ndarray] | np.ndarray) -> Iterator[np.ndarray]:
-    """``images[rows]`` for the rows of a plan, in its order."""
-    source = grain.MapDataset.source(plan).map(lambda rows: images[rows])
-    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_AHEAD)
-    return iter(source.to_iter_dataset(options))
+    """``images[rows]`` for the rows of a plan, in its order; an error comes at its own batch."""
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="read_ahead")
+    waiting: deque[Future[np.ndarray]] = deque()
+    try:
+        for rows in plan:
+            waiting.append(pool.submit(images.__getitem__, rows))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:  # also when nobody asks for the rest
+        for future in waiting:  # not by `shutdown`, which can not at the end of a process
+            future.cancel()
+        pool.shutdown(wait=False)
