@@ -14,8 +14,8 @@ cuts short goes on with the next call. ``accelerator.md`` is the table of all de
   from float64's where a triplet is within rounding of a tie; how many are is counted beside it;
 - *loss*: loss and gradient of N random rows of length 1 and D = 128, K of each label, Euclidean,
   mean over active triplets. Beside it the floor, the same distances and their vjp alone in the best
-  of some block sizes, and PyTorch Metric Learning and sentence-transformers on the same device where
-  they are installed and their memory, which grows with N³, suffices;
+  of some block sizes; and PyTorch Metric Learning and sentence-transformers, where they are
+  installed and the device has the memory that they need;
 - *block*: the loss with blocks of so many anchors;
 - *step*: forward, backward and update of an encoder, with a fixed cotangent and with the loss;
 - *glyphs*: ``margin-jax train`` to the end;
@@ -27,6 +27,7 @@ On a CPU everything is small, so that ``--minutes 3`` tries it whole.
 
 import argparse
 import functools
+import importlib.metadata
 import json
 import os
 import statistics
@@ -134,7 +135,7 @@ def loss(n, k, dtype="float32"):
     """Milliseconds and memory of loss and gradient, of the floor, and of the peers."""
     x, labels = bench.batch(n, str(k))
     compiled = bench.ours(jnp.asarray(x, dtype), labels)
-    sizes = [n] if n <= 4096 else [1024] if n > 16384 else [1024, 4096]
+    sizes = [size for size in (256, 1024, 4096) if size * n <= 2**28]
     floors = [bench.floor_blocks(jnp.asarray(x), labels, size) for size in sizes]
     floors = floors if n > 4096 else [bench.floor_whole(jnp.asarray(x), labels)]
     ours, *best = in_turns([compiled, *floors])
@@ -147,7 +148,7 @@ def loss(n, k, dtype="float32"):
         "temporary_mb": temporary_mb(compiled.func, compiled.args),
     }
     if dtype == "float32" and k == 8 and n <= 4096:
-        row |= {name: peer(name, x, labels) for name in PEERS}
+        row |= dict(peer(package, x, labels) for package in PEERS)
     return row
 
 
@@ -182,27 +183,34 @@ def pytorch_metric_learning(rows, targets):
 
 
 def sentence_transformers(rows, targets):
-    from sentence_transformers import losses
+    from sentence_transformers.sentence_transformer import losses
 
     distance = losses.BatchHardTripletLossDistanceFunction.eucledian_distance
     batch_all = losses.BatchAllTripletLoss(None, distance_metric=distance, margin=MARGIN)
     return batch_all.batch_all_triplet_loss(targets, rows)
 
 
-PEERS = {"pml": pytorch_metric_learning, "sentence_transformers": sentence_transformers}
+PEERS = {
+    "pytorch-metric-learning": pytorch_metric_learning,
+    "sentence-transformers": sentence_transformers,
+}
 
 
-def peer(name, x, labels):
-    """Milliseconds of a loss in PyTorch on the same device, or why there are none."""
+def peer(package, x, labels):
+    """``(package and version, milliseconds)`` on the same device, or why there are none."""
     try:
         import torch
 
-        where = "cpu" if ON_CPU else "cuda"
+        title = f"{package} {importlib.metadata.version(package)}, ms"
+    except ImportError:
+        return package, "not installed"
+    where = "cpu" if ON_CPU else "cuda"
+    try:
         targets = torch.tensor(labels, device=where).long()
 
         def run():
             rows = torch.tensor(x, device=where, requires_grad=True)
-            PEERS[name](rows, targets).backward()
+            PEERS[package](rows, targets).backward()
             if where == "cuda":
                 torch.cuda.synchronize()
 
@@ -210,11 +218,9 @@ def peer(name, x, labels):
         found = in_turns([run], budget=3.0)[0]
         if where == "cuda":
             torch.cuda.empty_cache()
-        return found
-    except ImportError:
-        return "not installed"
+        return title, found
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+        return title, f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
 
 
 def block(n, k, size):
@@ -367,7 +373,11 @@ def number(value):
 
 def table(rows):
     """Markdown: for each device, a table of each kind of row."""
-    lines = ["# On accelerators", "", "Made by `python experiments/accelerator.py`, whose docstring"]
+    lines = [
+        "# On accelerators",
+        "",
+        "Made by `python experiments/accelerator.py`, whose docstring",
+    ]
     lines += ["says what the rows are. Times are medians."]
     for device in dict.fromkeys(row["device"] for row in rows):
         mine = [row for row in rows if row["device"] == device]
@@ -404,7 +414,7 @@ def main():
     for function, arguments in plan(options):
         name = name_of(function, arguments)
         same = [r for r in rows if (r["device"], r["row"]) == (DEVICE, name)]
-        if options.only and name[0] not in options.only or (same and not options.again):
+        if (options.only and name[0] not in options.only) or (same and not options.again):
             continue
         if time.monotonic() > until:
             print(f"no time for {name}", flush=True)
