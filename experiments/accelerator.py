@@ -134,18 +134,18 @@ def of_plain_loops(x, labels, distance):
 def loss(n, k, dtype="float32"):
     """Milliseconds and memory of loss and gradient, of the floor, and of the peers."""
     x, labels = bench.batch(n, str(k))
-    compiled = bench.ours(jnp.asarray(x, dtype), labels)
+    run, temporary_mb = compiled(bench.ours(jnp.asarray(x, dtype), labels))
     sizes = [size for size in (256, 1024, 4096) if size * n <= 2**28]
     floors = [bench.floor_blocks(jnp.asarray(x), labels, size) for size in sizes]
     floors = floors if n > 4096 else [bench.floor_whole(jnp.asarray(x), labels)]
-    ours, *best = in_turns([compiled, *floors])
+    ours, *best = in_turns([run, *floors])
     floor = min(best)
     row = {
         "ms": ours,
         "floor_ms": floor,
         "over_floor": ours / floor,
         "ns_a_pair": 1e6 * ours / n**2,
-        "temporary_mb": temporary_mb(compiled.func, compiled.args),
+        "temporary_mb": temporary_mb,
     }
     if dtype == "float32" and k == 8 and n <= 4096:
         row |= dict(peer(package, x, labels) for package in PEERS)
@@ -166,10 +166,11 @@ def in_turns(runs, budget=2.0):
     return [statistics.median(found) for found in times]
 
 
-def temporary_mb(function, arguments):
-    """What the compiler sets aside besides arguments and results."""
-    memory = function.lower(*arguments).compile().memory_analysis()
-    return memory.temp_size_in_bytes / 2**20
+def compiled(run):
+    """A partial application, compiled; and what it needs besides arguments and results, in MiB."""
+    program = run.func.lower(*run.args).compile()
+    temporary = program.memory_analysis().temp_size_in_bytes
+    return functools.partial(program, *run.args), temporary / 2**20
 
 
 def pytorch_metric_learning(rows, targets):
@@ -229,9 +230,8 @@ def block(n, k, size):
     triplets._block_size = lambda anchors, references: min(anchors, size)
     try:
         x, labels = bench.batch(n, str(k))
-        compiled = bench.ours(x, labels)
-        (found,) = in_turns([compiled])
-        return {"ms": found, "temporary_mb": temporary_mb(compiled.func, compiled.args)}
+        run, temporary_mb = compiled(bench.ours(x, labels))
+        return {"ms": in_turns([run])[0], "temporary_mb": temporary_mb}
     finally:
         triplets._block_size = usual
 
@@ -244,7 +244,6 @@ def step(encoder, pixels, batch, dtype="float32"):
     drawn = network.init(jax.random.key(0), images.shape[1:])
     state = mj.create_state(*drawn, optimizer, mj.dams(), jax.random.key(0))
     labels = jnp.arange(batch, dtype=jnp.int32) // 4
-    with_loss = mj.make_train_step(network.apply, optimizer)
 
     @jax.jit
     def without(state, images):
@@ -260,9 +259,11 @@ def step(encoder, pixels, batch, dtype="float32"):
 
     images = jnp.asarray(images)
     x = to_embeddings / np.linalg.norm(to_embeddings, axis=1)[:, None]
+    train_step = mj.make_train_step(network.apply, optimizer)
+    with_loss, temporary_mb = compiled(functools.partial(train_step, state, images, labels))
     ours, bare, alone = in_turns(
         [
-            functools.partial(with_loss, state, images, labels),
+            with_loss,
             functools.partial(without, state, images),
             bench.ours(x, np.asarray(labels)),
         ]
@@ -273,7 +274,7 @@ def step(encoder, pixels, batch, dtype="float32"):
         "loss_ms": alone,
         "loss_share": alone / ours,
         "images_per_second": 1e3 * batch / ours,
-        "temporary_mb": temporary_mb(with_loss, (state, images, labels)),
+        "temporary_mb": temporary_mb,
     }
 
 
