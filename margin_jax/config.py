@@ -35,8 +35,15 @@ class Option(NamedTuple):
 _SCHEDULE_OPTIONS = ("margin", "margin_end", "threshold", "increase", "epochs")
 SELECTIONS = ("auc", "loss")
 # Names from modules that load Flax and optax, which --help need not wait for; a test compares them.
-_ENCODERS = ("small_cnn", "efficientnet_b0", "mobilenet_v3_small", "nn2", "mlp")
-_PRETRAINED = ("efficientnet_b0", "mobilenet_v3_small")
+_ENCODERS = (
+    "small_cnn",
+    "efficientnet_b0",
+    "efficientnet_lite0",
+    "mobilenet_v3_small",
+    "nn2",
+    "mlp",
+)
+_PRETRAINED = ("efficientnet_b0", "efficientnet_lite0", "mobilenet_v3_small")
 _DTYPES = ("float32", "bfloat16")
 _OPTIMIZERS = ("adam", "adagrad", "rmsprop")
 _LEARNING_RATES = ("constant", "exponential", "step97", "warmup_linear")
@@ -203,7 +210,7 @@ class TrainConfig:
         Option(
             "Network",
             "Begin with weights trained on ImageNet, from the Hugging Face hub. For "
-            "efficientnet_b0 and mobilenet_v3_small.",
+            "efficientnet_b0, efficientnet_lite0 and mobilenet_v3_small.",
         ),
     ] = False
     weights: Annotated[

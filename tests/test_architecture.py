@@ -49,6 +49,7 @@ ORDER = [
     "models.depthwise",
     "models.inverted_residual",
     "models.efficientnet",
+    "models.efficientnet_lite",
     "models.mobilenet",
     "models.nn2",
     "models.mlp",

@@ -132,6 +132,17 @@ def test_the_module_is_flax_grouped_convolution(dtype):
     np.testing.assert_allclose(wide, theirs.apply(params, x).astype(jnp.float32), atol=0.03)
 
 
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("shape", [(7, 6), (8, 9)])  # strides meet odd and even ends
+def test_same_padding_is_that_of_flax(size, shape):
+    x, kernel = arrays(size, shape)
+    options = {"padding": "SAME", "feature_group_count": 4, "use_bias": False}
+    params = {"params": {"kernel": kernel}}
+    theirs = nn.Conv(4, (size, size), (2, 2), **options).apply(params, x)
+    ours = DepthwiseConv(size, "SAME", 2).apply(params, x)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
 def test_the_module_draws_its_kernel_as_flax_does():
     x = jnp.zeros((1, 8, 8, 7))
     ours = DepthwiseConv(3, EVEN).init(jax.random.key(3), x)

@@ -64,7 +64,9 @@ def test_every_encoder_gives_float32_embeddings_from_float32_parameters(name, dt
         assert set(params) == {"trunk", "head"}
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "nn2", "efficientnet_b0"])
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v3_small", "nn2", "efficientnet_b0", "efficientnet_lite0"]
+)
 def test_a_small_stem_looks_at_more_places(name):
     costs = []
     for small_stem in (False, True):
@@ -78,8 +80,14 @@ def test_a_small_stem_looks_at_more_places(name):
     assert costs[1] > 2 * costs[0]
 
 
-def test_published_weights_take_the_place_of_drawn_ones(monkeypatch):
-    name = "mobilenet_v3_small"
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("mobilenet_v3_small", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ("efficientnet_lite0", [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+    ],
+)
+def test_published_weights_take_the_place_of_drawn_ones(monkeypatch, name, mean, std):
     encoder = make_encoder(name, 16, colour=True)
     drawn = jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype),
@@ -97,7 +105,8 @@ def test_published_weights_take_the_place_of_drawn_ones(monkeypatch):
         assert all(np.all(x == 1) for x in jax.tree.leaves(params["trunk"]))
         assert all(np.all(x == 0) for x in jax.tree.leaves(params["head"]))
         assert all(np.all(x == 1) for x in jax.tree.leaves(batch_stats["module"]))
-        np.testing.assert_allclose(batch_stats["image_mean"], [0.485, 0.456, 0.406])
+        np.testing.assert_allclose(batch_stats["image_mean"], mean)
+        np.testing.assert_allclose(batch_stats["image_std"], std)
         assert jax.tree.structure(params) == jax.tree.structure(drawn[0])
         assert jax.tree.structure(batch_stats) == jax.tree.structure(drawn[1])
 

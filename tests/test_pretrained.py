@@ -1,8 +1,10 @@
 """The published encoders and their weights, against timm.
 
-What timm 1.0.31 (torch 2.14.1) computes lies in ``fixtures/encoders.npz``, with the names and
-shapes of its tensors, and so needs neither; `experiments/make_encoder_fixtures.py` writes it. Where
-both are installed, more is compared. No test needs the published weights: these are drawn.
+What timm 1.0.31 (torch 2.14.1; EfficientNet-Lite0 2.13.0) computes lies in
+``fixtures/encoders.npz``, with the names and shapes of its tensors, and so needs neither;
+`experiments/make_encoder_fixtures.py` writes it. Where both are installed, more is compared.
+Weights are drawn; those published for EfficientNet-Lite0 are compared too where they lie beside the
+repository.
 """
 
 import functools
@@ -25,7 +27,13 @@ from margin_jax.models import pretrained
 from margin_jax.models.pretrained import PRETRAINED, convert, fetch, load_weights
 
 FIXTURES = Path(__file__).parent / "fixtures" / "encoders.npz"
-TIMM = {"efficientnet_b0": "efficientnet_b0", "mobilenet_v3_small": "mobilenetv3_small_100"}
+TIMM = {
+    "efficientnet_b0": "efficientnet_b0",
+    "efficientnet_lite0": "tf_efficientnet_lite0",
+    "mobilenet_v3_small": "mobilenetv3_small_100",
+}
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "weights"
+LITE0 = SHARED / "tf_efficientnet_lite0.safetensors"
 IMAGES = (2, 49, 66, 3)  # odd and even: strides meet both ends of the image
 every_encoder = pytest.mark.parametrize("name", TIMM)
 
@@ -110,7 +118,11 @@ def test_parameters_are_as_many_as_published():
     counts = {
         name: sum(p.size for p in jax.tree.leaves(convert(name, drawn(name))[0])) for name in TIMM
     }
-    assert counts == {"efficientnet_b0": 4_007_548, "mobilenet_v3_small": 1_517_856}
+    assert counts == {
+        "efficientnet_b0": 4_007_548,
+        "efficientnet_lite0": 3_371_008,
+        "mobilenet_v3_small": 1_517_856,
+    }
 
 
 # The map of names
@@ -156,6 +168,11 @@ def test_the_weights_of_another_encoder_do_not_fit():
         ValueError, match=r"blocks.0.0.bn1.running_mean to be of shape \(32,\); got \(16,\)"
     ):
         convert("efficientnet_b0", drawn("mobilenet_v3_small"))
+    # All that Lite0 has B0 has too, in the same shapes.
+    with pytest.raises(ValueError, match=r"only efficientnet_lite0's tensors; got blocks.0.0.se\."):
+        convert("efficientnet_lite0", drawn("efficientnet_b0"))
+    with pytest.raises(ValueError, match=r"efficientnet_b0's tensor blocks.0.0.se\..*; got none"):
+        convert("efficientnet_b0", drawn("efficientnet_lite0"))
     with pytest.raises(ValueError, match="Did you mean 'efficientnet_b0'"):
         convert("efficientnet_b1", {})
 
@@ -171,7 +188,8 @@ def test_training_moves_every_batch_statistic(name):
     assert all(jax.tree.leaves(moved))
     assert relative_error(features[:, ::4], recorded(name)[1]) > 0.1
     # PyTorch's momentum 0.1: the weight of the new mean, here of the first convolution.
-    kernel, padding = params["conv_stem"]["kernel"], ((1, 1), (1, 1))
+    kernel = params["conv_stem"]["kernel"]
+    padding = "SAME" if name == "efficientnet_lite0" else ((1, 1), (1, 1))
     axes = ("NHWC", "HWIO", "NHWC")
     x = jax.lax.conv_general_dilated(draw_images(), kernel, (2, 2), padding, dimension_numbers=axes)
     expected = 0.9 * before["bn1"]["mean"] + 0.1 * np.mean(x, axis=(0, 1, 2))
@@ -374,6 +392,19 @@ def test_features_are_those_of_timm(name, size, small_stem, tmp_path):
     model.conv_stem.stride = usual
     ours = jitted(name, small_stem=small_stem)(*load_weights(name, path), images)
     assert relative_error(ours, theirs) < 1e-4
+
+
+@pytest.mark.skipif(not LITE0.is_file(), reason=f"needs ../shared/data/weights/{LITE0.name}")
+@pytest.mark.parametrize("size", [(224, 224), (128, 128), (97, 61)])
+def test_features_of_published_weights_are_those_of_timm(size):
+    timm = pytest.importorskip("timm", reason="needs timm")
+    from safetensors.torch import load_file
+
+    name, images = "efficientnet_lite0", draw_images((2, *size, 3))
+    model = timm.create_model(TIMM[name], pretrained=False).eval()
+    model.load_state_dict(load_file(LITE0))
+    ours = jitted(name)(*load_weights(name, LITE0), images)
+    assert relative_error(ours, timm_features(model, images)) < 1e-4
 
 
 @every_encoder

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from margin_jax.choices import check_choice
 from margin_jax.models.efficientnet import EfficientNetB0
+from margin_jax.models.efficientnet_lite import EfficientNetLite0
 from margin_jax.models.heads import HEADS, Siamese
 from margin_jax.models.mlp import MLP
 from margin_jax.models.mobilenet import MobileNetV3Small
@@ -23,13 +24,14 @@ from margin_jax.models.small_cnn import SmallCNN
 # By name, what is before the head; small_cnn is one piece.
 TRUNKS: dict[str, type[nn.Module]] = {
     "efficientnet_b0": EfficientNetB0,
+    "efficientnet_lite0": EfficientNetLite0,
     "mobilenet_v3_small": MobileNetV3Small,
     "nn2": NN2,
     "mlp": MLP,
 }
 ENCODERS = ("small_cnn", *TRUNKS)
 DTYPES = ("float32", "bfloat16")
-_SMALL_STEMS = ("efficientnet_b0", "mobilenet_v3_small", "nn2")
+_SMALL_STEMS = ("efficientnet_b0", "efficientnet_lite0", "mobilenet_v3_small", "nn2")
 
 
 @dataclass(frozen=True)

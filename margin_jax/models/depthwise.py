@@ -4,6 +4,7 @@ XLA has no kernel for it there: its grouped convolution takes many times as long
 """
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +23,14 @@ class DepthwiseConv(nn.Module):
 
     Attributes:
         kernel_size: rows and columns of the filter.
-        padding: zeros added ((top, bottom), (left, right)).
+        padding: zeros added ((top, bottom), (left, right)), or "SAME": TensorFlow's, by the size of
+            the image, the odd one at the end.
         strides: step between the places where the filter is applied, down and across.
         dtype: of the computation and of the result.
     """
 
     kernel_size: int
-    padding: Padding
+    padding: Padding | Literal["SAME"]
     strides: int = 1
     dtype: DTypeLike = jnp.float32
 
@@ -38,7 +40,11 @@ class DepthwiseConv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        return depthwise_conv(x, kernel, self.strides, self.padding)
+        padding = self.padding
+        if padding == "SAME":
+            rows, cols = lax.padtype_to_pads(x.shape[1:3], shape[:2], (self.strides,) * 2, padding)
+            padding = (rows, cols)
+        return depthwise_conv(x, kernel, self.strides, padding)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -1,6 +1,8 @@
 """EfficientNet-B0."""
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,13 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
-from margin_jax.models.inverted_residual import InvertedResidual, batch_norm, convolution
+from margin_jax.models.inverted_residual import (
+    PYTORCH,
+    Framework,
+    InvertedResidual,
+    batch_norm,
+    convolution,
+)
 
 
 class Stage(NamedTuple):
@@ -32,6 +40,20 @@ STAGES = (
 )
 
 
+class Variant(NamedTuple):
+    """What EfficientNet-Lite0 does in another way.
+
+    Attributes:
+        act: after all convolutions but a block's last.
+        squeezes: blocks have squeeze-excite.
+        framework: the one that its weights come from.
+    """
+
+    act: Callable[[Array], Array]
+    squeezes: bool
+    framework: Framework
+
+
 class EfficientNetB0(nn.Module):
     """EfficientNet-B0 without its classifier: 1,280 features, 4,007,548 parameters.
 
@@ -46,28 +68,33 @@ class EfficientNetB0(nn.Module):
 
     dtype: DTypeLike = jnp.float32
     small_stem: bool = False
+    # Decided by the class, as published weights are of one variant.
+    variant: ClassVar[Variant] = Variant(jax.nn.silu, True, PYTORCH)
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
         """float[batch, H, W, channels] to float32[batch, 1280]."""
+        act, squeezes, framework = self.variant
+        norm = functools.partial(batch_norm, train, framework, dtype=self.dtype)
         strides = 1 if self.small_stem else 2
-        x = convolution(32, 3, strides, dtype=self.dtype, name="conv_stem")(images)
-        x = jax.nn.silu(batch_norm(train, dtype=self.dtype, name="bn1")(x))
+        stem = convolution(32, 3, strides, framework, dtype=self.dtype, name="conv_stem")
+        x = act(norm(name="bn1")(stem(images)))
         for i, stage in enumerate(STAGES):
             for j in range(stage.blocks):
                 channels = x.shape[-1]
                 x = InvertedResidual(
                     kernel_size=stage.kernel_size,
                     expanded=stage.expansion * channels,
-                    squeezed=channels // 4,
+                    squeezed=channels // 4 if squeezes else 0,
                     features=stage.features,
                     strides=stage.strides if j == 0 else 1,
-                    act=jax.nn.silu,
-                    squeeze_act=jax.nn.silu,
+                    act=act,
+                    squeeze_act=act,
                     gate=jax.nn.sigmoid,
+                    framework=framework,
                     dtype=self.dtype,
                     name=f"blocks_{i}_{j}",
                 )(x, train=train)
         x = convolution(1280, 1, dtype=self.dtype, name="conv_head")(x)
-        x = jax.nn.silu(batch_norm(train, dtype=self.dtype, name="bn2")(x))
+        x = act(norm(name="bn2")(x))
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)

@@ -48,10 +48,12 @@ class Head(nn.Module):
         return nn.Dense(self.embedding_size, dtype=self.dtype)(x)
 
 
-# The published head of each trunk, called with embedding_size and dtype. That of EfficientNet is
-# described as "ReLU and dropout .5/.3" (arXiv 2603.26389); here they follow both hidden layers.
+# Described as "ReLU and dropout .5/.3" (arXiv 2603.26389); here they follow both hidden layers.
+_EFFICIENTNET = functools.partial(Head, hidden=(512, 256), dropout=(0.0, 0.5, 0.3))
+# The published head of each trunk, called with embedding_size and dtype.
 HEADS: dict[str, Callable[..., Head]] = {
-    "efficientnet_b0": functools.partial(Head, hidden=(512, 256), dropout=(0.0, 0.5, 0.3)),
+    "efficientnet_b0": _EFFICIENTNET,
+    "efficientnet_lite0": _EFFICIENTNET,
     "mobilenet_v3_small": functools.partial(Head, dropout=(0.2,)),
     "nn2": Head,
     "mlp": Head,

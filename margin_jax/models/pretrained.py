@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from margin_jax.choices import check_choice
 from margin_jax.models.efficientnet import EfficientNetB0
+from margin_jax.models.efficientnet_lite import EfficientNetLite0
 from margin_jax.models.mobilenet import MobileNetV3Small
 
 FILE = "model.safetensors"
@@ -40,8 +41,10 @@ class Weights(NamedTuple):
 
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 PRETRAINED = {
     "efficientnet_b0": Weights(EfficientNetB0, "timm/efficientnet_b0.ra_in1k", *_IMAGENET),
+    "efficientnet_lite0": Weights(EfficientNetLite0, "timm/tf_efficientnet_lite0.in1k", *_HALF),
     "mobilenet_v3_small": Weights(
         MobileNetV3Small, "timm/mobilenetv3_small_100.lamb_in1k", *_IMAGENET
     ),
