@@ -17,6 +17,7 @@ cuts short goes on with the next call. ``accelerator.md`` is the table of all de
   of some block sizes; and PyTorch Metric Learning and sentence-transformers, where they are
   installed and the device has the memory that they need;
 - *block*: the loss with blocks of so many anchors;
+- *way*: the loss with its loop over positives, and with sorting;
 - *step*: forward, backward and update of an encoder, with a fixed cotangent and with the loss;
 - *glyphs*: ``margin-jax train`` to the end;
 - *faces*: folders of faces (``--images``) and an encoder that begins with published weights
@@ -60,9 +61,9 @@ MARGIN, DIM = bench.MARGIN, bench.DIM
 # --- rows ---
 
 
-def check(distance, dtype):
+def check(distance, k, dtype="float32"):
     """Loss, counts and gradient of 1,024 rows beside float64."""
-    x, labels = bench.batch(1024, "8")
+    x, labels = bench.batch(1024, str(k))
     x = jnp.asarray(x, dtype)
     differentiate = jax.jit(
         jax.value_and_grad(
@@ -236,6 +237,14 @@ def block(n, k, size):
         triplets._block_size = usual
 
 
+def way(n, k):
+    """The loss with the loop over positives and with sorting; it takes the faster one itself."""
+    x, labels = bench.batch(n, str(k))
+    loop, by_sorting = (bench.ours(x, labels, implementation=name) for name in ("loop", "sorted"))
+    by_loop, by_sorting = in_turns([loop, by_sorting])
+    return {"loop_ms": by_loop, "sorted_ms": by_sorting}
+
+
 def step(encoder, pixels, batch, dtype="float32"):
     """A whole training step, the same without the loss, and the loss of its embeddings alone."""
     images, to_embeddings = encoders.arrays(batch, pixels)
@@ -330,22 +339,23 @@ def plan(options):
     """``(function, arguments)``, the most valuable first."""
     largest = "small_cnn" if ON_CPU else "efficientnet_b0"
     batch, pixels = (16, 64) if ON_CPU else (1024, 128)
-    rows = [(check, ("euclidean", "float32"))]
+    rows = [(check, ("euclidean", k)) for k in (8, 512)]
     rows += [(loss, (n, 8)) for n in ((1024,) if ON_CPU else (1024, 65536, 4096, 16384))]
-    rows += [(step, (largest, pixels, batch))]
-    sizes = (64, 256) if ON_CPU else (64, 512, 2048, 8192)
-    for n in (1024,) if ON_CPU else (8192, 65536):
-        rows += [(block, (n, 8, size)) for size in sizes if size * n <= 2**28]
     if options.images and options.weights:
         size, epochs = (64, 1) if ON_CPU else (options.pixels, options.epochs)
         rows += [
             (faces, (options.images, options.weights, options.encoder, schedule, size, epochs))
-            for schedule in ("constant:0.2", "dams:margin=0.2")
+            for schedule in ("dams:margin=0.2", "constant:0.2")
         ]
+    rows += [(step, (largest, pixels, batch))]
     many = (64, 512) if ON_CPU else (2, 32, 64, 128, 512, 2048)
     rows += [(loss, (1024 if ON_CPU else 4096, k)) for k in many]
-    rows += [(check, (name, "float32")) for name in ("cosine", "squared_euclidean")]
-    rows += [(check, ("euclidean", "bfloat16")), (loss, (1024, 8, "bfloat16")), (glyphs, ())]
+    rows += [(check, (name, 8)) for name in ("cosine", "squared_euclidean")]
+    rows += [(check, ("euclidean", 8, "bfloat16")), (loss, (1024, 8, "bfloat16")), (glyphs, ())]
+    sizes = (64, 256) if ON_CPU else (256, 512, 1024, 2048, 8192)
+    for n in (1024,) if ON_CPU else (65536, 8192):
+        rows += [(block, (n, 8, size)) for size in sizes if size <= n and size * n <= 2**27]
+    rows += [(way, (1024 if ON_CPU else 8192, k)) for k in (16, 24, 32)]
     if not ON_CPU:
         rows += [(step, (largest, 224, 256, "bfloat16"))]
         rows += [(loss, (n, 8)) for n in (2048, 8192, 32768)]

@@ -19,7 +19,7 @@ from margin_jax.distances import DISTANCES
 from margin_jax.losses import REDUCTIONS
 from margin_jax.mining import mining_schedule
 from margin_jax.schedules import SCHEDULES, Schedule, spec
-from margin_jax.triplets import MININGS
+from margin_jax.tile import MININGS
 
 
 class Option(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from margin_jax.choices import check_choice
-from margin_jax.triplets import MININGS
+from margin_jax.tile import MININGS
 
 
 def mining_schedule(kinds: str | Mapping[int, str]) -> Callable[[int], str]:

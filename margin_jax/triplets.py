@@ -6,11 +6,14 @@ together, a block of anchors at a time:
 
 1. rows are sorted by label, so that an anchor's positives are one contiguous window of columns;
 2. a block of B anchors makes one B × N tile of distances;
-3. a loop over the k-th positive of every anchor in the block compares it with all N columns. Its
-   bound is the largest class of the block, a traced number: nothing is declared or recompiled;
+3. the positives of every anchor are compared with its negatives: by a loop over the positives
+   (:mod:`~margin_jax.tile`) or, in blocks with a large class, by sorting
+   (:mod:`~margin_jax.tile_sorted`). Which one is decided at run time: nothing is declared or
+   recompiled;
 4. the tile's own vjp turns the counts into the gradient with respect to the embeddings.
 
-Time is that of the distances plus N² compare-and-adds for each positive; memory is O(B·N + N·D).
+Time is that of the distances plus, for each of them, a compare-and-add for each positive or two
+binary searches among these, whichever is less; memory is O(B·N + N·D).
 
 Nothing here talks to other devices: anchors may be a device's share and references the gathered
 batch. Then time is a share too, and memory, that of one block, falls once a device has fewer rows
@@ -18,72 +21,20 @@ than a block.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from margin_jax.distances import DistanceFn
 from margin_jax.stats import TripletStats
+from margin_jax.tile import Compared, Terms, Windows, compare, compare_values, negatives
+from margin_jax.tile_sorted import compare_sorted
 
-MININGS = ("all", "semihard", "hard")
+IMPLEMENTATIONS = ("auto", "loop", "sorted")
 
-
-class Windows(NamedTuple):
-    """Which columns are whose. Columns (references) are sorted by label, real ones first.
-
-    Attributes:
-        start, stop: int32[A], the columns of the anchor's own label; empty for padding.
-        itself: int32[A], the column that is the anchor itself, or -1.
-        real: int32[A], columns before this one are real; 0 for an anchor that is padding, which
-            therefore has no negatives either.
-    """
-
-    start: Array
-    stop: Array
-    itself: Array
-    real: Array
-
-
-class Terms(NamedTuple):
-    """What a triplet contributes; hashable, since it is static.
-
-    Attributes:
-        distance: ``f(x[B, D], y[N, D]) -> [B, N]``, differentiable and pure.
-        mining: which active triplets count in the loss: "all", "semihard" or "hard".
-        swap: whether the negative's distance is the smaller of d(a,n) and d(p,n).
-        soft: whether the loss is softplus(v) of the violation v instead of max(0, v).
-    """
-
-    distance: DistanceFn
-    mining: str
-    swap: bool = False
-    soft: bool = False
-
-
-class Compared(NamedTuple):
-    """What comparing positives with negatives gives for the anchors of one tile.
-
-    Attributes:
-        loss: float[B], each anchor's sum.
-        semihard, hard: int32[B], counts.
-        sum_ap, sum_ap_squared: float[B], sums of d(a,p) and of its square.
-        to_tile: float[B, N], gradient of the sum of `loss` with respect to the tile.
-        to_margin: float[], with respect to the margin.
-        to_references: float[N, D], with respect to the references by another way than the tile, or
-            0 if there is none.
-    """
-
-    loss: Array
-    semihard: Array
-    hard: Array
-    sum_ap: Array
-    sum_ap_squared: Array
-    to_tile: Array
-    to_margin: Array
-    to_references: Array | float
+# The largest class that the loop is as fast for; and in so few columns it always is, or nearly.
+_FEW, _SMALL = 24, 96
 
 
 def batch_all(
@@ -161,8 +112,18 @@ def _refuse(primals: object, tangents: object) -> NoReturn:
 
 
 def _block_size(anchors: int, references: int) -> int:
-    """Anchors a block: a tile of about 2^19 distances, but at least 64 rows to feed the matmul."""
-    return min(anchors, max(64, 2**19 // references))
+    """Anchors a block: large enough to feed the processor, small enough to stay near it.
+
+    On a CPU a tile of about 2^18 distances, but at least 64 rows for the matrix product. An
+    accelerator wants few, large operations: 2^25 distances, or 1/256 of its memory if that is less;
+    about fourteen arrays of that size are there at a time.
+    """
+    device = jax.local_devices()[0]
+    distances = 2**18
+    if device.platform != "cpu":
+        memory = (device.memory_stats() or {}).get("bytes_limit", 2**32)
+        distances = min(2**25, memory // 256 // 4)
+    return min(anchors, max(64, distances // references))
 
 
 # Compiled once also where nobody has put the loss under `jit`; under it, it is as if not there.
@@ -219,15 +180,14 @@ def _tile(
     with_gradient: bool,
 ) -> tuple[Array, TripletStats, Compared]:
     """One tile of distances, float[B, N]: loss and statistics per anchor, and the gradients."""
-    column = jnp.arange(tile.shape[1], dtype=jnp.int32)
-    start, stop, _, real = (v[:, None] for v in window)
-    negative = ((column < start) | (column >= stop)) & (column < real)
-    if terms.swap or terms.soft:
-        compared = _compare_values(tile, references, margin, window, negative, terms, with_gradient)
-    else:
-        compared = _compare(tile, margin, window, negative, terms.mining, with_gradient)
-
+    negative = negatives(window, tile.shape[1])
     size = window.stop - window.start
+    largest = _largest(size)
+    if terms.swap or terms.soft:
+        compared = compare_values(tile, references, margin, window, largest, terms, with_gradient)
+    else:
+        compared = _compare(tile, margin, window, largest, terms, with_gradient)
+
     own = (window.start <= window.itself) & (window.itself < window.stop)
     stats = TripletStats(
         semihard=compared.semihard,
@@ -244,140 +204,52 @@ def _tile(
     return loss, stats, compared
 
 
-def _kth_positive(window: Windows, k: Array, columns: int) -> tuple[Array, Array]:
-    """int32[B], the k-th column of each anchor's window, and bool[B], whether it is a positive."""
-    p = jnp.minimum(window.start + k, columns - 1)
-    return p, (window.start + k < window.stop) & (p != window.itself)
-
-
-def _count(first: Array, second: Array) -> tuple[Array, Array]:
-    """int32[B] each: the true entries in every row of two masks bool[B, N]."""
-    masks = first.astype(jnp.uint32), second.astype(jnp.uint32)
-    if first.shape[1] < 2**16:
-        # Both in one pass, which is most of the cost of counting: 16 bits for each.
-        both = jnp.sum(masks[0] + (masks[1] << 16), axis=1, dtype=jnp.uint32)
-        counts = both & 0xFFFF, both >> 16
-    else:
-        counts = jnp.sum(masks[0], axis=1), jnp.sum(masks[1], axis=1)
-    return counts[0].astype(jnp.int32), counts[1].astype(jnp.int32)
-
-
 def _compare(
     tile: Array,
     margin: Array,
     window: Windows,
-    negative: Array,
-    mining: str,
-    with_gradient: bool,
-) -> Compared:
-    """Each positive against all negatives: the plain loss, whose gradient is counts."""
-    row = jnp.arange(tile.shape[0])
-    # At infinity, whatever is not a negative is beyond every margin, so it is never active.
-    to_negative = jnp.where(negative, tile, jnp.inf)
-
-    def add_positive(k: Array, carry: Compared) -> Compared:
-        p, exists = _kth_positive(window, k, tile.shape[1])
-        d_ap = tile[row, p]
-        reach = jnp.where(exists, d_ap + margin, -jnp.inf)[:, None]
-        active = to_negative < reach
-        is_hard = active & (to_negative <= d_ap[:, None])
-        chosen = {"all": active, "hard": is_hard, "semihard": active & ~is_hard}[mining]
-        n_active, n_hard = _count(active, is_hard)
-        n_chosen = {"all": n_active, "hard": n_hard, "semihard": n_active - n_hard}[mining]
-        value = jnp.sum(jnp.where(chosen, reach - to_negative, 0.0), axis=1)
-        carry = _add(carry, jnp.where(exists, d_ap, 0), value, n_active, n_hard)
-        if not with_gradient:
-            return carry
-        count = n_chosen.astype(tile.dtype)
-        return carry._replace(
-            to_tile=(carry.to_tile - chosen.astype(tile.dtype)).at[row, p].add(count),
-            to_margin=carry.to_margin + jnp.sum(count),
-        )
-
-    return _for_each_positive(window, add_positive, _nothing(tile, margin, 0.0))
-
-
-def _compare_values(
-    tile: Array,
-    references: Array,
-    margin: Array,
-    window: Windows,
-    negative: Array,
+    largest: Array,
     terms: Terms,
     with_gradient: bool,
 ) -> Compared:
-    """As :func:`_compare`, for losses that need the value of every triplet: swap and soft.
-
-    The swap measures d(p, n) from the k-th positive of every anchor, one more tile of distances and
-    one more vjp for each k. A tie between d(a,n) and d(p,n) belongs to d(a,n).
-    """
-    row = jnp.arange(tile.shape[0])
-
-    def add_positive(k: Array, carry: Compared) -> Compared:
-        p, exists = _kth_positive(window, k, tile.shape[1])
-        valid = exists[:, None] & negative
-        d_ap = tile[row, p][:, None]
-        d_n, swapped = tile, jnp.zeros_like(valid)
-        if terms.swap:
-            d_pn, pull = jax.vjp(terms.distance, references[p], references)
-            swapped = d_pn < tile
-            d_n = jnp.where(swapped, d_pn, tile)
-        violation = d_ap + margin - d_n
-        active = valid & (d_n < d_ap + margin)
-        is_hard = active & (d_n <= d_ap)
-        chosen = {
-            "all": valid if terms.soft else active,
-            "hard": is_hard,
-            "semihard": active & ~is_hard,
-        }[terms.mining]
-        n_active, n_hard = _count(active, is_hard)
-        value = jax.nn.softplus(violation) if terms.soft else violation
-        value = jnp.sum(jnp.where(chosen, value, 0.0), axis=1)
-        carry = _add(carry, jnp.where(exists, tile[row, p], 0), value, n_active, n_hard)
-        if not with_gradient:
-            return carry
-        slope = jnp.where(chosen, jax.nn.sigmoid(violation) if terms.soft else 1.0, 0.0)
-        slope = slope.astype(tile.dtype)
-        to_p = jnp.sum(slope, axis=1)
-        to_tile = carry.to_tile - jnp.where(swapped, 0.0, slope)
-        to_references = carry.to_references
-        if terms.swap:
-            to_rows, to_all = pull(jnp.where(swapped, -slope, 0.0))
-            to_references = (to_references + to_all).at[p].add(to_rows)
-        return carry._replace(
-            to_tile=to_tile.at[row, p].add(to_p),
-            to_margin=carry.to_margin + jnp.sum(to_p),
-            to_references=to_references,
-        )
-
-    return _for_each_positive(
-        window, add_positive, _nothing(tile, margin, jnp.zeros_like(references))
-    )
-
-
-def _nothing(tile: Array, margin: Array, to_references: Array | float) -> Compared:
-    """The sums before the first positive."""
-    rows = jnp.zeros_like(tile, shape=tile.shape[:1])
-    counts = jnp.zeros_like(rows, dtype=jnp.int32)
-    to_tile, to_margin = jnp.zeros_like(tile), jnp.zeros_like(margin)
-    return Compared(rows, counts, counts, rows, rows, to_tile, to_margin, to_references)
-
-
-def _add(carry: Compared, d_ap: Array, loss: Array, active: Array, hard: Array) -> Compared:
-    """The sums with one more positive of every anchor; all float[B] or int32[B], 0 for none."""
-    return carry._replace(
-        loss=carry.loss + loss,
-        semihard=carry.semihard + active - hard,
-        hard=carry.hard + hard,
-        sum_ap=carry.sum_ap + d_ap,
-        sum_ap_squared=carry.sum_ap_squared + d_ap * d_ap,
-    )
-
-
-def _for_each_positive(
-    window: Windows, add: Callable[[Array, Compared], Compared], start: Compared
-) -> Compared:
-    """Adds the k-th positive of every anchor, for every k up to the largest class of the block."""
-    largest = jnp.max(window.stop - window.start)
-    compared: Compared = jax.lax.fori_loop(0, largest, add, start)
+    """In the way that is faster for the largest class of the block; both give the same."""
+    columns, options = tile.shape[1], (terms.mining, with_gradient)
+    usual = columns if columns <= _SMALL else _FEW
+    few = {"auto": usual, "loop": columns, "sorted": 0}[terms.implementation]
+    by_loop = compare(tile, margin, window, jnp.where(largest > few, 0, largest), *options)
+    if columns <= few:
+        return by_loop
+    # The length of what is sorted is part of a program. Up to an eighth of the columns it weighs
+    # little beside placing them all; so one program for small classes, and one for any.
+    capacities = [c for c in (columns // 8,) if c > few] + [columns]
+    way = jnp.sum(largest > jnp.array([few, *capacities[:-1]], jnp.int32), dtype=jnp.int32)
+    ways = [functools.partial(_by_sorting, capacity, *options) for capacity in capacities]
+    compared: Compared = jax.lax.switch(way, [_as_it_is, *ways], by_loop, tile, margin, window)
     return compared
+
+
+def _as_it_is(by_loop: Compared, *_: object) -> Compared:
+    return by_loop
+
+
+def _by_sorting(
+    capacity: int,
+    mining: str,
+    with_gradient: bool,
+    _: Compared,
+    tile: Array,
+    margin: Array,
+    window: Windows,
+) -> Compared:
+    return compare_sorted(tile, margin, window, mining, with_gradient, capacity)
+
+
+@jax.custom_batching.custom_vmap
+def _largest(sizes: Array) -> Array:
+    """int32[], the greatest of int32[B]; under ``vmap`` that of all, so that one way serves all."""
+    return jnp.max(sizes)
+
+
+@_largest.def_vmap
+def _largest_of_all(axis_size: int, batched: list[bool], sizes: Array) -> tuple[Array, bool]:
+    return _largest(sizes.reshape(-1)), False

@@ -45,7 +45,7 @@ def test_the_float64_it_compares_with_is_the_plain_loops(accelerator, distance):
 
 
 def test_check_tells_a_wrong_gradient_and_rounded_factors(accelerator, monkeypatch):
-    right = accelerator.check("euclidean", "float32")
+    right = accelerator.check("euclidean", 8)
     assert right["loss_error"] < 1e-6 > right["distance_error"]
     assert right["gradient_error"] < 1e-5
     off = abs(right["active"] - right["active_float64"])
@@ -57,7 +57,7 @@ def test_check_tells_a_wrong_gradient_and_rounded_factors(accelerator, monkeypat
         return exact(x.astype("bfloat16").astype(x.dtype), y.astype("bfloat16").astype(y.dtype))
 
     monkeypatch.setitem(accelerator.DISTANCES, "euclidean", rounded)
-    wrong = accelerator.check("euclidean", "float32")
+    wrong = accelerator.check("euclidean", 8)
     assert wrong["distance_error"] > 1e-4 < wrong["gradient_error"]
 
 
@@ -98,7 +98,7 @@ def test_rows_are_kept_as_they_come_and_measured_once(accelerator, monkeypatch, 
 def test_the_plan_begins_with_what_is_worth_most(accelerator, monkeypatch, tmp_path):
     faces = ["--images", "pictures/faces", "--weights", "weights/lite0.safetensors"]
     seen = []
-    for name in ("check", "loss", "step", "block", "glyphs", "faces"):
+    for name in ("check", "loss", "step", "block", "way", "glyphs", "faces"):
         function = getattr(accelerator, name)
 
         def note(*arguments, name=function.__name__):
@@ -108,8 +108,16 @@ def test_the_plan_begins_with_what_is_worth_most(accelerator, monkeypatch, tmp_p
         note.__name__ = name
         monkeypatch.setattr(accelerator, name, note)
     found = run(accelerator, monkeypatch, tmp_path / "found", *faces)
-    assert seen[0] == ("check", "euclidean", "float32")
-    assert {name for name, *_ in seen} == {"check", "loss", "step", "block", "glyphs", "faces"}
+    assert seen[0] == ("check", "euclidean", 8)
+    assert {name for name, *_ in seen} == {
+        "check",
+        "loss",
+        "step",
+        "block",
+        "way",
+        "glyphs",
+        "faces",
+    }
     (first, _) = [row["row"] for row in found if row["row"][0] == "faces"]
     assert first[1:3] == ["faces", "lite0.safetensors"]  # no paths of a machine
 

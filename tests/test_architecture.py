@@ -18,6 +18,8 @@ ORDER = [
     "distances",
     "stats",
     "effective",
+    "tile",
+    "tile_sorted",
     "triplets",
     "losses",
     "mining",

@@ -1,5 +1,6 @@
 import functools
 import itertools
+import types
 
 import chex
 import jax
@@ -9,7 +10,7 @@ import oracle
 import pytest
 
 import margin_jax as mj
-from margin_jax import triplets
+from margin_jax import tile, triplets
 
 N, DIM = 12, 4  # nearly every test uses this one shape, so that little is compiled
 METRICS = ("euclidean", "squared_euclidean", "cosine", "manhattan", "chebyshev")
@@ -234,6 +235,23 @@ def test_blocks_change_nothing(monkeypatch, size, case):
     np.testing.assert_allclose(to_margin, answer.to_margin, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("platform", "stats", "rows"),
+    [
+        ("cpu", None, 128),
+        ("gpu", {"bytes_limit": 100 * 2**30}, 2**14),  # 2^25 distances are its most
+        ("gpu", {"bytes_limit": 8 * 2**30}, 2**12),  # 32 MB a tile
+        ("tpu", None, 2**11),
+        ("tpu", {"bytes_limit": 2**20}, 64),
+    ],
+)
+def test_blocks_follow_platform_and_memory(monkeypatch, platform, stats, rows):
+    device = types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert triplets._block_size(10**6, 2**11) == rows
+    assert triplets._block_size(7, 2**11) == 7
+
+
 @pytest.mark.parametrize("case", ["random", "padded"])
 def test_a_distance_of_ones_own_may_divide_by_a_rows_length(monkeypatch, case):
     """Rows of padding, the batch's and those of a block that is not full, have a length."""
@@ -420,7 +438,7 @@ def test_rows_are_counted_whatever_their_length(columns):
     """Two counts share 32 bits while they fit; every triplet active and hard is the most."""
     full, half = np.ones((2, columns), bool), np.tile([True, False], columns)[: 2 * columns]
     for first, second in ((full, full), (full, half.reshape(2, columns)), (full, ~full)):
-        for mask, count in zip((first, second), triplets._count(first, second), strict=True):
+        for mask, count in zip((first, second), tile._count(first, second), strict=True):
             assert count.dtype == jnp.int32
             np.testing.assert_array_equal(count, mask.sum(1))
 

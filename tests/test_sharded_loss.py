@@ -293,7 +293,8 @@ def test_compiled_program_shares_the_work(monkeypatch, devices):
 
 
 @pytest.mark.parametrize(("devices", "share"), [(4, 0.7), (8, 0.4)])
-def test_memory_of_a_device_falls(devices, share):
-    """With the library's own blocks, once a device's rows are fewer than a block."""
+def test_memory_of_a_device_falls(monkeypatch, devices, share):
+    """Once a device's rows are fewer than a block, which here has half the rows of the batch."""
+    monkeypatch.setattr(triplets, "_block_size", lambda anchors, references: min(anchors, 512))
     alone, memory = (compiled_step(n).memory_analysis().temp_size_in_bytes for n in (1, devices))
     assert memory < share * alone

@@ -40,7 +40,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import margin_jax as mj
-from margin_jax import triplets
+from margin_jax import tile, triplets
 from margin_jax.models import make_encoder
 from margin_jax.sharding import AXIS, make_mesh, replicated
 
@@ -105,14 +105,14 @@ def flops(compiled):
 
 def loops_of_loss(rows, devices):
     """Flops of one device that the trips after the first of the loss's two loops add."""
-    for_each = triplets._for_each_positive
+    for_each = tile._for_each_positive
 
-    def k_times(window, add, start):
+    def k_times(largest, add, start):
         for _ in range(K):
-            start = for_each(window, add, start)
+            start = for_each(largest, add, start)
         return start
 
-    with mock.patch.object(triplets, "_for_each_positive", k_times):
+    with mock.patch.object(tile, "_for_each_positive", k_times):
         counted = flops(compile_loss(rows, devices))
     own = rows // devices
     counted *= math.ceil(own / triplets._block_size(own, rows))

@@ -10,8 +10,9 @@ margin 0.2, mean over active triplets. Ours takes turns with each group of rival
 - the floor: the same distances and their vjp with a fixed random cotangent, and nothing else; the
   better of one whole matrix and of blocks of 64 to 512 rows;
 - the plain N³ tensor, differentiated by JAX, where it fits;
-- PyTorch Metric Learning, where it is installed: ``pip install torch==2.13.0`` and then
-  ``pip install --no-deps pytorch-metric-learning``.
+- PyTorch Metric Learning and sentence-transformers, where they are installed: ``pip install
+  torch==2.13.0 transformers`` and then ``pip install --no-deps pytorch-metric-learning
+  sentence-transformers``.
 
 Peak memory is that of a process of its own that runs one method once, interpreter and libraries
 included (read on Linux only). The result, with the machine named, is in
@@ -34,6 +35,8 @@ Aims, on two CPU cores, and what came of them:
 
 import argparse
 import functools
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -55,7 +58,8 @@ RESULTS = Path(__file__).parent.parent / "results"
 DIM, MARGIN = 128, 0.2
 SMALL = [(n, k) for n in (64, 256, 1024, 4096) for k in ("2", "4", "8")]
 SMALL = sorted([*SMALL, (512, "8"), (2048, "8")])
-UNEVEN = [(1024, "64"), (1024, "tail"), (2048, "tail")]
+# Large classes: 64 rows, long tails, ten classes, two.
+UNEVEN = [(1024, "64"), (1024, "tail"), (2048, "tail"), (4096, "410"), (4096, "2048")]
 LARGE = [(8192, "8"), (32768, "8")]
 HUGE = (65536, "8")  # only on an accelerator
 ROUNDS = 15
@@ -149,7 +153,27 @@ def pytorch_metric_learning(x, labels):
     return run
 
 
+def sentence_transformers(x, labels):
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+    from sentence_transformers.sentence_transformer import losses
+
+    torch.set_num_threads(os.cpu_count())
+    distance = losses.BatchHardTripletLossDistanceFunction.euclidean_distance
+    batch_all = losses.BatchAllTripletLoss(None, distance_metric=distance, margin=MARGIN)
+    targets = torch.tensor(labels).long()
+
+    def run():
+        rows = torch.tensor(x, requires_grad=True)
+        batch_all.batch_all_triplet_loss(targets, rows).backward()
+        return rows.grad
+
+    return run
+
+
 METHODS = {"ours": ours, "cube": cube, "pml": pytorch_metric_learning, "floor": floor_whole}
+METHODS |= {"st": sentence_transformers, "loop": functools.partial(ours, implementation="loop")}
+PEERS = {"pml": "pytorch_metric_learning", "st": "sentence_transformers"}
 METHODS |= {
     f"floor_{size}": functools.partial(floor_blocks, size=size) for size in (64, 128, 256, 512)
 }
@@ -159,14 +183,6 @@ METHODS |= {
 }
 
 
-def has_pml():
-    try:
-        import pytorch_metric_learning  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 def groups_for(n, classes):
     """Which methods take turns with ours: the floors, the other libraries, our own options."""
     blocks = [size for size in (64, 128, 256, 512) if n >= 1024]
@@ -174,9 +190,11 @@ def groups_for(n, classes):
         blocks = [64, 128] if n <= 8192 else [64]
     floors = [f"floor_{size}" for size in blocks] + (["floor"] if n <= 4096 else [])
     rivals = ["cube"] if n <= 512 else []
-    if n <= 1024 and classes in ("2", "4", "8") and has_pml():
-        rivals.append("pml")
+    if n <= 1024 and classes in ("2", "4", "8"):
+        rivals += [name for name, module in PEERS.items() if importlib.util.find_spec(module)]
     options = ["swap", "soft"] if (n, classes) == (1024, "8") else []
+    # The loop over positives, where it is not what a block takes anyway.
+    options += ["loop"] if classes in ("64", "tail", "410") else []
     return [group for group in (floors, rivals, options) if group]
 
 
@@ -241,24 +259,34 @@ def row(n, classes):
         "nanoseconds_a_pair": 1e9 * median(times["ours"]) / n**2,
         "peak_mb": {},
     }
-    for name in ("ours", floor, "cube", "pml"):
+    for name in ("ours", floor, "cube", *PEERS):
         if name in times and jax.default_backend() == "cpu":
             result["peak_mb"][name] = peak_memory(name, n, classes)
     return result
 
 
 def table(rows, machine):
+    peers = {
+        name: f"{package.replace('_', '-')} {importlib.metadata.version(package)}"
+        for name, package in PEERS.items()
+        if any(name in r["median_ms"] for r in rows)
+    }
     lines = [
         f"Loss and gradient on a {machine}; jax {jax.__version__}; float32, D = {DIM}, Euclidean.",
         "Made by `python experiments/benchmarks/loss.py`. Milliseconds are medians; the ratio to",
         "the floor is taken round by round (median, and from least to most). Peak memory is that",
-        "of a whole process. PML is PyTorch Metric Learning; ours took turns with it apart from",
-        "the floor, so PML / ours is not quite the quotient of the two columns.",
+        "of a whole process. Ours took turns with the peers and with its own loop over positives",
+        "apart from the floor, so what these take over ours is not quite the quotient of two",
+        "columns. The peers: " + ("; ".join(peers.values()) or "none was installed") + ".",
         "",
         "| N | class size | triplets | ours, ms | floor, ms | ours / floor | ours, ns a pair "
-        "| N³ tensor, ms | PML, ms | PML / ours | peak MB: ours | floor | N³ | PML |",
-        "|---" * 14 + "|",
+        "| loop / ours | N³ tensor, ms | "
+        + "".join(f"{peer}, ms | / ours | " for peer in peers.values())
+        + "peak MB: ours | floor | N³ | "
+        + " | ".join(peers.values()),
     ]
+    lines[-1] = lines[-1].rstrip(" |") + " |"
+    lines.append("|---" * (lines[-1].count("|") - 1) + "|")
     for r in rows:
         ms, mb = r["median_ms"], r["peak_mb"]
         least, middle, most = r["ours_over_floor"]
@@ -267,7 +295,9 @@ def table(rows, machine):
         def show(values, name, digits=".4g"):
             return f"{values[name]:{digits}}" if name in values else "–"
 
-        pml = f"{r['over_ours']['pml'][1]:.0f}×" if "pml" in ms else "–"
+        def over(name, times=r["over_ours"]):
+            return f"{times[name][1]:.3g}×" if name in times else "–"
+
         cells = [
             f"{r['n']:,}",
             kind,
@@ -276,13 +306,13 @@ def table(rows, machine):
             show(ms, r["floor"]),
             f"{middle:.2f} ({least:.2f}–{most:.2f})",
             f"{r['nanoseconds_a_pair']:.1f}",
+            over("loop"),
             show(ms, "cube"),
-            show(ms, "pml"),
-            pml,
+            *(cell for peer in peers for cell in (show(ms, peer), over(peer))),
             show(mb, "ours", ".0f"),
             show(mb, r["floor"], ".0f"),
             show(mb, "cube", ".0f"),
-            show(mb, "pml", ".0f"),
+            *(show(mb, peer, ".0f") for peer in peers),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     for r in rows:
