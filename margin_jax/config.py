@@ -196,6 +196,16 @@ class TrainConfig:
         int,
         Option("Training", "Images of small identities that every batch has besides P x K."),
     ] = 0
+    microbatch: Annotated[
+        int | None,
+        Option(
+            "Training",
+            "Rows that go through the network at once, for batches larger than memory: loss and "
+            "gradient stay those of the whole batch, BatchNorm's statistics are those of so many "
+            "rows. It divides the batch. Default: the whole batch.",
+            1,
+        ),
+    ] = None
     augment: Annotated[
         str,
         Option(
@@ -299,6 +309,11 @@ class TrainConfig:
         for name in ("manual_dir", "label_key"):
             if getattr(self, name) is not None and not tfds:
                 raise ValueError(f"{name} is for datasets tfds:NAME; got it with {self.dataset}")
+        if self.microbatch is not None and self.batch_size % self.microbatch:
+            raise ValueError(
+                f"microbatch must divide the batch, here of {self.batch_size} rows; "
+                f"got {self.microbatch}"
+            )
         if self.overwrite and self.resume:
             raise ValueError("overwrite and resume exclude each other")
         if self.begins_with_weights:
@@ -352,10 +367,13 @@ class TrainConfig:
         """With ``MARGIN_JAX_SMALL=1`` in the environment: the same run, made short for a test."""
         if os.environ.get("MARGIN_JAX_SMALL") != "1":
             return self
+        identities = min(self.identities_per_batch, 8)
+        rows = self.batch_size - (self.identities_per_batch - identities) * self.images_per_identity
         return self.replace(
             epochs=min(self.epochs, 2),
             max_identities=min(self.max_identities or 60, 60),
-            identities_per_batch=min(self.identities_per_batch, 8),
+            identities_per_batch=identities,
+            microbatch=None if self.microbatch is None else math.gcd(self.microbatch, rows),
         )
 
     def to_json(self) -> str:

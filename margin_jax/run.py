@@ -41,7 +41,7 @@ CHANGES, CHECKPOINTS = "changes.jsonl", "checkpoints"
 # split and the batches go on as they are.
 CHANGEABLE = {
     *("epochs", "learning_rate", "schedule", "margin_end", "threshold", "increase"),
-    *("reduction", "mining", "augment", "data_dir", "strict"),
+    *("reduction", "mining", "augment", "microbatch", "data_dir", "strict"),
 }
 
 

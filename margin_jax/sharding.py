@@ -20,13 +20,14 @@ AXIS = "data"
 T = TypeVar("T")
 
 
-def make_mesh(devices: int | None, batch_size: int) -> Mesh:
+def make_mesh(devices: int | None, batch_size: int, *, what: str = "batch") -> Mesh:
     """A mesh of one axis, "data".
 
     Args:
         devices: how many; of a multi-host job all of them. Default: all accelerators, or as many of
             them as divide the batch; one CPU, whose virtual devices would share its cores.
-        batch_size: rows of the global batch.
+        batch_size: rows of the global batch, or of what else is shared.
+        what: its name, in what is said.
 
     Warns:
         UserWarning: if devices stay idle because they do not divide the batch.
@@ -48,7 +49,7 @@ def make_mesh(devices: int | None, batch_size: int) -> Mesh:
             devices = max(n for n in range(1, limit + 1) if batch_size % n == 0)
             if devices < limit:
                 warnings.warn(
-                    f"a batch of {batch_size} rows is shared by {devices} of {limit} devices, as "
+                    f"a {what} of {batch_size} rows is shared by {devices} of {limit} devices, as "
                     "more do not divide it",
                     stacklevel=2,
                 )
@@ -56,7 +57,7 @@ def make_mesh(devices: int | None, batch_size: int) -> Mesh:
         raise ValueError(f"devices must be at most {len(present)}, all there are; got {devices}")
     if batch_size % devices:
         raise ValueError(
-            f"a batch of {batch_size} rows can not be shared equally by {devices} devices"
+            f"a {what} of {batch_size} rows can not be shared equally by {devices} devices"
         )
     return _mesh(present[:devices])
 

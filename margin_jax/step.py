@@ -14,6 +14,7 @@ from margin_jax.augmentation import Augment
 from margin_jax.distances import DistanceFn
 from margin_jax.effective import effective_margin_histogram
 from margin_jax.losses import batch_all_triplet_loss
+from margin_jax.microbatch import differentiate
 from margin_jax.sharding import AXIS, replicated
 from margin_jax.state import TrainState
 from margin_jax.stats import TripletStats
@@ -57,6 +58,7 @@ def make_train_step(
     mining: str = "all",
     histogram: bool = False,
     augment: Augment | None = None,
+    microbatch: int | None = None,
     mesh: Mesh | None = None,
 ) -> TrainStep:
     """A jitted ``train_step(state, images, labels) -> (state, StepOutput)``.
@@ -73,12 +75,35 @@ def make_train_step(
             ``needs_histogram``, or for the record.
         augment: changes the images of a batch before they are embedded, with a key that is a
             function of the state's key and step; from :func:`~margin_jax.make_augment`.
+        microbatch: rows that go through the network at once, for batches whose activations do not
+            fit into memory. Loss, triplets and gradient remain those of the whole batch; the
+            network runs forward twice. Default: the whole batch. See *Microbatches*.
         mesh: devices that share the work, by a batch that is sharded over its axis "data". The
             network runs on each device's rows and the loss scans each device's anchors, while
             triplets, batch statistics, dropout and augmentation are those of the global batch.
             Default: wherever the arguments are.
 
+    Microbatches:
+        The batch is embedded in parts of `microbatch` rows; the loss is taken of all embeddings;
+        then each part is embedded again, to pull the loss's gradient back to the parameters
+        (GradCache, `arXiv 2101.06983 <https://arxiv.org/abs/2101.06983>`_). Memory is that of one
+        part's activations, and of the images and embeddings of all. Part i of k has the rows i,
+        i + k, i + 2k, ..., whatever the devices, each of which holds an equal share of it.
+
+        - A network that treats every row for itself: the same step as without, to rounding. So are
+          augmentation and the histogram, whatever the network.
+        - Dropout: each part has a key of its own, the same in both passes. The gradient is exact
+          for the masks so drawn, which are not those of a step without microbatches.
+        - BatchNorm: in training it normalises a part by the part's own statistics, as in batches
+          of `microbatch` rows, and the gradient is exact for that network, of which the loss sees
+          all parts. Running statistics go through the parts in order, an update each, once: after
+          a step they are what that network would have after k batches.
+
+        ``microbatch`` equal to the batch is the step without.
+
     Raises:
+        ValueError: for a microbatch below 1, or that the mesh's devices do not divide; from the
+            step, for one that does not divide the batch.
         ValueError: for a mesh without an axis "data", or whose axes are not of the type Auto, as
             ``jax.make_mesh((n,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))`` makes it.
     """
@@ -87,6 +112,13 @@ def make_train_step(
             f'mesh must have an axis "{AXIS}", and axes of the type Auto, as jax.make_mesh((n,), '
             f'("{AXIS}",), axis_types=(jax.sharding.AxisType.Auto,)) makes it; got axes '
             f"{mesh.axis_names} of types {mesh.axis_types}"
+        )
+    if microbatch is not None and microbatch < 1:
+        raise ValueError(f"microbatch must be at least 1; got {microbatch}")
+    if microbatch is not None and mesh is not None and microbatch % mesh.shape[AXIS]:
+        raise ValueError(
+            f"microbatch must be a multiple of {mesh.shape[AXIS]}, the devices that share it; "
+            f"got {microbatch}"
         )
     everywhere = None if mesh is None else replicated(mesh)
     batch_loss: Callable[..., tuple[Array, TripletStats]] = functools.partial(
@@ -109,15 +141,19 @@ def make_train_step(
         if augment is not None:
             images = augment(images, jax.random.fold_in(key, 2))
 
-        def loss_fn(params: Any) -> tuple[Array, tuple[Any, TripletStats, Array]]:
-            embeddings, batch_stats = apply_fn(
-                params, state.batch_stats, images, train=True, key=key
-            )
-            loss, stats = batch_loss(embeddings, labels, state.margin)
-            return loss, (batch_stats, stats, embeddings)
+        def embed(params: Any, batch_stats: Any, images: Array, key: Array) -> tuple[Array, Any]:
+            return apply_fn(params, batch_stats, images, train=True, key=key)
 
-        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (batch_stats, stats, embeddings)), gradient = value_and_grad(state.params)
+        loss, stats, embeddings, batch_stats, gradient = differentiate(
+            embed,
+            lambda embeddings: batch_loss(embeddings, labels, state.margin),
+            state.params,
+            state.batch_stats,
+            images,
+            key,
+            microbatch=microbatch,
+            mesh=mesh,
+        )
         sampled = None
         if histogram:
             if everywhere is not None:  # few rows of it are drawn, anywhere in the batch

@@ -73,7 +73,10 @@ def fit(
     config = config.shrunk()
     multihost.check_joined()
     multihost.check_same("run", (config.experiment(), config.checkpoint_steps))
-    mesh = make_mesh(config.devices, config.batch_size)
+    if config.microbatch is None:
+        mesh = make_mesh(config.devices, config.batch_size)
+    else:  # which divides the batch
+        mesh = make_mesh(config.devices, config.microbatch, what="microbatch")
     # Before the data, which can take minutes to load.
     multihost.on_first(lambda: run.check_folder(config))
     setting, state = multihost.agreed(lambda: _set_up(config, dataset, encoder, mesh))
@@ -193,6 +196,7 @@ def _set_up(
         config.reduction,
         config.histogram or schedule.needs_histogram,
         augment,
+        config.microbatch,
         mesh,
     )
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
@@ -309,6 +313,7 @@ def _optimizer_and_step(
     reduction: str,
     histogram: bool,
     augment: Augment | None,
+    microbatch: int | None,
     mesh: Mesh,
     mining: str,
 ) -> tuple[optax.GradientTransformation, TrainStep]:
@@ -322,6 +327,7 @@ def _optimizer_and_step(
         mining=mining,
         histogram=histogram,
         augment=augment,
+        microbatch=microbatch,
         mesh=mesh,
     )
     return rule, train_step

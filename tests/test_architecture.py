@@ -34,6 +34,7 @@ ORDER = [
     "sharding",
     "multihost",
     "state",
+    "microbatch",
     "step",
     "epoch",
     "data.images",

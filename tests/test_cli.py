@@ -115,6 +115,10 @@ BAD = {
     "unknown sampler": (["train", "--sampler", "balance"], "Did you mean 'balanced'?"),
     "fillers that are not there": (["train", "--fillers", "3"], "between 0 and 0"),
     "negative fillers": (["train", "--fillers", "-1"], "fillers must be at least 0"),
+    "a microbatch that leaves some": (
+        ["train", "--microbatch", "24"],
+        "microbatch must divide the batch, here of 64 rows; got 24",
+    ),
     "unknown augmentation": (["train", "--augment", "flop"], "Did you mean 'flip'?"),
     "shift beyond the image": (["train", "--augment", "shift:28"], "larger than 28 pixels"),
     "negative memory": (["train", "--memory-limit", "-1"], "memory_limit must be at least 0"),

@@ -144,6 +144,7 @@ def test_killed_after_any_save_it_goes_on_to_the_last_bit(tiny_fit, tmp_path, mo
         "mining": "all,2:semihard",
         "histogram": True,
         "augment": "flip,shift:1",
+        "microbatch": 4,
         "checkpoint_steps": 4,
         "epochs": 2,
     }
