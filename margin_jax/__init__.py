@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         choose_threshold,
         verification_report,
     )
+    from margin_jax.memory import Memory
     from margin_jax.models import Encoder
     from margin_jax.plots import (
         plot_comparison,
@@ -69,6 +70,7 @@ _LAZY = {
     "DivergedError": "epoch",
     "compare": "comparison",
     "EpochRecord": "epoch",
+    "Memory": "memory",
     "RetrievalReport": "evaluation.retrieval",
     "Run": "run",
     "TrainConfig": "config",
@@ -103,6 +105,7 @@ __all__ = [
     "EpochStats",
     "EpochTotals",
     "ImageDataset",
+    "Memory",
     "RetrievalReport",
     "Run",
     "Schedule",

@@ -161,6 +161,23 @@ class TrainConfig:
         Option("Loss", "Also record quantiles of the effective margins, from a sample, and draw."),
     ] = False
 
+    memory: Annotated[
+        int | None,
+        Option(
+            "Loss",
+            "So many embeddings of earlier batches, to compare every image with as well: the loss "
+            "is that of the batch plus that of its images with the memory (arXiv 1912.06798). "
+            "Default: no memory.",
+            1,
+        ),
+    ] = None
+    memory_warmup: Annotated[
+        int,
+        Option(
+            "Loss", "Steps in which the memory is only filled, as the network still moves fast."
+        ),
+    ] = 0
+
     epochs: Annotated[int, Option("Training", "Times through the training identities.", 1)] = 30
     # Of larger seeds JAX takes 32 bits.
     seed: Annotated[int, Option("Training", "Of weights, split, batches, pairs.", 0, 2**32 - 1)] = 0
@@ -314,6 +331,8 @@ class TrainConfig:
                 f"microbatch must divide the batch, here of {self.batch_size} rows; "
                 f"got {self.microbatch}"
             )
+        if self.memory_warmup and self.memory is None:
+            raise ValueError(f"memory_warmup is for memory; got {self.memory_warmup} without it")
         if self.overwrite and self.resume:
             raise ValueError("overwrite and resume exclude each other")
         if self.begins_with_weights:

@@ -51,6 +51,7 @@ class EpochPart:
         loss, gradient_norm: sums over the steps.
         seconds, waited: of training, and those of them in which the host waited for `batches`.
         totals: of the triplets.
+        memory: of those with a cross-batch memory, if there is one.
     """
 
     steps: int = 0
@@ -60,15 +61,24 @@ class EpochPart:
     seconds: float = 0.0
     waited: float = 0.0
     totals: EpochTotals = field(default_factory=EpochTotals)
+    memory: EpochTotals | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON has it; exact, as Python's integers and shortest decimals are."""
-        return {**dataclasses.asdict(self), "totals": self.totals.to_json()}
+        memory = None if self.memory is None else self.memory.to_json()
+        return {**dataclasses.asdict(self), "totals": self.totals.to_json(), "memory": memory}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "EpochPart":
         """The inverse of :meth:`to_json`."""
-        return cls(**{**values, "totals": EpochTotals.from_json(values["totals"])})
+        memory = values.get("memory")  # which earlier versions did not have
+        return cls(
+            **{
+                **values,
+                "totals": EpochTotals.from_json(values["totals"]),
+                "memory": None if memory is None else EpochTotals.from_json(memory),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ class EpochRecord:
         epoch: from 1.
         margin: the margin in force during the epoch.
         next_margin: what the schedule made of it.
-        loss: mean of the steps' losses.
+        loss: mean of the steps' losses, with those of the memory if there is one.
         gradient_norm: mean of the lengths of the steps' gradients; NaN if the steps do not tell.
         valid, easy, semihard, hard: triplets, exact, as counted while the weights moved.
         easy_fraction: easy / valid. NaN if there was no triplet, like the effective margins below.
@@ -94,6 +104,9 @@ class EpochRecord:
         data_wait: share of `seconds` in which the host waited for `batches`, 0 to 1.
         collapsed: whether all embeddings are nearly one: the mean distances are at most a tenth of
             the margin, so that no triplet is ordered and the loss is stuck near μ.
+        memory: counts of the triplets whose positive and negative are in a cross-batch memory,
+            which are in none of the figures above: valid, easy, semihard and hard, exact; None
+            without a memory.
     """
 
     epoch: int
@@ -117,6 +130,7 @@ class EpochRecord:
     images_per_second: float
     data_wait: float
     collapsed: bool
+    memory: dict[str, int] | None = None
 
 
 def train_epoch(
@@ -213,6 +227,9 @@ def train_steps(
                 "the schedule needs the histogram of effective margins: "
                 "make_train_step(..., histogram=True)"
             )
+        memory = done.memory
+        if output.memory_stats is not None:
+            memory = (memory or EpochTotals()).add(output.memory_stats)
         done = dataclasses.replace(
             done,
             steps=done.steps + 1,
@@ -220,6 +237,7 @@ def train_steps(
             loss=done.loss + loss,
             gradient_norm=done.gradient_norm + norm,
             totals=done.totals.add(output.stats, output.histogram),
+            memory=memory,
         )
         if on_step is not None:
             easy = done.totals.counts()["easy"] / max(done.totals.valid, 1)
@@ -281,6 +299,7 @@ def end_epoch(
         images_per_second=part.images / part.seconds,
         data_wait=part.waited / part.seconds,
         collapsed=margin > 0 and float(max(stats.mean_ap, stats.mean_an)) <= _COLLAPSED * margin,
+        memory=None if part.memory is None else part.memory.counts(),
     )
     return after, record
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from margin_jax.memory import Memory
 from margin_jax.schedules import Schedule, ScheduleState
 
 
@@ -23,6 +24,7 @@ class TrainState:
         batch_stats: its running statistics, ``{}`` if it has none.
         opt_state: the optimiser's state.
         schedule: the schedule's state, which holds the margin in force.
+        memory: of embeddings of earlier batches; None without one.
     """
 
     step: Array
@@ -31,6 +33,7 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     schedule: ScheduleState
+    memory: Memory | None = None
 
     @property
     def margin(self) -> Array:
@@ -48,6 +51,8 @@ def create_state(
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     key: Array,
+    *,
+    memory: Memory | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -57,6 +62,7 @@ def create_state(
         optimizer: the one that is given to :func:`~margin_jax.make_train_step`.
         schedule: the one that is given to :func:`~margin_jax.train_epoch`.
         key: ``jax.random.key(...)``, of dropout and augmentation.
+        memory: ``Memory.empty(rows, dim)``, to train with a cross-batch memory.
     """
     params, batch_stats = jax.tree.map(
         lambda v: v if isinstance(v, Array) else jnp.asarray(v), (params, batch_stats)
@@ -68,4 +74,5 @@ def create_state(
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         schedule=schedule.init(),
+        memory=memory,
     )

@@ -1,10 +1,12 @@
 """One jitted step of training, on any number of devices."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.sharding import AxisType, Mesh
@@ -14,6 +16,7 @@ from margin_jax.augmentation import Augment
 from margin_jax.distances import DistanceFn
 from margin_jax.effective import effective_margin_histogram
 from margin_jax.losses import batch_all_triplet_loss
+from margin_jax.memory import Memory
 from margin_jax.microbatch import differentiate
 from margin_jax.sharding import AXIS, replicated
 from margin_jax.state import TrainState
@@ -34,16 +37,19 @@ class StepOutput(NamedTuple):
     """What a step tells, still on the device.
 
     Attributes:
-        loss: float32[].
+        loss: float32[], with that of the memory if there is one.
         stats: statistics of the batch the step trained on.
         histogram: of a sample of its effective margins, if the step was made to keep one.
         gradient_norm: float32[], Euclidean length of the gradient, before the optimiser.
+        memory_stats: statistics of the batch's rows as anchors, compared with those of the memory,
+            if there is one.
     """
 
     loss: Array
     stats: TripletStats
     histogram: Array | None = None
     gradient_norm: Array | None = None
+    memory_stats: TripletStats | None = None
 
 
 TrainStep = Callable[[TrainState, Array, Array], tuple[TrainState, StepOutput]]
@@ -59,6 +65,7 @@ def make_train_step(
     histogram: bool = False,
     augment: Augment | None = None,
     microbatch: int | None = None,
+    memory_warmup: int = 0,
     mesh: Mesh | None = None,
 ) -> TrainStep:
     """A jitted ``train_step(state, images, labels) -> (state, StepOutput)``.
@@ -78,6 +85,8 @@ def make_train_step(
         microbatch: rows that go through the network at once, for batches whose activations do not
             fit into memory. Loss, triplets and gradient remain those of the whole batch; the
             network runs forward twice. Default: the whole batch. See *Microbatches*.
+        memory_warmup: the first step, from 0, that compares with the memory of a state that has
+            one. See *Cross-batch memory*.
         mesh: devices that share the work, by a batch that is sharded over its axis "data". The
             network runs on each device's rows and the loss scans each device's anchors, while
             triplets, batch statistics, dropout and augmentation are those of the global batch.
@@ -101,7 +110,29 @@ def make_train_step(
 
         ``microbatch`` equal to the batch is the step without.
 
+    Cross-batch memory:
+        With a state of ``create_state(..., memory=Memory.empty(rows, dim))`` the loss is ::
+
+            L(batch, batch) + L(batch, memory)
+
+        both as :func:`~margin_jax.batch_all_triplet_loss` has them, with the same options, each
+        reduced over its own triplets: the anchors of both are the batch's rows, positives and
+        negatives are the batch's other rows in the first and the memory's rows in the second (Wang
+        et al. 2020, `arXiv 1912.06798 <https://arxiv.org/abs/1912.06798>`_, as released). The
+        memory is a constant to differentiation. It holds the last `rows` embeddings of earlier
+        steps, as they were then; those of this step are added after the loss, in the order of the
+        batch, so no anchor meets itself. An image that was embedded before, and is still in the
+        memory, is a positive of itself at another time.
+
+        `memory_warmup`: from the first step on, rows are added, but only from this step on they
+        are compared with; before, `memory_stats` are those of no triplet. While a network changes
+        fast, old embeddings mislead it; the paper begins after 1,000 steps.
+
+        Schedules see the statistics of the batch; those of the memory are kept apart.
+
     Raises:
+        ValueError: for a negative `memory_warmup`; from the step, for embeddings that are not as
+            long as the memory's.
         ValueError: for a microbatch below 1, or that the mesh's devices do not divide; from the
             step, for one that does not divide the batch.
         ValueError: for a mesh without an axis "data", or whose axes are not of the type Auto, as
@@ -113,6 +144,8 @@ def make_train_step(
             f'("{AXIS}",), axis_types=(jax.sharding.AxisType.Auto,)) makes it; got axes '
             f"{mesh.axis_names} of types {mesh.axis_types}"
         )
+    if memory_warmup < 0:
+        raise ValueError(f"memory_warmup must be at least 0; got {memory_warmup}")
     if microbatch is not None and microbatch < 1:
         raise ValueError(f"microbatch must be at least 1; got {microbatch}")
     if microbatch is not None and mesh is not None and microbatch % mesh.shape[AXIS]:
@@ -121,15 +154,38 @@ def make_train_step(
             f"got {microbatch}"
         )
     everywhere = None if mesh is None else replicated(mesh)
+    devices = 1 if mesh is None else mesh.size
     batch_loss: Callable[..., tuple[Array, TripletStats]] = functools.partial(
-        batch_all_triplet_loss, distance=distance, reduction=reduction, mining=mining
+        batch_all_triplet_loss,
+        distance=distance,
+        reduction=reduction,
+        mining=mining,
+        axis_name=AXIS if devices > 1 else None,
     )
-    if mesh is not None and mesh.size > 1:
+
+    def losses(
+        embeddings: Array, labels: Array, margin: Array, memory: Memory | None
+    ) -> tuple[Array, tuple[TripletStats, TripletStats | None]]:
+        loss, stats = batch_loss(embeddings, labels, margin)
+        if memory is None:
+            return loss, (stats, None)
+        remembered, memory_stats = batch_loss(
+            embeddings,
+            labels,
+            margin,
+            references=memory.embeddings,
+            reference_labels=memory.labels,
+            reference_where=memory.real,
+        )
+        return loss + remembered, (stats, memory_stats)
+
+    loss_fn = losses
+    if devices > 1:
         # The compiler shares out the network, for any network, but not the loss's loops.
-        batch_loss = jax.shard_map(
-            functools.partial(batch_loss, axis_name=AXIS),
+        loss_fn = jax.shard_map(
+            losses,
             mesh=mesh,
-            in_specs=(P(AXIS), P(AXIS), P()),
+            in_specs=(P(AXIS), P(AXIS), P(), P(AXIS)),
             out_specs=(P(), P(AXIS)),
         )
 
@@ -144,9 +200,12 @@ def make_train_step(
         def embed(params: Any, batch_stats: Any, images: Array, key: Array) -> tuple[Array, Any]:
             return apply_fn(params, batch_stats, images, train=True, key=key)
 
-        loss, stats, embeddings, batch_stats, gradient = differentiate(
+        memory = state.memory
+        if memory is not None:
+            memory = _compared(memory, state.step >= memory_warmup, devices)
+        loss, (stats, memory_stats), embeddings, batch_stats, gradient = differentiate(
             embed,
-            lambda embeddings: batch_loss(embeddings, labels, state.margin),
+            lambda embeddings: loss_fn(embeddings, labels, state.margin, memory),
             state.params,
             state.batch_stats,
             images,
@@ -154,12 +213,12 @@ def make_train_step(
             microbatch=microbatch,
             mesh=mesh,
         )
+        if everywhere is not None and (histogram or memory is not None):
+            embeddings = jax.lax.with_sharding_constraint(embeddings, everywhere)
         sampled = None
         if histogram:
             if everywhere is not None:  # few rows of it are drawn, anywhere in the batch
-                embeddings, stats = jax.lax.with_sharding_constraint(
-                    (embeddings, stats), everywhere
-                )
+                stats = jax.lax.with_sharding_constraint(stats, everywhere)
             sampled = effective_margin_histogram(
                 embeddings, labels, stats, jax.random.fold_in(key, 1), distance=distance
             )
@@ -169,7 +228,21 @@ def make_train_step(
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
+            memory=None if state.memory is None else state.memory.push(embeddings, labels),
         )
-        return new_state, StepOutput(loss, stats, sampled, optax.tree.norm(gradient))
+        norm = optax.tree.norm(gradient)
+        return new_state, StepOutput(loss, stats, sampled, norm, memory_stats)
 
     return train_step
+
+
+def _compared(memory: Memory, begun: Array, devices: int) -> Memory:
+    """The memory as the loss takes it: nothing before it has begun, and as many rows a device."""
+    masked = dataclasses.replace(memory, real=memory.real & begun)
+    missing = -len(memory.real) % devices
+
+    def padded(v: Array) -> Array:
+        return jnp.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1))
+
+    found: Memory = jax.tree.map(padded, masked)
+    return found

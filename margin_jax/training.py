@@ -19,6 +19,7 @@ from margin_jax.data.dataset import ImageDataset
 from margin_jax.data.loader import load_batches
 from margin_jax.epoch import DivergedError, EpochPart, EpochRecord, end_epoch, train_steps
 from margin_jax.files import append_line
+from margin_jax.memory import Memory
 from margin_jax.mining import mining_schedule
 from margin_jax.models import Encoder, pretrained
 from margin_jax.optimizers import make_optimizer
@@ -197,6 +198,7 @@ def _set_up(
         config.histogram or schedule.needs_histogram,
         augment,
         config.microbatch,
+        config.memory_warmup,
         mesh,
     )
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
@@ -206,7 +208,10 @@ def _set_up(
     elif not config.begins_with_weights:
         batch_stats = encoder.with_normalisation(batch_stats, *image_moments(data))
     optimizer, _ = compiled(mining(1))
-    state = create_state(params, batch_stats, optimizer, schedule, train_key)
+    memory = None
+    if config.memory is not None:
+        memory = Memory.empty(config.memory, _dim(encoder, params, batch_stats, data))
+    state = create_state(params, batch_stats, optimizer, schedule, train_key, memory=memory)
     validate = make_validator(config, data, encoder, mesh)
     setting = Setting(
         data, encoder, schedule, mesh, lambda epoch: compiled(mining(epoch))[1], validate
@@ -314,6 +319,7 @@ def _optimizer_and_step(
     histogram: bool,
     augment: Augment | None,
     microbatch: int | None,
+    memory_warmup: int,
     mesh: Mesh,
     mining: str,
 ) -> tuple[optax.GradientTransformation, TrainStep]:
@@ -328,9 +334,18 @@ def _optimizer_and_step(
         histogram=histogram,
         augment=augment,
         microbatch=microbatch,
+        memory_warmup=memory_warmup,
         mesh=mesh,
     )
     return rule, train_step
+
+
+def _dim(encoder: Encoder, params: Any, batch_stats: Any, data: RunData) -> int:
+    """Numbers of an embedding, which a network of one's own decides."""
+    image = jax.ShapeDtypeStruct((1, *data.dataset.images.shape[1:]), np.uint8)
+    embed = functools.partial(encoder.apply, train=False, key=None)
+    embeddings, _ = jax.eval_shape(embed, params, batch_stats, image)
+    return int(embeddings.shape[-1])
 
 
 def _optimizer(config: TrainConfig, data: RunData) -> tuple[Any, ...]:

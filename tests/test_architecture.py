@@ -33,6 +33,7 @@ ORDER = [
     "schedules.response",
     "sharding",
     "multihost",
+    "memory",
     "state",
     "microbatch",
     "step",

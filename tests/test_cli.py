@@ -119,6 +119,8 @@ BAD = {
         ["train", "--microbatch", "24"],
         "microbatch must divide the batch, here of 64 rows; got 24",
     ),
+    "no memory": (["train", "--memory", "0"], "memory must be at least 1; got 0"),
+    "a warm-up of no memory": (["train", "--memory-warmup", "9"], "is for memory; got 9 without"),
     "unknown augmentation": (["train", "--augment", "flop"], "Did you mean 'flip'?"),
     "shift beyond the image": (["train", "--augment", "shift:28"], "larger than 28 pixels"),
     "negative memory": (["train", "--memory-limit", "-1"], "memory_limit must be at least 0"),

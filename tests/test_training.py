@@ -145,6 +145,8 @@ def test_killed_after_any_save_it_goes_on_to_the_last_bit(tiny_fit, tmp_path, mo
         "histogram": True,
         "augment": "flip,shift:1",
         "microbatch": 4,
+        "memory": 21,
+        "memory_warmup": 3,
         "checkpoint_steps": 4,
         "epochs": 2,
     }
@@ -176,6 +178,7 @@ def test_killed_after_any_save_it_goes_on_to_the_last_bit(tiny_fit, tmp_path, mo
     assert read_history(resumed.path) == resumed.history
     assert len({record["margin"] for record in whole.history}) == 2
     assert all(len(record["effective_quantiles"]) == 7 for record in whole.history)
+    assert all(record["memory"]["valid"] > record["valid"] / 2 for record in whole.history)
     with pytest.raises(ValueError, match=r"mining is all,2:semihard, asked for all$"):
         tiny_fit(tmp_path / "killed", resume=True, **{**options, "mining": "all"})
 
