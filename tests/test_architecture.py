@@ -49,6 +49,7 @@ ORDER = [
     "data.loader",
     "data.pairs",
     "data.pair_files",
+    "models.convolution",
     "models.small_cnn",
     "models.depthwise",
     "models.inverted_residual",

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from margin_jax.models.convolution import conv_general_dilated
 from margin_jax.models.depthwise import DepthwiseConv, Padding
 
 
@@ -137,6 +138,7 @@ def convolution(
         padding=same_padding(kernel_size, framework),
         use_bias=use_bias,
         dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
         name=name,
     )
 

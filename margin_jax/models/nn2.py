@@ -8,6 +8,8 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from margin_jax.models.convolution import conv_general_dilated
+
 
 class Block(NamedTuple):
     """A row of the paper's table: numbers of channels, and how the block pools.
@@ -122,6 +124,7 @@ class Convolution(nn.Module):
             (self.stride, self.stride),
             use_bias=False,
             dtype=self.dtype,
+            conv_general_dilated=conv_general_dilated,
             name="conv",
         )(x)
         norm = nn.BatchNorm(

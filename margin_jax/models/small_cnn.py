@@ -7,6 +7,8 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from margin_jax.models.convolution import conv_general_dilated
+
 
 class SmallCNN(nn.Module):
     """Blocks of convolution, BatchNorm, ReLU and 2 × 2 maximum; then a linear embedding.
@@ -29,7 +31,13 @@ class SmallCNN(nn.Module):
         """float[batch, H, W, C] to float[batch, embedding_size] of length 1."""
         x = images
         for features in self.features:
-            x = nn.Conv(features, (3, 3), use_bias=False, dtype=self.dtype)(x)
+            x = nn.Conv(
+                features,
+                (3, 3),
+                use_bias=False,
+                dtype=self.dtype,
+                conv_general_dilated=conv_general_dilated,
+            )(x)
             x = nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype)(x)
             x = max_pool(nn.relu(x))
         corners = [x[:, rows, cols] for rows in halves(x.shape[1]) for cols in halves(x.shape[2])]
