@@ -24,6 +24,23 @@ cuts short goes on with the next call. ``accelerator.md`` is the table of all de
   (``--weights``): the paper's batches, learning rate and epochs, under a constant margin and DAMS.
 
 On a CPU everything is small, so that ``--minutes 3`` tries it whole.
+
+What came of it, on one H200 with jax 0.11.2:
+
+- Loss, counts and gradient are float64's but for float32's rounding; no factor is rounded to TF32,
+  as the default of a matrix product does, which errs by 2e-4.
+- Blocks of 64 anchors, which suit a CPU, had taken 1.4, 10.5, 83 and 566 ms at N = 1,024, 4,096,
+  16,384 and 65,536 with K = 8; those of 2^25 distances take 0.96, 2.2, 19 and 287.
+- In tiles of 2,048 × 16,384 distances alone, the loop over positives took 0.04 ns a distance at
+  K = 8, 0.13 at 32, 0.49 at 128 and 7.5 at 2,048, and sorting 0.08 to 0.1, so that the same class
+  size as on a CPU decides. A loop that takes 16 positives a turn had halved the loop's time up to
+  K = 16, and is not used: at N = 1,024 what is left is mostly launching, and the network of the
+  faces, at its 2,524 images a second, takes 400 times as long.
+- The faces are those of the 1,680 people of LFW with two pictures or more, at most 12 of each, the
+  middle 150 pixels at 128, made 224. In 50 epochs DAMS acted once, after the 44th: 79 % of the
+  triplets are easy in the 18th epoch, 95 % in the 44th.
+- No time was left for the training steps (EfficientNet-B0's alone took more than 100 s to compile)
+  and most of the blocks.
 """
 
 import argparse

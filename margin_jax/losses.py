@@ -14,6 +14,8 @@ from margin_jax.distances import DistanceFn, get_distance
 from margin_jax.stats import TripletStats
 
 REDUCTIONS = ("mean_active", "mean", "sum")
+# An anchor with p positives and n negatives among N rows has p · n <= N² / 4 triplets.
+_MOST_ROWS = 92_681
 
 
 def batch_all_triplet_loss(
@@ -72,11 +74,11 @@ def batch_all_triplet_loss(
         swap: measure the negative from the nearer of anchor and positive, min(d(a,n), d(p,n)), in
             the loss and in the kinds of triplet. `sum_an` of the statistics stays that of d(a,n).
             A tie sends the gradient to d(a,n). It needs a tile of distances and its vjp for each
-            positive: 6.8 times the time of the plain loss for 1,024 rows, 8 of each label, on two
-            CPU cores (``experiments/benchmarks/loss.py``).
+            positive: five to eight times the time of the plain loss for 1,024 rows, 8 of each
+            label, on two CPU cores (``experiments/benchmarks/loss.py``).
         soft: replace the hinge by ``log(1 + exp(d(a,p) − d(a,n) + μ))``. Every valid triplet then
             has a loss, so mining="all" selects all of them; the counts are still defined by the
-            margin. An exponential for every triplet: 2.0 times the time, measured likewise.
+            margin. An exponential for every triplet: about twice the time, measured likewise.
         implementation: "loop" or "sorted", for tests and benchmarks: how positives are compared
             with negatives. They count alike and differ by rounding in the loss. "auto" takes the
             faster one for each block, by its largest class, at run time. With swap or soft only the
@@ -87,16 +89,20 @@ def batch_all_triplet_loss(
         :class:`~margin_jax.TripletStats` of per-anchor int32 counts in the order of the batch.
 
     Gradients over devices:
-        Everywhere the gradient is that of the global loss. Taken outside ``shard_map``, or inside
-        it with respect to embeddings, there is nothing to do. Taken inside with respect to
-        parameters that are the same on every device, ``shard_map`` has already summed it over the
-        devices (``check_vma=True``, the default): a ``pmean`` does no harm, a ``psum`` would
-        multiply it. With ``check_vma=False`` JAX does not know what is the same: what is taken
-        inside comes out as a device's part times the number of devices, and ``pmean`` over them
-        makes it right.
+        Taken outside ``shard_map``, the gradient is that of the global loss, and there is nothing
+        to do. So it is inside with ``check_vma=True``, the default: with respect to embeddings, and
+        with respect to parameters that are the same on every device, over which ``shard_map`` has
+        already summed it (a ``pmean`` does no harm, a ``psum`` would multiply it).
+
+        With ``check_vma=False``, and under ``pmap``, JAX does not know what is the same on every
+        device, and what is taken inside comes out as a device's part times the number of devices.
+        ``pmean`` makes a gradient with respect to parameters right; one with respect to embeddings
+        is to be divided by the number of devices.
 
     Raises:
-        ValueError: wrong shapes, an unknown option, a margin known to be NaN or infinite.
+        ValueError: wrong shapes, an unknown option, a margin known to be NaN or infinite, labels
+            known not to fit int32, more rows to draw from than 92,681, beyond which the triplets
+            of one anchor could exceed an int32.
         TypeError: embeddings that are not floating point, labels that are not integers, or of two
             types that no third one holds, a mask that is not boolean; when the loss is
             differentiated twice or in forward mode.
@@ -151,6 +157,12 @@ def batch_all_triplet_loss(
             jax.lax.all_gather(v, axis_name, tiled=True) for v in (y, y_labels, y_real)
         )
         first = jax.lax.axis_index(axis_name) * x.shape[0]
+
+    if len(y) > _MOST_ROWS:
+        raise ValueError(
+            f"positives and negatives must be drawn from at most {_MOST_ROWS:,} rows, or counts "
+            f"could exceed an int32; got {len(y):,}"
+        )
 
     x_order = _by_label(x_labels, x_real, where)
     # The same computation when these are the same rows.
@@ -221,15 +233,16 @@ def _check_rows(
     where: ArrayLike | None,
 ) -> tuple[Array, Array, Array]:
     """Checked rows in at least float32, padding of ones, their labels and their mask."""
-    x, y = jnp.asarray(rows), jnp.asarray(labels)
-    if isinstance(labels, np.ndarray) and not np.array_equal(labels, np.asarray(labels, y.dtype)):
-        raise ValueError(f"{labels_name} must fit {y.dtype}; got {labels.min()} to {labels.max()}")
+    x, given = jnp.asarray(rows), labels if isinstance(labels, Array) else np.asarray(labels)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} must be floating point; got {x.dtype}")
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"{name} must have shape [rows, dim], neither of them 0; got {x.shape}")
-    if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise TypeError(f"{labels_name} must be integers; got {y.dtype}")
+    if not jnp.issubdtype(given.dtype, jnp.integer):
+        raise TypeError(f"{labels_name} must be integers; got {given.dtype}")
+    y = jnp.asarray(given)
+    if isinstance(given, np.ndarray) and not np.array_equal(given, np.asarray(given, y.dtype)):
+        raise ValueError(f"{labels_name} must fit {y.dtype}; got {given.min()} to {given.max()}")
     if y.shape != x.shape[:1]:
         raise ValueError(
             f"{labels_name} must have shape {x.shape[:1]}, one for each row of {name}; "
@@ -267,7 +280,11 @@ def _check_margin(margin: ArrayLike, dtype: jnp.dtype) -> Array:
         raise ValueError(f"margin must be below 1e38 and finite; got {margin}")
     if isinstance(margin, int | np.integer | np.ndarray) and np.asarray(margin).dtype.kind in "iuO":
         margin = np.asarray(margin, float)  # before it is cut to 32 bits
-    mu = jnp.asarray(margin)
+    try:
+        mu = jnp.asarray(margin)
+    except TypeError:
+        kind = type(margin).__name__
+        raise TypeError(f"margin must be a number, such as state.margin; got {kind}") from None
     if mu.shape != ():
         raise ValueError(f"margin must be a scalar; got shape {mu.shape}")
     if not (jnp.issubdtype(mu.dtype, jnp.floating) or jnp.issubdtype(mu.dtype, jnp.integer)):

@@ -75,7 +75,7 @@ def make_train_step(
     Args:
         apply_fn: ``apply_fn(params, batch_stats, images, *, train, key) -> (embeddings,
             batch_stats)``, pure.
-        optimizer: any optax gradient transformation.
+        optimizer: any optax gradient transformation; those that want the loss get it as `value`.
         distance, reduction, mining: as in :func:`~margin_jax.batch_all_triplet_loss`.
         histogram: also sample the batch's effective margins, as
             :func:`~margin_jax.effective_margin_histogram` does, for a schedule that
@@ -153,6 +153,8 @@ def make_train_step(
             f"microbatch must be a multiple of {mesh.shape[AXIS]}, the devices that share it; "
             f"got {microbatch}"
         )
+    # Some optimisers look at the loss, such as `optax.contrib.reduce_on_plateau`.
+    update = optax.with_extra_args_support(optimizer).update
     everywhere = None if mesh is None else replicated(mesh)
     devices = 1 if mesh is None else mesh.size
     batch_loss: Callable[..., tuple[Array, TripletStats]] = functools.partial(
@@ -222,7 +224,7 @@ def make_train_step(
             sampled = effective_margin_histogram(
                 embeddings, labels, stats, jax.random.fold_in(key, 1), distance=distance
             )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        updates, opt_state = update(gradient, state.opt_state, state.params, value=loss)
         new_state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

@@ -76,7 +76,7 @@ class Compared(NamedTuple):
 
 def negatives(window: Windows, columns: int) -> Array:
     """bool[B, N]: the negatives of each anchor."""
-    column = jnp.arange(columns, dtype=jnp.int32)
+    column = jnp.arange(columns, dtype=jnp.int32)[None, :]
     start, stop, _, real = (v[:, None] for v in window)
     return ((column < start) | (column >= stop)) & (column < real)
 

@@ -40,7 +40,7 @@ def compare_sorted(
 
     # The positives of every anchor, ascending. What is none of them, and NaN, comes first, lower
     # than every distance.
-    k = jnp.arange(capacity, dtype=jnp.int32)
+    k = jnp.arange(capacity, dtype=jnp.int32)[None, :]
     p = start + k
     exists = (p < stop) & (p != itself)
     d_ap = jnp.where(exists, _look_up(tile, jnp.minimum(p, columns - 1)), 0)
@@ -80,7 +80,7 @@ def compare_sorted(
         with_positive = _look_up(
             _in_memory(_counts_up_to(changes, capacity)), jnp.minimum(not_below, capacity - 1)
         )
-        column = jnp.arange(columns, dtype=jnp.int32)
+        column = jnp.arange(columns, dtype=jnp.int32)[None, :]
         positive = (start <= column) & (column < stop) & (column != itself)
         to_tile = jnp.where(positive, with_positive, jnp.where(negative, -chosen, 0)).astype(dtype)
         to_margin += jnp.sum(n_chosen.astype(dtype))
@@ -165,7 +165,7 @@ def _sum_to_top(reach: Array, real: Array, first: Array, tile: Array) -> Array:
     """
     capacity = reach.shape[1]
     gaps = jnp.where(real[:, :-1], jnp.diff(reach, axis=1), 0)
-    crossed = gaps * jnp.arange(capacity - 1, 0, -1, dtype=reach.dtype)
+    crossed = gaps * jnp.arange(capacity - 1, 0, -1, dtype=reach.dtype)[None, :]
     above = jnp.pad(jnp.cumsum(crossed[:, ::-1], axis=1)[:, ::-1], ((0, 0), (0, 1)))
     reach, above = _in_memory((reach, above))
     count = (capacity - first).astype(reach.dtype)

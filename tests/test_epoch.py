@@ -58,6 +58,24 @@ def test_weights_of_a_run_are_numpy_and_can_be_trained_on():
     assert_same(trained, again)
 
 
+@pytest.mark.parametrize("kind", ["plateau", "polyak"])
+def test_optimisers_that_want_the_loss_get_it(kind):
+    optimizer = {
+        "plateau": optax.chain(
+            optax.sgd(1e-3), optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=1.0)
+        ),
+        "polyak": optax.polyak_sgd(max_learning_rate=0.1),
+    }[kind]
+    train_step = mj.make_train_step(apply_fn, optimizer)
+    state = new_state(mj.constant(0.2), optimizer)
+    start = np.asarray(state.params["w"])
+    for images, labels in batches():
+        state, _ = train_step(state, images, labels)
+    assert np.any(np.asarray(state.params["w"]) != start)
+    if kind == "plateau":  # no loss falls by all of itself
+        assert float(state.opt_state[1].scale) < 1
+
+
 def snapshot(state):
     """The state's values, keys included, as NumPy copies."""
     return jax.tree.map(np.array, state.replace(key=jax.random.key_data(state.key)))

@@ -742,6 +742,17 @@ WRONG = {
     "int_embeddings": ({"embeddings": ONES.astype(int)}, TypeError, r"floating point; got int"),
     "float_labels": ({"labels": np.zeros(4)}, TypeError, r"labels must be integers; got float"),
     "bool_labels": ({"labels": np.ones(4, bool)}, TypeError, r"labels must be integers; got bool"),
+    "text_labels": (
+        {"labels": ["a", "a", "b", "b"]},
+        TypeError,
+        r"labels must be integers; got <U",
+    ),
+    "large_labels": ({"labels": [0, 0, 1, 2**40]}, ValueError, r"must fit int32; got 0 to 1099511"),
+    "huge_labels": (
+        {"labels": [0, 0, 1, 2**70]},
+        TypeError,
+        r"labels must be integers; got object",
+    ),
     "few_labels": ({"labels": [0, 0, 1]}, ValueError, r"labels must .*\(4,\).*; got \(3,\)"),
     "column_labels": ({"labels": [[0]] * 4}, ValueError, r"labels must .*\(4,\).*; got \(4, 1\)"),
     "int_where": ({"where": [1, 1, 1, 0]}, TypeError, r"where must be boolean; got int"),
@@ -767,6 +778,12 @@ WRONG = {
     "nan_margin_array": ({"margin": np.array(np.nan)}, ValueError, r"finite; got nan"),
     "three_margins": ({"margin": np.ones(3)}, ValueError, r"scalar; got shape \(3,\)"),
     "complex_margin": ({"margin": 1j}, TypeError, r"margin must be a real number; got complex"),
+    "text_margin": ({"margin": "0.2"}, TypeError, r"margin must be a number, .*; got str"),
+    "state_as_margin": (
+        {"margin": mj.dams().init()},
+        TypeError,
+        r"margin must be a number, such as state\.margin; got ScheduleState",
+    ),
     "no_reference_labels": ({"references": ONES}, ValueError, r"references need reference_labels"),
     "no_references": ({"reference_labels": [0, 1]}, ValueError, r"need references"),
     "where_without_references": ({"reference_where": [True]}, ValueError, r"need references"),
@@ -803,6 +820,58 @@ def test_errors_say_what_was_expected_and_what_came(wrong, error, message):
     right = {"embeddings": ONES, "labels": [0, 0, 1, 1], "margin": 0.2}
     with pytest.raises(error, match=message):
         mj.batch_all_triplet_loss(**(right | wrong))
+
+
+def test_counts_that_could_exceed_their_integers_are_refused():
+    """46,341 positives and as many negatives make 2^31 + 4,633 triplets of one anchor."""
+
+    def loss(x, y):
+        labels = jnp.zeros(len(y), jnp.int32)
+        return mj.batch_all_triplet_loss(
+            x, jnp.zeros(len(x), jnp.int32), 0.2, references=y, reference_labels=labels
+        )
+
+    def trace(anchors, rows):
+        shapes = (jax.ShapeDtypeStruct((n, 2), jnp.float32) for n in (anchors, rows))
+        return jax.eval_shape(loss, *shapes)
+
+    assert trace(1, 92_681)[1].hard.shape == (1,)
+    with pytest.raises(ValueError, match=r"at most 92,681 rows, .* an int32; got 92,682"):
+        trace(1, 92_682)
+    shapes = ((92_682, 2), jnp.float32), ((92_682,), jnp.int32)
+    batch = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    with pytest.raises(ValueError, match="got 92,682"):
+        jax.eval_shape(lambda x, labels: mj.batch_all_triplet_loss(x, labels, 0.2), *batch)
+
+
+@pytest.mark.parametrize("implementation", ["loop", "sorted"])
+@pytest.mark.parametrize("option", ["plain", "swap", "soft", "where", "references"])
+def test_nothing_is_promoted_in_silence(option, implementation):
+    """Neither ranks nor types, as libraries of others may demand it of all that they call."""
+    x, labels, margin, where = (jnp.asarray(v) for v in CASES["random"])
+    options = {
+        "plain": {},
+        "swap": {"swap": True},
+        "soft": {"soft": True},
+        "where": {"where": where},
+        "references": {"references": x, "reference_labels": labels},
+    }[option]
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        for distance, mining in zip(METRICS, (*MININGS, *MININGS), strict=False):
+
+            def loss(x, distance=distance, mining=mining):
+                return mj.batch_all_triplet_loss(
+                    x,
+                    labels,
+                    margin,
+                    distance=distance,
+                    mining=mining,
+                    implementation=implementation,
+                    **options,
+                )
+
+            (_, stats), _ = jax.eval_shape(jax.value_and_grad(loss, has_aux=True), x)
+            jax.eval_shape(mj.EpochStats.of, stats)
 
 
 @pytest.mark.parametrize("margin", [2**40, 2**70, np.int64(2**40), np.array(2**40)])

@@ -196,6 +196,30 @@ def test_gradient_to_embeddings_taken_inside():
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("by", ["shard_map", "pmap"])
+def test_gradient_to_embeddings_where_jax_does_not_know_what_is_the_same(by):
+    """A device's part comes out times the number of devices, as the docstring says."""
+    arrays, devices = batch(), 4
+
+    def local(arrays):
+        def loss_fn(x):
+            rest = arrays | {"embeddings": x}
+            return mj.batch_all_triplet_loss(margin=0.3, axis_name="data", **rest)[0]
+
+        return jax.grad(loss_fn)(arrays["embeddings"])
+
+    if by == "pmap":
+        parts = {name: v.reshape(devices, -1, *v.shape[1:]) for name, v in arrays.items()}
+        local_devices = jax.devices()[:devices]
+        gradient = jax.pmap(local, axis_name="data", devices=local_devices)(parts)
+    else:
+        specs = {"in_specs": P("data"), "out_specs": P("data"), "check_vma": False}
+        gradient = jax.jit(jax.shard_map(local, mesh=mesh_of(devices), **specs))(arrays)
+    gradient = np.asarray(jax.block_until_ready(gradient)).reshape(arrays["embeddings"].shape)
+    expected = expected_on_one_device()[1][0]["embeddings"]
+    np.testing.assert_allclose(gradient / devices, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_without_axis_name_each_device_has_its_own_triplets():
     arrays = batch()
 
