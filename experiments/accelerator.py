@@ -7,10 +7,10 @@ Run it from a checkout: it needs jax, flax, optax, orbax-checkpoint, numpy, scip
 matplotlib and tqdm, and no installation. What else the package may use it imports only when it is
 asked for: tensorflow-datasets, typer, and safetensors, which ``--weights`` needs.
 
-The most valuable rows come first. Each is written to ``experiments/results/accelerator.jsonl`` as it
-is measured, with the device's name, and none is measured twice on one device unless asked to
-(``--again``); so what time cuts short goes on with the next call. ``accelerator.md`` is the table of
-all devices. The rows:
+The most valuable rows come first. Each is written to ``experiments/results/accelerator.jsonl`` as
+it is measured, with the device's name, and none is measured twice on one device unless asked to
+(``--again``); so what time cuts short goes on with the next call. ``accelerator.md`` is the table
+of all devices. The rows:
 
 - *check*: loss, counts and gradient against float64 on the host, and whether distances are computed
   with rounded factors (TF32 or bfloat16), as the default of matrix products is. A count may differ
