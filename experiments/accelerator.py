@@ -248,7 +248,7 @@ def peer(package, x, labels):
 def block(n, k, size):
     """The loss with blocks of `size` anchors."""
     usual = triplets._block_size
-    triplets._block_size = lambda anchors, references: min(anchors, size)
+    triplets._block_size = lambda anchors, references, width: min(anchors, size)
     try:
         x, labels = bench.batch(n, str(k))
         run, temporary_mb = compiled(bench.ours(x, labels))

@@ -94,6 +94,10 @@ DISTANCES: dict[str, DistanceFn] = {
 }
 
 
+# Those that run as one matrix product; others may hold the differences of all coordinates at once.
+PRODUCTS = (euclidean, squared_euclidean, cosine)
+
+
 def get_distance(distance: str | DistanceFn) -> DistanceFn:
     """The function behind a name of :data:`DISTANCES`; a function is returned as it is.
 

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from margin_jax.distances import PRODUCTS
 from margin_jax.stats import TripletStats
 from margin_jax.tile import Compared, Terms, Windows, compare, compare_values, negatives
 from margin_jax.tile_sorted import compare_sorted
@@ -71,7 +72,7 @@ def batch_all(
 def _batch_all(
     anchors: Array, references: Array, margin: Array, windows: Windows, terms: Terms
 ) -> tuple[Array, TripletStats]:
-    size = _block_size(len(anchors), len(references))
+    size = _block_size(len(anchors), len(references), _width(terms, anchors))
     total, stats, _ = _scan(anchors, references, margin, windows, terms, size, False)
     return total, stats
 
@@ -80,7 +81,7 @@ def _forward(
     anchors: Array, references: Array, margin: Array, windows: Windows, terms: Terms
 ) -> tuple[tuple[Array, TripletStats], tuple[Array, ...]]:
     anchors, references, margin = _differentiable_once((anchors, references, margin))
-    size = _block_size(len(anchors), len(references))
+    size = _block_size(len(anchors), len(references), _width(terms, anchors))
     total, stats, gradient = _scan(anchors, references, margin, windows, terms, size, True)
     return (total, stats), gradient
 
@@ -111,18 +112,24 @@ def _refuse(primals: object, tangents: object) -> NoReturn:
     )
 
 
-def _block_size(anchors: int, references: int) -> int:
+def _width(terms: Terms, anchors: Array) -> int:
+    """Numbers that a distance may hold at once."""
+    return 1 if terms.distance in PRODUCTS else anchors.shape[1]
+
+
+def _block_size(anchors: int, references: int, width: int) -> int:
     """Anchors a block: large enough to feed the processor, small enough to stay near it.
 
     On a CPU a tile of about 2^18 distances, but at least 64 rows for the matrix product. An
     accelerator wants few, large operations: 2^25 distances, or 1/256 of its memory if that is less;
-    about fourteen arrays of that size are there at a time.
+    about fourteen arrays of that size are there at a time. A distance that is no matrix product may
+    hold all differences of coordinates, `width` numbers each.
     """
     device = jax.local_devices()[0]
     distances = 2**18
     if device.platform != "cpu":
         memory = (device.memory_stats() or {}).get("bytes_limit", 2**32)
-        distances = min(2**25, memory // 256 // 4)
+        distances = min(2**25, memory // 256 // 4) // width
     return min(anchors, max(64, distances // references))
 
 

@@ -218,7 +218,7 @@ def test_references(distance, mining):
 def test_blocks_change_nothing(monkeypatch, size, case):
     asked = []
 
-    def block_size(anchors, references):
+    def block_size(anchors, references, width):
         asked.append((anchors, references))
         return size
 
@@ -248,14 +248,17 @@ def test_blocks_change_nothing(monkeypatch, size, case):
 def test_blocks_follow_platform_and_memory(monkeypatch, platform, stats, rows):
     device = types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    assert triplets._block_size(10**6, 2**11) == rows
-    assert triplets._block_size(7, 2**11) == 7
+    assert triplets._block_size(10**6, 2**11, 1) == rows
+    assert triplets._block_size(7, 2**11, 1) == 7
+    # Where differences of 128 coordinates are held: not on a CPU, whose loops hold none.
+    rows_of_cubes = rows if platform == "cpu" else max(64, rows // 128)
+    assert triplets._block_size(10**6, 2**11, 128) == rows_of_cubes
 
 
 @pytest.mark.parametrize("case", ["random", "padded"])
 def test_a_distance_of_ones_own_may_divide_by_a_rows_length(monkeypatch, case):
     """Rows of padding, the batch's and those of a block that is not full, have a length."""
-    monkeypatch.setattr(triplets, "_block_size", lambda anchors, references: 5)
+    monkeypatch.setattr(triplets, "_block_size", lambda anchors, references, width: 5)
 
     def cosine(a, b):
         a, b = (v / jnp.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))

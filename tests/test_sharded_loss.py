@@ -130,7 +130,7 @@ def test_references_are_gathered_too():
 
 
 def test_many_blocks_a_device(monkeypatch):
-    monkeypatch.setattr(triplets, "_block_size", lambda anchors, references: 3)
+    monkeypatch.setattr(triplets, "_block_size", lambda anchors, references, width: 3)
     assert_same(value_and_grad(global_loss(4), batch(), 0.3), expected_on_one_device())
 
 
@@ -299,7 +299,7 @@ def scan_trips(text):
 @pytest.mark.parametrize("devices", DEVICES)
 def test_compiled_program_shares_the_work(monkeypatch, devices):
     # A block of 32 for all, so that every program loops over blocks.
-    monkeypatch.setattr(triplets, "_block_size", lambda anchors, references: 32)
+    monkeypatch.setattr(triplets, "_block_size", lambda anchors, references, width: 32)
     alone, shared = compiled_step(1), compiled_step(devices)
     text = shared.as_text()
     trips_alone, trips = scan_trips(alone.as_text()), scan_trips(text)
@@ -319,6 +319,8 @@ def test_compiled_program_shares_the_work(monkeypatch, devices):
 @pytest.mark.parametrize(("devices", "share"), [(4, 0.7), (8, 0.4)])
 def test_memory_of_a_device_falls(monkeypatch, devices, share):
     """Once a device's rows are fewer than a block, which here has half the rows of the batch."""
-    monkeypatch.setattr(triplets, "_block_size", lambda anchors, references: min(anchors, 512))
+    monkeypatch.setattr(
+        triplets, "_block_size", lambda anchors, references, width: min(anchors, 512)
+    )
     alone, memory = (compiled_step(n).memory_analysis().temp_size_in_bytes for n in (1, devices))
     assert memory < share * alone

@@ -231,7 +231,7 @@ def test_the_largest_class_decides(monkeypatch):
         return usual(*arguments)
 
     monkeypatch.setattr(triplets, "compare_sorted", told)
-    monkeypatch.setattr(triplets, "_block_size", lambda anchors, references: anchors - 1)
+    monkeypatch.setattr(triplets, "_block_size", lambda anchors, references, width: anchors - 1)
     n = 400
     x = np.random.default_rng(7).normal(size=(n, 5)).astype(np.float32)
     run = jax.jit(lambda x, labels: mj.batch_all_triplet_loss(x, labels, 0.2)[0])
