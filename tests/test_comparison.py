@@ -67,6 +67,8 @@ def _step_arguments(run):
         config.reduction,
         config.histogram,
         make_augment(config.augment),
+        config.microbatch,
+        config.memory_warmup,
         mesh,
         config.mining,
     )
