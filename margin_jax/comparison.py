@@ -4,6 +4,7 @@ Each cell (a schedule and a seed) is a run folder of its own, so a comparison th
 on where it was. Differences are paired by seed.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -14,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from margin_jax import plots, run
+from margin_jax import multihost, plots, run
 from margin_jax.config import TrainConfig, as_file_name
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.files import to_json, write_text
+from margin_jax.lock import locked
 from margin_jax.models import Encoder
 from margin_jax.protocol import load, prepare_data
 from margin_jax.training import fit
@@ -160,6 +162,21 @@ def compare(
     config = with_folder(config)
     run.get_encoder(config, encoder)  # refuses one that is missing, or not asked for
     cells = {(name, seed): _cell_config(config, name, seed) for name in schedules for seed in seeds}
+    with contextlib.ExitStack() as held:
+        multihost.on_first(lambda: held.enter_context(locked(config.folder)))
+        return _compare(config, cells, dataset, encoder, on_cell, progress)
+
+
+def _compare(
+    config: TrainConfig,
+    cells: dict[tuple[str, int], TrainConfig],
+    dataset: ImageDataset | None,
+    encoder: Encoder | None,
+    on_cell: Callable[[str, int, dict[str, Any]], None] | None,
+    progress: bool,
+) -> Comparison:
+    """In a folder that no other process has."""
+    schedules, seeds = (tuple(dict.fromkeys(part)) for part in zip(*cells, strict=True))
     if dataset is None:
         dataset = load(config)
 
@@ -182,7 +199,7 @@ def compare(
         reports[name][seed], histories[name][seed] = report, run.read_history(cell.folder)
         if on_cell is not None:
             on_cell(name, seed, report)
-    comparison = Comparison(tuple(schedules), tuple(seeds), reports, histories)
+    comparison = Comparison(schedules, seeds, reports, histories)
     folder = config.folder
     write_text(folder / "comparison.json", to_json(comparison.to_json(), indent=2) + "\n")
     write_text(folder / "comparison.md", comparison.table() + "\n")

@@ -12,9 +12,12 @@
     figures/       pictures of all that
 """
 
+import contextlib
 import json
 import math
+import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from margin_jax.data.images import Images, StreamedImages
 from margin_jax.evaluation.embedding import embed_images, pair_distances
 from margin_jax.evaluation.verification import VerificationReport, verification_report
 from margin_jax.files import append_line, to_json, write_text
+from margin_jax.lock import LOCK, locked
 from margin_jax.models import Encoder, make_encoder
 from margin_jax.protocol import RunData
 from margin_jax.report_lines import report_rows, table, training_line
@@ -208,6 +212,23 @@ def read_config(folder: Path) -> TrainConfig:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
 
 
+@contextlib.contextmanager
+def claim(config: TrainConfig) -> Iterator[None]:
+    """Keeps the run folder for this process: what is in it then changes by nobody else's hand.
+
+    Raises:
+        ValueError: if another process has it, or as :func:`check_folder`.
+    """
+    check_folder(config)  # nothing is written, not even a lock, where other things lie
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(config.folder))
+        except OSError as error:
+            raise _unwritable(config.folder, error) from error
+        check_folder(config)  # a run could begin, and end, in between
+        yield
+
+
 def check_folder(config: TrainConfig) -> None:
     """Refuses a run folder that holds something, unless it is a run and what to do is said.
 
@@ -218,7 +239,7 @@ def check_folder(config: TrainConfig) -> None:
     images = config.data_dir if config.dataset == "folder" else None
     if images is not None and Path(images).resolve() in folder.resolve().parents:
         raise ValueError(f"out must not lie in data_dir, {config.data_dir}; got {folder}")
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if is_vacant(folder):
         return
     if not is_run(folder):
         raise ValueError(f"{folder} is not empty and not a run folder; choose another out")
@@ -226,6 +247,8 @@ def check_folder(config: TrainConfig) -> None:
         raise ValueError(
             f"{folder} holds a run: ask to --resume or to --overwrite it, or choose another --out"
         )
+    if config.overwrite:
+        check_removable(folder)
 
 
 def prepare_folder(config: TrainConfig, data: RunData) -> str:
@@ -239,11 +262,12 @@ def prepare_folder(config: TrainConfig, data: RunData) -> str:
     folder = config.folder
     described = to_json(data.described, indent=2) + "\n"
     described.encode()  # names that are no text fail here, before anything is removed
-    if is_run(folder):
-        if config.resume and (folder / CONFIG).is_file():
-            return _check_same(config, data.described, folder)
-        remove(folder)
+    check_folder(config)  # once more, for file systems without locks
+    if config.resume and (folder / CONFIG).is_file():
+        return _check_same(config, data.described, folder)
     try:
+        if config.overwrite and is_run(folder):
+            remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / DATA, described)
         arrays: dict[str, Any] = {"files": np.array(data.dataset.files)}
@@ -253,8 +277,12 @@ def prepare_folder(config: TrainConfig, data: RunData) -> str:
         # Last: a folder with a configuration has all that a run needs to be resumed.
         write_text(folder / CONFIG, config.to_json())
     except OSError as error:
-        raise ValueError(f"cannot write the run folder {folder}: {error.strerror}") from error
+        raise _unwritable(folder, error) from error
     return ""
+
+
+def _unwritable(folder: Path, error: OSError) -> ValueError:
+    return ValueError(f"cannot write the run folder {folder}: {error.strerror}")
 
 
 def _check_same(config: TrainConfig, described: dict[str, Any], folder: Path) -> str:
@@ -317,9 +345,14 @@ def is_saved(folder: Path) -> bool:
     return any(path.name.isdigit() for path in (folder / CHECKPOINTS).glob("*"))
 
 
+def is_vacant(folder: Path) -> bool:
+    """Whether there is no folder, or an empty one; a lock, which a kill leaves, is nothing."""
+    return not folder.exists() or (folder.is_dir() and not set(os.listdir(folder)) - {LOCK})
+
+
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run, or what a kill left of the making of one."""
-    names = {path.name.removesuffix(".partial") for path in folder.glob("*")}
+    names = {path.name.removesuffix(".partial") for path in folder.glob("*")} - {LOCK}
     mine = {DATA, PAIRS, CONFIG}
     if not (mine <= names or (DATA in names and names <= mine)):
         return False
@@ -332,16 +365,47 @@ def is_run(folder: Path) -> bool:
     return isinstance(found, dict) and {"identities", "coverage"} <= set(found)
 
 
-def remove(folder: Path) -> None:
-    """Removes a run, and nothing else that may be in its folder."""
+def check_removable(folder: Path) -> None:
+    """Whether all of a run can be removed: to be asked before any of it is.
+
+    Raises:
+        ValueError: if something in it is not what a run leaves there, or may not be removed.
+    """
     for name in (FIGURES, CHECKPOINTS):
-        if (folder / name).is_symlink():
-            raise ValueError(f"not removing {folder / name}, a link to somewhere else")
+        path = folder / name
+        if path.is_symlink():
+            raise ValueError(f"not removing {path}, a link to somewhere else")
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"not removing {path}, which is no folder")
+    for name in _files(folder):
+        if name.is_dir() and not name.is_symlink():
+            raise ValueError(f"not removing {name}, which is a folder")
+    folders = [folder]
+    for name in (FIGURES, CHECKPOINTS):
+        folders += [Path(path) for path, *_ in os.walk(folder / name)]
+    for path in folders:
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise ValueError(f"not removing the run in {folder}: {path} can not be written to")
+
+
+def remove(folder: Path) -> None:
+    """Removes a run, and nothing else that may be in its folder.
+
+    Raises:
+        ValueError: if that is not possible; all of it is there then.
+    """
+    check_removable(folder)
+    for name in (FIGURES, CHECKPOINTS):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
-    for name in (REPORT, HISTORY, CHANGES, PAIRS, CONFIG, DATA):
-        (folder / name).unlink(missing_ok=True)
-        (folder / f"{name}.partial").unlink(missing_ok=True)
+    for path in _files(folder):
+        path.unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Where the files of a run are, with those that a kill leaves half written."""
+    names = (REPORT, HISTORY, CHANGES, PAIRS, CONFIG, DATA)
+    return [folder / f"{name}{ending}" for name in names for ending in ("", ".partial")]
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

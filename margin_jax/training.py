@@ -1,5 +1,6 @@
 """Many epochs: data, training, validation, the best model, resume, and the report on test pairs."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -78,43 +79,16 @@ def fit(
         mesh = make_mesh(config.devices, config.batch_size)
     else:  # which divides the batch
         mesh = make_mesh(config.devices, config.microbatch, what="microbatch")
-    # Before the data, which can take minutes to load.
-    multihost.on_first(lambda: run.check_folder(config))
-    setting, state = multihost.agreed(lambda: _set_up(config, dataset, encoder, mesh))
-    # Last, so that nothing is removed or written for what turns out to be impossible.
-    changed = multihost.on_first(lambda: run.prepare_folder(config, setting.data)) or ""
-
-    with (
-        multihost.notice() as notice,
-        Checkpoint(config.folder / run.CHECKPOINTS) as checkpoint,
-    ):
-        multihost.check_same("run folder", checkpoint.step)
-        place = _begin(config, place_copies(state, mesh), mesh, checkpoint)
-        multihost.on_first(lambda: run.write_progress(config, place.history, changed))
-        show = progress and multihost.is_first()
-        with ProgressBar(str(config.folder), config.epochs, len(place.history), show) as bar:
-            try:
-                while len(place.history) < config.epochs:
-                    place = _train_epoch(config, setting, place, checkpoint, notice, bar)
-                    if multihost.from_first(checkpoint.age >= _SAVE_SECONDS):
-                        place.save(checkpoint)
-                    if on_epoch is not None:
-                        on_epoch(place.history[-1])
-                    if notice.given:
-                        place.save(checkpoint)
-                        raise Preempted(f"after epoch {len(place.history)}")
-            except BaseException as error:
-                # No whole epoch is lost; but other processes may be elsewhere, or the disk full.
-                if jax.process_count() == 1 and not isinstance(error, SaveError):
-                    place.save(checkpoint)
-                raise
-            place.save(checkpoint)
-
-    if notice.given:  # while the last of it was saved
-        raise Preempted(f"after epoch {len(place.history)}")
-    data, history = setting.data, place.history
-    report, pictures = make_report(config, data, setting.encoder, *place.best, history, mesh)
-    multihost.on_first(lambda: run.write_report(config.folder, report, pictures))
+    with contextlib.ExitStack() as held:
+        # Before the data, which can take minutes to load, and until the report is written.
+        multihost.on_first(lambda: held.enter_context(run.claim(config)))
+        setting, state = multihost.agreed(lambda: _set_up(config, dataset, encoder, mesh))
+        # Last, so that nothing is removed or written for what turns out to be impossible.
+        changed = multihost.on_first(lambda: run.prepare_folder(config, setting.data)) or ""
+        place = _train(config, setting, state, changed, on_epoch, progress)
+        data, history = setting.data, place.history
+        report, pictures = make_report(config, data, setting.encoder, *place.best, history, mesh)
+        multihost.on_first(lambda: run.write_report(config.folder, report, pictures))
     params, batch_stats = jax.device_get(place.best)
     return Run(
         config.folder, config, history, report, data.described, setting.encoder, params, batch_stats
@@ -217,6 +191,47 @@ def _set_up(
         data, encoder, schedule, mesh, lambda epoch: compiled(mining(epoch))[1], validate
     )
     return setting, state
+
+
+def _train(
+    config: TrainConfig,
+    setting: Setting,
+    state: TrainState,
+    changed: str,
+    on_epoch: OnEpoch | None,
+    progress: bool,
+) -> Place:
+    """All epochs that are left, to the end of the run or of the process."""
+    mesh = setting.mesh
+    with (
+        multihost.notice() as notice,
+        Checkpoint(config.folder / run.CHECKPOINTS) as checkpoint,
+    ):
+        multihost.check_same("run folder", checkpoint.step)
+        place = _begin(config, place_copies(state, mesh), mesh, checkpoint)
+        multihost.on_first(lambda: run.write_progress(config, place.history, changed))
+        show = progress and multihost.is_first()
+        with ProgressBar(str(config.folder), config.epochs, len(place.history), show) as bar:
+            try:
+                while len(place.history) < config.epochs:
+                    place = _train_epoch(config, setting, place, checkpoint, notice, bar)
+                    if multihost.from_first(checkpoint.age >= _SAVE_SECONDS):
+                        place.save(checkpoint)
+                    if on_epoch is not None:
+                        on_epoch(place.history[-1])
+                    if notice.given:
+                        place.save(checkpoint)
+                        raise Preempted(f"after epoch {len(place.history)}")
+            except BaseException as error:
+                # No whole epoch is lost; but other processes may be elsewhere, or the disk full.
+                if jax.process_count() == 1 and not isinstance(error, SaveError):
+                    place.save(checkpoint)
+                raise
+            place.save(checkpoint)
+
+    if notice.given:  # while the last of it was saved
+        raise Preempted(f"after epoch {len(place.history)}")
+    return place
 
 
 def _begin(config: TrainConfig, state: TrainState, mesh: Mesh, checkpoint: Checkpoint) -> Place:

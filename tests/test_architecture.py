@@ -13,6 +13,7 @@ PACKAGE = Path(mj.__file__).parent
 ORDER = [
     "choices",
     "files",
+    "lock",
     "report_lines",
     "figure",
     "distances",

@@ -104,6 +104,19 @@ def test_finished_cells_are_kept_and_missing_ones_trained(compared, monkeypatch)
         mj.compare(config.replace(learning_rate=0.01), SCHEDULES, (0, 1))
 
 
+def test_two_comparisons_in_one_folder_are_refused(compared):
+    config, _ = compared
+    refused = []
+
+    def again(*_):
+        with pytest.raises(ValueError, match=r"in use by process \d+ on "):
+            mj.compare(config.replace(overwrite=True), SCHEDULES, (0, 1))
+        refused.append(True)
+
+    mj.compare(config, SCHEDULES, (0, 1), on_cell=again)
+    assert len(refused) == 6
+
+
 def test_cells_of_other_images_are_not_compared(compared):
     config, _ = compared
     folder = config.folder / "dams-seed0"

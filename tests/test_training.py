@@ -15,7 +15,7 @@ from flax import linen as nn
 from PIL import Image
 
 import margin_jax as mj
-from margin_jax import training
+from margin_jax import run, training
 from margin_jax.checkpoint import Checkpoint
 from margin_jax.files import to_json
 from margin_jax.run import best_epoch, read_config, read_history
@@ -439,6 +439,72 @@ def test_overwriting_removes_the_run_and_nothing_else(tiny_fit, tmp_path):
     assert [record["epoch"] for record in run.history] == [1, 2]
     assert read_config(tmp_path).seed == 1
     assert (tmp_path / "notes.txt").read_text() == "kept"
+
+
+def test_nobody_else_may_begin_resume_or_overwrite_a_run_that_is_trained(tiny_fit, tmp_path):
+    whole, out = tiny_fit(tmp_path / "whole"), tmp_path / "run"
+    refused = []
+
+    def another(record):
+        used = rf"in use by process {os.getpid()} on "
+        for how, message in (
+            ({}, "a run: ask to"),
+            ({"resume": True}, used),
+            ({"overwrite": True}, used),
+        ):
+            with pytest.raises(ValueError, match=message):
+                tiny_fit(out, **how)
+            refused.append(record["epoch"])
+
+    run = tiny_fit(out, on_epoch=another)
+    assert refused == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert timeless(read_history(out)) == timeless(whole.history) == timeless(run.history)
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.path.iterdir()}
+
+
+def test_a_run_that_appears_while_the_data_are_loaded_is_left_alone(
+    tiny_fit, tmp_path, monkeypatch
+):
+    """On a file system without locks, say."""
+    done, out, prepare = tiny_fit(tmp_path / "done", epochs=1), tmp_path / "run", run.prepare_folder
+
+    def meanwhile(config, data):
+        shutil.copytree(done.path, out, dirs_exist_ok=True)
+        return prepare(config, data)
+
+    monkeypatch.setattr(run, "prepare_folder", meanwhile)
+    with pytest.raises(ValueError, match="holds a run"):
+        tiny_fit(out)
+    assert read_history(out) == done.history
+    assert (out / "report.json").is_file()
+
+
+IN_THE_WAY = {
+    "a link": (lambda out: move(out / "checkpoints"), "a link to somewhere else"),
+    "a file for a folder": (lambda out: move(out / "checkpoints", link=False), "is no folder"),
+    "a folder for a file": (
+        lambda out: [(out / "pairs.npz").unlink(), (out / "pairs.npz").mkdir()],
+        "which is a folder",
+    ),
+}
+
+
+def move(path, link=True):
+    path.rename(path.with_name("moved"))
+    if link:
+        path.symlink_to(path.with_name("moved"))
+    else:
+        path.touch()
+
+
+@pytest.mark.parametrize(("change", "message"), IN_THE_WAY.values(), ids=IN_THE_WAY)
+def test_a_run_is_overwritten_whole_or_not_at_all(change, message, tiny_fit, tmp_path):
+    tiny_fit(tmp_path, epochs=1)
+    change(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=f"not removing .*{message}"):
+        tiny_fit(tmp_path, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_bad_data_leaves_an_old_run_alone(finished):
