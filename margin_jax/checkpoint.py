@@ -3,9 +3,13 @@
 import contextlib
 import functools
 import gc
+import hashlib
+import json
 import logging
+import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -22,6 +26,8 @@ T = TypeVar("T")
 
 ARRAYS, RECORD = "arrays", "record"
 _MOMENT = 0.5  # seconds
+# Paths without signs that mean something to Orbax or TensorStore.
+_PLAIN = re.compile(r"[\w/. -]*")
 
 
 class SaveError(OSError):
@@ -34,27 +40,43 @@ class Checkpoint:
     Arrays are saved from the host, which is half the work, so they must be on every host of a job,
     of which the first one writes. Each save replaces the one before. It is atomic (a killed process
     leaves the old one or the new one, both parts of it) and returns before the disk is done;
-    :meth:`close`, or leaving a ``with`` block, waits for it. In a job of several processes all of
-    them have to call everything.
+    :meth:`close`, or leaving a ``with`` block, waits for it. Beside them lie digests, by which a
+    save is proven after it was written, and checked whenever it is restored. In a job of several
+    processes all of them have to call everything.
+
+    Args:
+        folder: any path; it is made.
+        read_only: nothing is made or removed, as another process may be about to save there.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=1,
             cleanup_tmp_directories=True,  # what a kill leaves unfinished
             # Else a disk that can not be written to is noticed after a time-out of minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
+        if read_only:
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, create=False, save_interval_steps=0
+            )
         for logger in ("absl", "asyncio"):
-            logging.getLogger(logger).addFilter(_no_traceback)
+            logging.getLogger(logger).addFilter(_worth_showing)
         handlers = {ARRAYS: ocp.PyTreeCheckpointHandler(), RECORD: ocp.JsonCheckpointHandler()}
         self._folder, self._saved = folder, time.monotonic()
-        make = functools.partial(
-            ocp.CheckpointManager, folder.absolute(), options=options, item_handlers=handlers
-        )
-        self._manager = _attempt(make, f"can not open {folder}")
-        self._open = contextlib.ExitStack()
-        self._open.enter_context(_quiet())
+        self._unproven: tuple[int, dict[str, Any]] | None = None
+
+        with contextlib.ExitStack() as opened:
+
+            def make() -> ocp.CheckpointManager:
+                if not read_only:
+                    folder.mkdir(parents=True, exist_ok=True)
+                path = opened.enter_context(_plain(folder.absolute()))
+                return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
+
+            self._manager = _attempt(make, f"can not open {folder}")
+            opened.enter_context(_quiet())
+            self._open = opened.pop_all()
 
     @property
     def step(self) -> int | None:
@@ -67,19 +89,23 @@ class Checkpoint:
         """Seconds since the last save, or since this was opened."""
         return time.monotonic() - self._saved
 
-    def save(self, step: int, arrays: Any, record: dict[str, Any]) -> None:
+    def save(self, step: int, arrays: dict[str, Any], record: dict[str, Any]) -> None:
         """Saves a pytree of arrays and a record as those of `step`, which no save had before.
 
         Raises:
             SaveError: if the disk is full, say; perhaps not of this save but of the one before.
         """
+        self.wait()
         host = jax.tree.map(np.asarray, _without_keys(arrays))
-        both = {ARRAYS: ocp.args.PyTreeSave(host), RECORD: ocp.args.JsonSave(record)}
+        signed = {"record": record, "sha256": _digests(host, record)}
+        both = {ARRAYS: ocp.args.PyTreeSave(host), RECORD: ocp.args.JsonSave(signed)}
         self._saved = time.monotonic()
         save = functools.partial(
             self._manager.save, step, args=ocp.args.Composite(**both), force=True
         )
         _attempt(save, f"can not save step {step} in {self._folder}")
+        some = min(host, key=lambda name: sum(v.nbytes for v in jax.tree.leaves(host[name])))
+        self._unproven = step, jax.eval_shape(lambda: {some: host[some]})
 
     def restore(self, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """``(arrays, record)`` as saved; the arrays as NumPy has them, but for random keys.
@@ -92,33 +118,43 @@ class Checkpoint:
             ValueError: if what was saved has another structure or is damaged.
         """
         try:
-            return _attempt(lambda: self._restore(like), "it says")
+            return _attempt(lambda: self._restore(self.step, like), "it says")
         except SaveError as error:
             raise ValueError(
                 f"can not restore {self._folder}: it is damaged, or of another network, optimiser, "
                 f"schedule or version ({error})"
             ) from None
 
-    def _restore(self, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _restore(
+        self, step: int | None, like: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         target = jax.eval_shape(_without_keys, like)
         # Orbax finds out as well, but in many threads, each with its own traceback.
-        saved = dict(self._manager.item_metadata(self.step)[ARRAYS].tree)
+        saved = dict(self._manager.item_metadata(step)[ARRAYS].tree)
         if _described({name: saved[name] for name in like}) != _described(target):
             raise ValueError("other names, shapes or types")
         places = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
         arrays = ocp.args.PyTreeRestore(target, restore_args=places, partial_restore=True)
         both = ocp.args.Composite(**{ARRAYS: arrays, RECORD: ocp.args.JsonRestore()})
-        found = self._manager.restore(self.step, args=both)
-        keys_back = jax.tree.map(_with_key, found[ARRAYS], like)
-        return keys_back, found[RECORD]
+        found = self._manager.restore(step, args=both)
+        record, told = found[RECORD]["record"], found[RECORD]["sha256"]
+        digests = _digests(found[ARRAYS], record)
+        if other := sorted(name for name in digests if digests[name] != told[name]):
+            raise ValueError(f"not what was saved: {', '.join(other)}")
+        return jax.tree.map(_with_key, found[ARRAYS], like), record
 
     def wait(self) -> None:
-        """Returns when everything saved is on the disk.
+        """Returns when everything saved is on the disk, and can be read from there.
 
         Raises:
             SaveError: if it can not be.
         """
+        unproven, self._unproven = self._unproven, None
         _attempt(self._manager.wait_until_finished, f"can not save in {self._folder}")
+        if unproven is not None:
+            # The smallest part, of a run its best weights: a third of what was written.
+            prove = functools.partial(self._restore, *unproven)
+            _attempt(prove, f"can not read what was saved in {self._folder}")
 
     def close(self) -> None:
         """Waits for the disk, too."""
@@ -135,10 +171,36 @@ class Checkpoint:
         self.close()
 
 
-def _no_traceback(record: logging.LogRecord) -> bool:
-    """Whether a record may be shown: the traceback of an error that is raised in words may not."""
+@contextlib.contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """The folder by a path that Orbax takes as it is: it reads brackets and stars as a pattern."""
+    if _PLAIN.fullmatch(str(folder)):
+        yield folder
+        return
+    if not _PLAIN.fullmatch(tempfile.gettempdir()):
+        raise ValueError(f"TMPDIR must be a path of letters; got {tempfile.gettempdir()}")
+    with tempfile.TemporaryDirectory(prefix="margin-jax-") as room:
+        link = Path(room, "link")
+        link.symlink_to(folder)
+        yield link
+
+
+def _digests(arrays: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of the record, and of all arrays under each uppermost name."""
+    told = {RECORD: hashlib.sha256(json.dumps(record, sort_keys=True).encode())}
+    for name, tree in arrays.items():
+        told[f"{ARRAYS}/{name}"] = digest = hashlib.sha256()
+        # By name: what restores them may have other containers.
+        for path, leaf in sorted(_named(tree).items()):
+            digest.update(f"{path} {leaf.shape} {leaf.dtype}".encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+    return {name: digest.hexdigest() for name, digest in told.items()}
+
+
+def _worth_showing(record: logging.LogRecord) -> bool:
+    """Not what Orbax thinks of leftovers and the like, nor tracebacks of what is raised in words."""
     if not record.exc_info:
-        return True
+        return record.levelno >= logging.ERROR or "orbax" not in record.pathname
     frames = traceback.walk_tb(record.exc_info[2])
     files = [record.pathname, *(frame.f_code.co_filename for frame, _ in frames)]
     return not any("orbax" in file for file in files)
@@ -159,12 +221,17 @@ def _with_key(data: Any, like: Any) -> Any:
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
 
 
-def _described(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shapes and types by name, whatever the containers."""
+def _named(tree: Any) -> dict[str, Any]:
+    """The leaves by name, whatever the containers."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(v.shape), str(v.dtype))
-        for path, v in jax.tree_util.tree_leaves_with_path(tree)
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def _described(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shapes and types by name."""
+    return {name: (tuple(v.shape), str(v.dtype)) for name, v in _named(tree).items()}
 
 
 def _attempt(action: Callable[[], T], failure: str) -> T:

@@ -166,7 +166,7 @@ def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
     like = jax.eval_shape(lambda: encoder.init(jax.random.key(0), image_shape))
     if not is_saved(folder):
         raise ValueError(f"the run in {folder} is damaged: nothing is saved in {CHECKPOINTS}")
-    with Checkpoint(folder / CHECKPOINTS) as checkpoint:
+    with Checkpoint(folder / CHECKPOINTS, read_only=True) as checkpoint:
         arrays, record = checkpoint.restore({"best": like})
     trained = record["history"]
     saved = len(trained), best_epoch(trained, config.select) if trained else 0

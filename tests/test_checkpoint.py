@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import threading
 
@@ -34,6 +35,73 @@ def test_the_newest_save_comes_back_as_it_was(tmp_path):
     assert list(some) == ["b"]
     kept = [path.name for path in (tmp_path / "c").iterdir()]
     assert kept == ["2"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lr[0.1]", "a*b", "**", "what?", "50%", "a#b", "a|b@c", "{x}", "图片", "a\udcffb", "\n"],
+)
+def test_any_path_will_do(name, tmp_path):
+    folder = tmp_path / name / "c"
+    with Checkpoint(folder) as checkpoint:
+        checkpoint.save(1, {"a": TREE}, {})
+        checkpoint.save(2, {"a": TREE}, {})
+    (tmp_path / name).rename(tmp_path / "plain")  # it is there, and like any other
+    with Checkpoint(tmp_path / "plain" / "c", read_only=True) as checkpoint:
+        arrays, _ = checkpoint.restore({"a": TREE})
+        assert checkpoint.step == 2
+    np.testing.assert_array_equal(arrays["a"]["w"], TREE["w"])
+    assert [path.name for path in (tmp_path / "plain" / "c").iterdir()] == ["2"]
+
+
+def test_a_save_that_can_not_be_read_is_loud(tmp_path, monkeypatch):
+    with Checkpoint(tmp_path / "c") as checkpoint:
+        checkpoint.save(1, {"a": TREE}, {})
+        finish = checkpoint._manager.wait_until_finished
+
+        def lose():
+            finish()
+            shutil.rmtree(tmp_path / "c" / "1" / "arrays" / "d")
+
+        monkeypatch.setattr(checkpoint._manager, "wait_until_finished", lose)
+        with pytest.raises(OSError, match=r"can not read what was saved in .*c: "):
+            checkpoint.wait()
+        monkeypatch.undo()
+
+
+def test_what_is_not_what_was_saved_is_refused(tmp_path, monkeypatch):
+    """Another weight, or another figure, as a flipped bit makes them."""
+    with Checkpoint(tmp_path / "c") as checkpoint:
+        checkpoint.save(1, {"a": TREE, "b": TREE}, {"loss": 0.25})
+        checkpoint.wait()
+        restore = checkpoint._manager.restore
+
+        def flip(*args, **kwargs):
+            found = restore(*args, **kwargs)
+            leaf = found["arrays"]["a"]["w"]
+            leaf.view(np.uint8).reshape(-1)[3] ^= 4
+            return found
+
+        monkeypatch.setattr(checkpoint._manager, "restore", flip)
+        with pytest.raises(ValueError, match=r"damaged.*not what was saved: arrays/a\)"):
+            checkpoint.restore({"a": TREE})
+        monkeypatch.undo()
+        files = (tmp_path / "c" / "1" / "record").iterdir()
+        (file,) = [file for file in files if "0.25" in file.read_text()]
+        file.write_text(file.read_text().replace("0.25", "0.75"))
+        with pytest.raises(ValueError, match=r"damaged.*not what was saved: record\)"):
+            checkpoint.restore({"b": TREE})
+
+
+def test_reading_leaves_alone_what_another_process_saves(tmp_path, caplog):
+    with Checkpoint(tmp_path / "c") as checkpoint:
+        checkpoint.save(1, {"a": TREE}, {})
+    half = tmp_path / "c" / "2.orbax-checkpoint-tmp"
+    half.mkdir()
+    with Checkpoint(tmp_path / "c", read_only=True) as checkpoint:
+        checkpoint.restore({"a": TREE})
+    assert half.is_dir()
+    assert caplog.text == "", "advice of Orbax's, for nobody"
 
 
 def test_another_structure_is_a_sentence(tmp_path, capfd):
