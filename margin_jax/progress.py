@@ -28,16 +28,18 @@ class ProgressBar:
         self._lines = enabled and self._bar.disable
         self._title, self._epochs = title, epochs
         self._figures: dict[str, str] = {}
-        self._done, self._epoch, self._steps = float(done), done, 1
+        self._done, self._epoch, self._steps, self._loss = float(done), done, 1, 0.0
 
-    def start(self, margin: float, steps: int) -> None:
-        """An epoch begins, or goes on."""
+    def start(self, margin: float, steps: int, loss: float = 0.0) -> None:
+        """An epoch begins, or goes on, with the sum of the losses of the steps that are done."""
         self._figures["margin"] = f"{margin:.2f}"
-        self._steps = steps
+        self._steps, self._loss = steps, loss
 
     def step(self, steps_read: int, loss: float, easy_fraction: float) -> None:
-        """As `on_step` of :func:`~margin_jax.train_epoch`."""
-        self._figures |= {"loss": f"{loss:.3f}", "easy": f"{easy_fraction:.1%}"}
+        """As `on_step` of :func:`~margin_jax.train_epoch`; shows the mean of the losses so far."""
+        self._loss += loss
+        mean = self._loss / steps_read
+        self._figures |= {"loss": f"{mean:.3f}", "easy": f"{easy_fraction:.1%}"}
         self._show(self._epoch + steps_read / self._steps)
 
     def validated(self, auc: float) -> None:

@@ -269,7 +269,7 @@ def _train_epoch(
             data.dataset.images, data.dataset.labels, plan, setting.mesh, first_step=part.steps
         ),
     )
-    bar.start(float(state.margin), len(plan))
+    bar.start(float(state.margin), len(plan), part.loss)
     unproven: Place | None = None  # until a step from it was finite
     while part.steps < len(plan):
         until_save = config.checkpoint_steps - part.steps % config.checkpoint_steps

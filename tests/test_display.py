@@ -12,6 +12,7 @@ from PIL import Image
 
 import margin_jax as mj
 from margin_jax import report_lines
+from margin_jax.checkpoint import Checkpoint
 from margin_jax.cli.train import summary
 from margin_jax.progress import ProgressBar
 
@@ -33,7 +34,7 @@ def shown(stream, monkeypatch, enabled=True):
         for epoch in range(3):
             bar.start(0.2, 100)
             for step in range(100):
-                bar.step(step + 1, 0.1, 0.5)
+                bar.step(step + 1, 0.2 * step / 99, 0.5)
             bar.validated(0.9 + epoch / 100)
     return stream.getvalue()
 
@@ -51,6 +52,31 @@ def test_a_file_gets_a_line_an_epoch(monkeypatch, capsys):
         for epoch in (3, 4, 5)
     ]
     assert capsys.readouterr().out == ""
+
+
+def test_the_line_of_an_epoch_has_the_loss_of_its_record(tiny_fit, tmp_path, monkeypatch):
+    """Of all its steps, also of those before a kill."""
+
+    class Killed(BaseException):
+        pass
+
+    save = Checkpoint.save
+
+    def save_and_die(checkpoint, step, arrays, record):
+        save(checkpoint, step, arrays, record)
+        if record["part"]["steps"]:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoint, "save", save_and_die)
+        with pytest.raises(Killed):
+            tiny_fit(tmp_path, checkpoint_steps=4)
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    history = tiny_fit(tmp_path, checkpoint_steps=4, resume=True, progress=True).history
+    losses = [float(text) for text in re.findall(r"loss=([\d.]+)", stream.getvalue())]
+    assert losses == [round(record["loss"], 3) for record in history]
+    assert len(losses) == 3
 
 
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
