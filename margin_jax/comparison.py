@@ -209,7 +209,7 @@ def _compare(
 
 def with_folder(config: TrainConfig) -> TrainConfig:
     """The configuration with the folder of the comparison, which is never one of a run."""
-    return config.replace(out=config.out or f"runs/compare-{as_file_name(config.dataset)}")
+    return config.replace(out=config.out or f"runs/compare-{config.title}")
 
 
 def _cell_config(config: TrainConfig, schedule: str, seed: int) -> TrainConfig:

@@ -12,10 +12,11 @@ from typing import Annotated, Any, NamedTuple
 
 from margin_jax.augmentation import make_augment
 from margin_jax.choices import check_choice, one_of
-from margin_jax.data import DATASETS, OWN, check_dataset
+from margin_jax.data import DATASETS, OWN, check_dataset, tfds
 from margin_jax.data.sampler import SAMPLERS, SMALL_IDENTITIES
 from margin_jax.data.splits import check_split
 from margin_jax.distances import DISTANCES
+from margin_jax.files import local_path
 from margin_jax.losses import REDUCTIONS
 from margin_jax.mining import mining_schedule
 from margin_jax.schedules import SCHEDULES, Schedule, spec
@@ -271,7 +272,12 @@ class TrainConfig:
     ] = "auc"
 
     out: Annotated[
-        str | None, Option("Run", "The run folder. Default: runs/DATASET-SCHEDULE-SEED.")
+        str | None,
+        Option(
+            "Run",
+            "The run folder. Default: runs/DATASET-SCHEDULE-SEED; DATASET is folder-NAME of images "
+            "of your own.",
+        ),
     ] = None
     overwrite: Annotated[bool, Option("Run", "Replace a run that is in the run folder.")] = False
     resume: Annotated[
@@ -291,7 +297,7 @@ class TrainConfig:
         for name in ("learning_rate", "width"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name} must be above 0; got 0.0")
-        check_dataset(self.dataset)
+        check_dataset(_dataset_as_meant(self.dataset))
         choices: dict[str, Iterable[str]] = {
             "distance": DISTANCES,
             "reduction": REDUCTIONS,
@@ -346,7 +352,7 @@ class TrainConfig:
             if value is None or (name == "split" and not str(value).endswith(".json")):
                 continue
             # Text, as JSON has no paths; absolute, so that a run can be resumed from anywhere.
-            path = Path(value).expanduser()
+            path = local_path(name, value)
             object.__setattr__(self, name, str(path if name == "out" else path.absolute()))
 
     def make_schedule(self) -> Schedule:
@@ -363,10 +369,15 @@ class TrainConfig:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return Path(
-            self.out
-            or f"runs/{as_file_name(self.dataset)}-{as_file_name(self.schedule)}-{self.seed}"
-        )
+        return Path(self.out or f"runs/{self.title}-{as_file_name(self.schedule)}-{self.seed}")
+
+    @property
+    def title(self) -> str:
+        """The dataset as a part of a folder's name, with that of a folder of images."""
+        name = as_file_name(self.dataset)
+        if self.dataset != "folder" or self.data_dir is None:
+            return name
+        return f"{name}-{os.path.basename(os.path.abspath(self.data_dir))}"
 
     @property
     def begins_with_weights(self) -> bool:
@@ -420,6 +431,22 @@ class TrainConfig:
             unknown = sorted(set(values) - known) if isinstance(values, dict) else values
             raise ValueError(f"not a configuration of this version: unknown {unknown}")
         return cls(**values)
+
+
+def _dataset_as_meant(name: str) -> str:
+    """The name, unless it is one that people give for another.
+
+    Raises:
+        ValueError: with what to say instead.
+    """
+    if isinstance(name, str) and name in tfds.PRESETS:
+        raise ValueError(f"dataset {name} is one of TensorFlow Datasets: say tfds:{name}")
+    if isinstance(name, str) and Path(name).is_dir():
+        raise ValueError(
+            f"dataset must be one of {', '.join(DATASETS)}; got the folder {name}: say "
+            f"--dataset folder --data-dir {name}"
+        )
+    return name
 
 
 def _checked_number(field: dataclasses.Field[Any], value: Any) -> Any:

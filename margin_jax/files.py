@@ -2,8 +2,28 @@
 
 import json
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any
+
+# Two letters and more, and one stroke: as a path has it, s3://bucket is s3:/bucket.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def local_path(name: str, value: str | Path) -> Path:
+    """A path of this machine; `name` says what for, if it is none.
+
+    Raises:
+        ValueError: for the address of a bucket or of another service.
+    """
+    text = os.fspath(value)
+    if _ADDRESS.match(text):
+        raise ValueError(
+            f"{name} must be a path of this machine; got {text}: mount what is there as a folder, "
+            "or copy it"
+        )
+    return Path(text).expanduser()
 
 
 def write_text(path: Path, text: str) -> None:

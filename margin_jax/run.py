@@ -31,7 +31,7 @@ from margin_jax.data import OWN
 from margin_jax.data.images import Images, StreamedImages
 from margin_jax.evaluation.embedding import embed_images, pair_distances
 from margin_jax.evaluation.verification import VerificationReport, verification_report
-from margin_jax.files import append_line, to_json, write_text
+from margin_jax.files import append_line, local_path, to_json, write_text
 from margin_jax.lock import LOCK, locked
 from margin_jax.models import Encoder, make_encoder
 from margin_jax.protocol import RunData
@@ -149,7 +149,7 @@ def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
     Raises:
         ValueError: if there is no finished run of this version, or it is damaged.
     """
-    folder = Path(path)
+    folder = local_path("run", path)
     if not (folder / REPORT).is_file():
         raise ValueError(f"no finished run in {folder}: there is no {REPORT}")
     try:
@@ -210,6 +210,18 @@ def read_config(folder: Path) -> TrainConfig:
         return TrainConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from error
+
+
+def check_data(config: TrainConfig) -> None:
+    """What can be checked of the data before they are loaded: whether there are any.
+
+    Raises:
+        ValueError: if not.
+    """
+    if config.dataset == "folder" and not Path(str(config.data_dir)).exists():
+        raise ValueError(
+            f"--data-dir must be a folder of images; there is no folder {config.data_dir}"
+        )
 
 
 @contextlib.contextmanager
@@ -377,9 +389,9 @@ def check_removable(folder: Path) -> None:
             raise ValueError(f"not removing {path}, a link to somewhere else")
         if path.exists() and not path.is_dir():
             raise ValueError(f"not removing {path}, which is no folder")
-    for name in _files(folder):
-        if name.is_dir() and not name.is_symlink():
-            raise ValueError(f"not removing {name}, which is a folder")
+    for file in _files(folder):
+        if file.is_dir() and not file.is_symlink():
+            raise ValueError(f"not removing {file}, which is a folder")
     folders = [folder]
     for name in (FIGURES, CHECKPOINTS):
         folders += [Path(path) for path, *_ in os.walk(folder / name)]

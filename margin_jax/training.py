@@ -80,6 +80,8 @@ def fit(
     else:  # which divides the batch
         mesh = make_mesh(config.devices, config.microbatch, what="microbatch")
     with contextlib.ExitStack() as held:
+        if dataset is None:  # a typing error in it is not a question of the run folder
+            multihost.agreed(lambda: run.check_data(config))
         # Before the data, which can take minutes to load, and until the report is written.
         multihost.on_first(lambda: held.enter_context(run.claim(config)))
         setting, state = multihost.agreed(lambda: _set_up(config, dataset, encoder, mesh))

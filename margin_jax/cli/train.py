@@ -3,13 +3,13 @@
 import contextlib
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from margin_jax.cli.options import config_options
 from margin_jax.config import TrainConfig
+from margin_jax.files import local_path
 from margin_jax.report_lines import HEADER, figures, report_rows, training_line
 from margin_jax.schedules import SCHEDULES
 from margin_jax.schedules.spec import split_specs
@@ -73,7 +73,7 @@ def train(
     import jax  # and flax and orbax: not needed for --help
 
     from margin_jax import multihost as job
-    from margin_jax.run import CONFIG, read_config
+    from margin_jax.run import CONFIG, is_vacant, read_config
     from margin_jax.training import fit
 
     job.start(coordinator, processes, process, detect=multihost)
@@ -82,7 +82,7 @@ def train(
     # What is given belongs to the run that goes on, and may make no sense without the rest of it.
     resume = given.get("resume", False)
     folder = (
-        Path(given["out"]).expanduser()
+        local_path("out", given["out"])
         if resume and "out" in given
         else TrainConfig(**given).folder
     )
@@ -90,6 +90,8 @@ def train(
         config = read_config(folder).replace(**{"out": str(folder), **given})
     else:
         config = TrainConfig(**given)
+        if resume and is_vacant(folder) and job.is_first():
+            typer.echo(f"margin-jax: no run in {folder} to resume: a new one begins", err=True)
     command = f"margin-jax train --out {shlex.quote(str(folder))} --resume"
     # They decide nothing, so no run saves them.
     for name in ("memory_limit", "manual_dir", "devices", "checkpoint_steps"):
@@ -152,7 +154,8 @@ def _cache_compilations(folder: str | None) -> None:
     if folder is not None:
         import jax
 
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser().absolute()))
+        path = local_path("compilation_cache", folder).absolute()
+        jax.config.update("jax_compilation_cache_dir", str(path))
         # Every program, not only the slow ones: a run has many small ones.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
