@@ -72,6 +72,23 @@ def test_train_resume_and_summary(tmp_path, capsys, monkeypatch):
 BAD = {
     "no command like it": (["trian"], "Did you mean 'train'?"),
     "no option like it": (["train", "--margni", "1"], "No such option: --margni"),
+    "a name of others": (["train", "--lr", "1"], "--lr; here that is --learning-rate"),
+    "a batch of others": (
+        ["train", "--batch-size", "64"],
+        "that is --identities-per-batch ti",
+    ),
+    "a preset": (["train", "--dataset", "lfw"], "say tfds:lfw"),
+    "a folder as a dataset": (["train", "--dataset", "."], "--dataset folder --data-dir ."),
+    "a bucket": (["train", "--out", "s3://runs/a"], "out must be a path of this machine; got s3:"),
+    "another bucket": (["train", "--out", "gs://runs/a", "--resume"], "out must be a path of"),
+    "an address": (
+        ["train", "--dataset", "folder", "--data-dir", "file:///pictures"],
+        "data_dir must be a path of this machine; got file:///pictures: mount",
+    ),
+    "a split in a bucket": (["train", "--split", "hdfs://a/b.json"], "split must be a path of"),
+    "a cache in a bucket": (["train", "--compilation-cache", "gs://a"], "cache must be a path of"),
+    "a run in a bucket": (["evaluate", "gs://runs/a"], "run must be a path of this machine"),
+    "a comparison in a bucket": (["compare", "--out", "s3://a"], "out must be a path of this"),
     "not a number": (["train", "--margin", "wide"], "Invalid value for '--margin'"),
     "no value": (["train", "--epochs"], "requires an argument"),
     "unknown dataset": (["train", "--dataset", "glyph"], "Did you mean 'glyphs'?"),
@@ -199,6 +216,51 @@ def test_bad_folders(make, message, people, capsys):
         cli.main(["train", "--dataset", "folder", "--data-dir", str(make(people))])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_error_in_the_data_is_none_of_the_run_folder(people, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = ["train", "--dataset", "folder", "--data-dir"]
+    assert TrainConfig(dataset="folder", data_dir="people/../people").folder == Path(
+        "runs/folder-people-dams-0"
+    )
+    old = tmp_path / "runs" / "folder-typo-dams-0"
+    old.mkdir(parents=True)
+    for name in ("data.json", "pairs.npz", "config.json"):
+        (old / name).write_text('{"identities": {}, "coverage": {}}')
+    with pytest.raises(SystemExit):
+        cli.main([*given, "typo"])
+    said = capsys.readouterr().err
+    assert "--data-dir must be a folder of images; there is no folder" in said
+    assert "overwrite" not in said
+
+
+def test_a_resume_of_nothing_is_said_first(tmp_path, capsys):
+    small = ["train", "--resume", "--out", str(tmp_path / "none"), "--identities-per-batch", "999"]
+    with pytest.raises(SystemExit):
+        cli.main(small)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"margin-jax: no run in {tmp_path / 'none'} to resume: a new one begins"
+    assert "needs 999 identities" in second
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_devices_that_are_not_there_are_one_line(platform, tmp_path):
+    shown = run("train", "--out", tmp_path / "run", JAX_PLATFORMS=platform)
+    assert shown.returncode == 2
+    assert f"JAX finds no device for JAX_PLATFORMS={platform}; JAX_PLATFORMS=cpu" in shown.stderr
+    assert shown.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_signs_that_can_not_be_shown_fail_nothing(tmp_path):
+    shown = run("schedules", PYTHONIOENCODING="cp1252")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "\\u" in shown.stdout
+    shown = run("evaluate", tmp_path / "图片", PYTHONIOENCODING="ascii")
+    assert shown.returncode == 2
+    assert r"no finished run in" in shown.stderr
+    assert "Traceback" not in shown.stderr
 
 
 def test_an_unwritable_run_folder(tmp_path, capsys):

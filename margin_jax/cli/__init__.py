@@ -1,6 +1,9 @@
 """The command line: its commands in order; one line for what goes wrong."""
 
+import io
+import os
 import sys
+import traceback
 import warnings
 from typing import Annotated
 
@@ -8,6 +11,7 @@ import typer
 
 from margin_jax import __version__
 from margin_jax.cli import datasets, schedules, train, use
+from margin_jax.cli.options import ELSEWHERE
 
 _SMALLER = "smaller images, fewer of them in a batch or a smaller network need less"
 
@@ -46,24 +50,42 @@ app.command()(use.verify)
 
 def main(arguments: list[str] | None = None) -> None:
     """The command ``margin-jax``. Exits with 2, after one line on what is wrong, for bad input."""
+    for stream in (sys.stdout, sys.stderr):
+        # A sign that they can not show must not fail what is done; other streams take all signs.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_: typer.echo(f"margin-jax: {message}", err=True)
     try:
         sys.exit(app(arguments, standalone_mode=False))
     except typer.TyperException as error:
-        _fail(error.format_message(), error.exit_code)
+        meant = ELSEWHERE.get(getattr(error, "option_name", "").lstrip("-").replace("_", "-"))
+        told = error.format_message()
+        _fail(f"{told.split(' (')[0]}; here that is {meant}" if meant else told, error.exit_code)
     except (ValueError, OSError) as error:
         _fail(str(error), 2)
     except FloatingPointError as error:
         _fail(str(error), 1)
     except MemoryError as error:
         _fail(f"out of memory: {error}; {_SMALLER}", 1)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
+        if _of_missing_devices(error):
+            asked = os.environ.get("JAX_PLATFORMS")
+            _fail(
+                f"JAX finds no device for JAX_PLATFORMS={asked}; JAX_PLATFORMS=cpu computes on the "
+                f"CPU. {error}",
+                2,
+            )
         # Of a device; by its name, as `--help` does without JAX.
         if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _fail(f"out of memory on the device: {str(error).splitlines()[0]}; {_SMALLER}", 1)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
+
+
+def _of_missing_devices(error: Exception) -> bool:
+    """Whether it is raised where JAX looks for devices; of CUDA it only says `assert`."""
+    return traceback.extract_tb(error.__traceback__)[-1].filename.endswith("xla_bridge.py")
 
 
 def _fail(message: str, status: int) -> None:

@@ -9,6 +9,32 @@ import typer
 
 from margin_jax.config import TrainConfig
 
+# Options as other programs call them.
+ELSEWHERE = {
+    **dict.fromkeys(("lr", "learningrate", "base-lr"), "--learning-rate"),
+    **dict.fromkeys(("lr-schedule", "lr-scheduler", "scheduler"), "--learning-rate-schedule"),
+    **dict.fromkeys(
+        ("batch-size", "batch", "bs", "b"), "--identities-per-batch times --images-per-identity"
+    ),
+    **dict.fromkeys(("p", "classes-per-batch"), "--identities-per-batch"),
+    **dict.fromkeys(("k", "samples-per-class", "instances"), "--images-per-identity"),
+    **dict.fromkeys(("num-epochs", "n-epochs", "max-epochs", "epoch"), "--epochs"),
+    **dict.fromkeys(("data", "data-path", "root", "train-dir", "path"), "--data-dir"),
+    **dict.fromkeys(("output", "output-dir", "out-dir", "save-dir", "logdir"), "--out"),
+    **dict.fromkeys(("model", "arch", "backbone", "network"), "--encoder"),
+    **dict.fromkeys(("opt", "optim"), "--optimizer"),
+    **dict.fromkeys(("dim", "embed-dim", "embedding-dim", "feature-dim"), "--embedding-size"),
+    **dict.fromkeys(("img-size", "imgsz", "size", "resolution"), "--image-size"),
+    **dict.fromkeys(("gpus", "gpu", "num-gpus", "device", "n-devices"), "--devices"),
+    **dict.fromkeys(("miner", "mine"), "--mining"),
+    **dict.fromkeys(("amp", "fp16", "bf16", "precision"), "--dtype bfloat16"),
+    **dict.fromkeys(("checkpoint", "ckpt", "restore", "resume-from", "load"), "--resume"),
+    **dict.fromkeys(("random-seed", "random-state"), "--seed"),
+    **dict.fromkeys(("force", "f"), "--overwrite"),
+    **dict.fromkeys(("augmentation", "aug", "transforms"), "--augment"),
+    **dict.fromkeys(("accumulate", "grad-accum", "gradient-accumulation"), "--microbatch"),
+}
+
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
