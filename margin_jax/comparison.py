@@ -7,7 +7,6 @@ on where it was. Differences are paired by seed.
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -228,7 +227,10 @@ def _finished(cell: TrainConfig) -> dict[str, Any] | None:
         return None
     if run.read_config(cell.folder).experiment() != cell.experiment():
         return None  # `fit` says what differs
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        report = run.read_report(cell.folder)
+    except ValueError as error:
+        raise ValueError(f"the run in {cell.folder} is damaged: {error}") from error
     return report if report["epochs"] == cell.epochs else None
 
 

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
+
 from margin_jax.augmentation import make_augment
 from margin_jax.choices import check_choice, one_of
 from margin_jax.data import DATASETS, OWN, check_dataset, tfds
 from margin_jax.data.sampler import SAMPLERS, SMALL_IDENTITIES
 from margin_jax.data.splits import check_split
 from margin_jax.distances import DISTANCES
-from margin_jax.files import local_path
+from margin_jax.files import local_path, parse_json
 from margin_jax.losses import REDUCTIONS
 from margin_jax.mining import mining_schedule
 from margin_jax.schedules import SCHEDULES, Schedule, spec
@@ -51,6 +53,9 @@ _LEARNING_RATES = ("constant", "exponential", "step97", "warmup_linear")
 # Fields that decide where and how a run goes, but not its result.
 _NOT_THE_RESULT = {"out", "overwrite", "resume", "allow_changes", "checkpoint_steps", "devices"}
 _NOT_THE_RESULT |= {"memory_limit", "manual_dir"}
+
+
+_PATHS = ("data_dir", "manual_dir", "weights", "split", "out")
 
 
 def as_file_name(text: str) -> str:
@@ -293,7 +298,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Checks everything that can be checked without looking at the data."""
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _checked_number(field, getattr(self, field.name)))
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
         for name in ("learning_rate", "width"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name} must be above 0; got 0.0")
@@ -347,7 +352,7 @@ class TrainConfig:
             raise ValueError("pretrained and weights exclude each other")
         if self.freeze and self.encoder == "small_cnn":
             raise ValueError("freeze is for encoders with a head of their own; got small_cnn")
-        for name in ("data_dir", "manual_dir", "weights", "split", "out"):
+        for name in _PATHS:
             value = getattr(self, name)
             if value is None or (name == "split" and not str(value).endswith(".json")):
                 continue
@@ -423,8 +428,8 @@ class TrainConfig:
             ValueError: text that is not JSON, or has unknown fields (another version wrote it).
         """
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise ValueError(f"not a configuration: {error}") from error
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or set(values) - known:
@@ -449,12 +454,19 @@ def _dataset_as_meant(name: str) -> str:
     return name
 
 
-def _checked_number(field: dataclasses.Field[Any], value: Any) -> Any:
-    """The value, as Python's own number if the field is one."""
+def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
+    """The value, of the field's kind, as Python's own number if it is one."""
     kind, option = field.type.__origin__, field.type.__metadata__[0]  # type: ignore[union-attr]
     number = next((number for number in (int, float) if kind in (number, number | None)), None)
-    if number is None or (value is None and kind != number):
+    if value is None and kind not in (int, float, bool, str):
         return value
+    if number is None:
+        if kind is bool and not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{field.name} must be true or false; got {value!r}")
+        texts = (str, os.PathLike) if field.name in _PATHS else str
+        if kind is not bool and not isinstance(value, texts):
+            raise ValueError(f"{field.name} must be text; got {value!r}")
+        return bool(value) if kind is bool else value
     try:
         if isinstance(value, str | bytes | bool):
             raise TypeError

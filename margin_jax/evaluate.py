@@ -16,7 +16,7 @@ from margin_jax.evaluation.folds import FoldReport, fold_report
 from margin_jax.evaluation.retrieval import RetrievalReport, retrieval_report
 from margin_jax.evaluation.verification import VerificationReport
 from margin_jax.protocol import load
-from margin_jax.run import PAIRS, Run
+from margin_jax.run import PAIRS, Run, check_sealed
 
 
 class Embedded(NamedTuple):
@@ -68,10 +68,11 @@ def embed_identities(run: Run, data_dir: str | Path | None = None) -> Embedded:
     if run.config.max_identities is not None:
         dataset = dataset.first(run.config.max_identities)
     try:
+        check_sealed(run.path, PAIRS)
         with open(run.path / PAIRS, "rb") as file, np.load(file) as saved:
             files, saved_rows, same = (saved[n] for n in ("files", "test_rows", "test_same"))
-    except (BadZipFile, KeyError, ValueError, EOFError) as error:
-        raise ValueError(f"the run in {run.path} is damaged: {PAIRS}: {error}") from error
+    except (BadZipFile, KeyError, ValueError, OSError) as error:
+        raise ValueError(f"the run in {run.path} is damaged: {error}") from error
     if tuple(files) != dataset.files:
         raise ValueError(f"the images are not those that {run.path} was tested on")
     # By the names that the run saved: a file of lists may have changed since, or be gone.

@@ -1,5 +1,6 @@
 """Files that are whole or not there, and JSON that every reader takes."""
 
+import hashlib
 import json
 import math
 import os
@@ -24,6 +25,40 @@ def local_path(name: str, value: str | Path) -> Path:
             "or copy it"
         )
     return Path(text).expanduser()
+
+
+def parse_json(text: str) -> Any:
+    """What strict JSON says.
+
+    Raises:
+        ValueError: for what is none: NaN and infinities, and what is nested too deeply, too.
+    """
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a file of strict JSON says.
+
+    Raises:
+        ValueError: if it is none; the message names the file.
+        OSError: if it can not be read.
+    """
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+
+
+def sha256(data: bytes) -> str:
+    """The digest, as text."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,7 +13,6 @@
 """
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -31,7 +30,15 @@ from margin_jax.data import OWN
 from margin_jax.data.images import Images, StreamedImages
 from margin_jax.evaluation.embedding import embed_images, pair_distances
 from margin_jax.evaluation.verification import VerificationReport, verification_report
-from margin_jax.files import append_line, local_path, to_json, write_text
+from margin_jax.files import (
+    append_line,
+    local_path,
+    parse_json,
+    read_json,
+    sha256,
+    to_json,
+    write_text,
+)
 from margin_jax.lock import LOCK, locked
 from margin_jax.models import Encoder, make_encoder
 from margin_jax.protocol import RunData
@@ -41,6 +48,8 @@ from margin_jax.schedules import spec
 CONFIG, DATA, PAIRS = "config.json", "data.json", "pairs.npz"
 HISTORY, REPORT, FIGURES = "history.jsonl", "report.json", "figures"
 CHANGES, CHECKPOINTS = "changes.jsonl", "checkpoints"
+# In the report: digests of itself, and of the files that it is about.
+SEAL = "sha256"
 # What may change in the middle of a run, if it is asked for: the optimiser's state, the margin, the
 # split and the batches go on as they are.
 CHANGEABLE = {
@@ -154,13 +163,14 @@ def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
         raise ValueError(f"no finished run in {folder}: there is no {REPORT}")
     try:
         config = read_config(folder)
-        data = json.loads((folder / DATA).read_text(encoding="utf-8"))
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        report = read_report(folder)
+        for name in (CONFIG, DATA):
+            check_sealed(folder, name)
+        data = read_json(folder / DATA)
         history = read_history(folder)
-        image_shape = tuple(map(int, data["image_shape"]))
-        reported = int(report["epochs"]), int(report["best_epoch"])
-        float(report["test"]["threshold"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        image_shape = tuple(data["image_shape"])
+        reported = report["epochs"], report["best_epoch"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the run in {folder} is damaged: {error}") from error
     encoder = get_encoder(config, encoder)
     like = jax.eval_shape(lambda: encoder.init(jax.random.key(0), image_shape))
@@ -175,8 +185,48 @@ def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
             f"the run in {folder} is not finished: its report is about epoch {reported[1]} of "
             f"{reported[0]}, its checkpoint holds epoch {saved[1]} of {saved[0]}; resume it"
         )
+    if to_json(trained) != to_json(history):
+        raise ValueError(f"the run in {folder} is damaged: {HISTORY} is not what was written")
     params, batch_stats = arrays["best"]
     return Run(folder, config, history, report, data, encoder, params, batch_stats)
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of the run in a folder, as it was written.
+
+    Raises:
+        ValueError: if it is another one.
+    """
+    sealed = read_json(folder / REPORT)
+    try:
+        report = {name: value for name, value in sealed.items() if name != SEAL}
+        whole = sealed[SEAL][REPORT] == sha256(to_json(report).encode())
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{REPORT} is not what was written")
+    return report
+
+
+def check_sealed(folder: Path, name: str) -> None:
+    """Whether a file is still the one that the report is about.
+
+    Raises:
+        ValueError: if it is another one.
+        OSError: if there is none.
+    """
+    if read_json(folder / REPORT)[SEAL].get(name) != _digest(folder, name):
+        raise ValueError(f"{name} is not the one that {REPORT} is about")
+
+
+def _digest(folder: Path, name: str) -> str:
+    """Of a file; of the configuration without what may change in the middle of a run."""
+    content = (folder / name).read_bytes()
+    if name == CONFIG:
+        values = read_json(folder / name).items()
+        lasting = {name: value for name, value in values if name not in CHANGEABLE}
+        content = to_json(lasting).encode()
+    return sha256(content)
 
 
 def get_encoder(config: TrainConfig, own: Encoder | None) -> Encoder:
@@ -276,21 +326,30 @@ def prepare_folder(config: TrainConfig, data: RunData) -> str:
     described.encode()  # names that are no text fail here, before anything is removed
     check_folder(config)  # once more, for file systems without locks
     if config.resume and (folder / CONFIG).is_file():
-        return _check_same(config, data.described, folder)
+        changed = _check_same(config, data.described, folder)
+        try:
+            _write_pairs(folder, data)  # the same, unless they were damaged: the report seals them
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        return changed
     try:
         if config.overwrite and is_run(folder):
             remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / DATA, described)
-        arrays: dict[str, Any] = {"files": np.array(data.dataset.files)}
-        for name, pairs in data.pairs.items():
-            arrays |= {f"{name}_rows": pairs.rows, f"{name}_same": pairs.same}
-        np.savez_compressed(folder / PAIRS, **arrays)
+        _write_pairs(folder, data)
         # Last: a folder with a configuration has all that a run needs to be resumed.
         write_text(folder / CONFIG, config.to_json())
     except OSError as error:
         raise _unwritable(folder, error) from error
     return ""
+
+
+def _write_pairs(folder: Path, data: RunData) -> None:
+    arrays: dict[str, Any] = {"files": np.array(data.dataset.files)}
+    for name, pairs in data.pairs.items():
+        arrays |= {f"{name}_rows": pairs.rows, f"{name}_same": pairs.same}
+    np.savez_compressed(folder / PAIRS, **arrays)
 
 
 def _unwritable(folder: Path, error: OSError) -> ValueError:
@@ -333,7 +392,7 @@ def _check_same(config: TrainConfig, described: dict[str, Any], folder: Path) ->
 
 def differences(folder: Path, described: dict[str, Any]) -> str:
     """In what the images and the network of a run are not those described; "" for nothing."""
-    saved = json.loads((folder / DATA).read_text(encoding="utf-8"))
+    saved = read_json(folder / DATA)
     names = sorted({*saved, *described})
     other = [name for name in names if saved.get(name) != described.get(name)]
     return f"{DATA} differs in {', '.join(other)}" if other else ""
@@ -371,7 +430,7 @@ def is_run(folder: Path) -> bool:
     if not (folder / DATA).exists():
         return True  # it was being written
     try:  # other things have a data.json, too, but none like this
-        found = json.loads((folder / DATA).read_text(encoding="utf-8"))
+        found = read_json(folder / DATA)
     except (ValueError, OSError):
         return False
     return isinstance(found, dict) and {"identities", "coverage"} <= set(found)
@@ -426,10 +485,18 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     try:
-        records = [json.loads(line) for line in lines]
+        records = [parse_json(line) for line in lines]
         epochs = [record["epoch"] for record in records]
-    except (ValueError, KeyError, TypeError) as error:
+        plain = all(
+            isinstance(value, int | float | None)
+            for record in records
+            for name, value in record.items()
+            if name not in ("effective_quantiles", "memory")
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    if not plain:
+        raise ValueError(f"{path} is damaged: a figure is no number")
     if epochs != list(range(1, len(epochs) + 1)):
         raise ValueError(f"{path} is damaged: its epochs are {epochs}")
     return records
@@ -451,6 +518,8 @@ def write_report(folder: Path, report: dict[str, Any], pictures: dict[str, Any])
         (folder / FIGURES).mkdir(exist_ok=True)
         for name, picture in pictures.items():
             picture.savefig(folder / FIGURES / f"{name}.png")
-        write_text(folder / REPORT, to_json(report, indent=2) + "\n")
+        seal = {name: _digest(folder, name) for name in (CONFIG, DATA, PAIRS)}
+        seal[REPORT] = sha256(to_json(report).encode())
+        write_text(folder / REPORT, to_json({**report, SEAL: seal}, indent=2) + "\n")
     except OSError as error:
         raise OSError(f"can not write the report in {folder}: {error.strerror}") from error

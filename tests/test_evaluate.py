@@ -268,6 +268,26 @@ def keep_files_alone(path):
     np.savez(path, files=files)
 
 
+def change(path, name, value, *within):
+    values = json.loads(path.read_text())
+    found = values
+    for part in within:
+        found = found[part]
+    assert found[name] != value
+    found[name] = value
+    path.write_text(json.dumps(values))
+
+
+def nest(path, end=""):
+    path.write_text("[" * 200_000 + "]" * 200_000 + end)
+
+
+def turn(path, other):
+    with np.load(path) as saved:
+        arrays = dict(saved)
+    np.savez(path, **{**arrays, "test_rows": other(arrays["test_rows"])})
+
+
 DAMAGE = {
     "config gone": lambda f: (f / "config.json").unlink(),
     "config cut": lambda f: (f / "config.json").write_text('{"dataset": "gly'),
@@ -284,6 +304,36 @@ DAMAGE = {
     "report of another epoch": lambda f: (f / "report.json").write_text(
         json.dumps(json.loads((f / "report.json").read_text()) | {"best_epoch": 7})
     ),
+    "config of another seed": lambda f: change(f / "config.json", "seed", 3),
+    "config of another distance": lambda f: change(f / "config.json", "distance", "cosine"),
+    "config nested": lambda f: nest(f / "config.json"),
+    "config without a text": lambda f: change(f / "config.json", "schedule", None),
+    "config with a list": lambda f: change(f / "config.json", "dataset", ["glyphs"]),
+    "config half true": lambda f: change(f / "config.json", "strict", "no"),
+    "config infinite": lambda f: change(f / "config.json", "margin", float("inf")),
+    "data nested": lambda f: nest(f / "data.json"),
+    "data of nobody": lambda f: change(f / "data.json", "identities", None),
+    "data of other sizes": lambda f: change(f / "data.json", "image_shape", [30, 30, 1]),
+    "data infinite": lambda f: change(f / "data.json", "image_shape", [float("inf"), 28, 1]),
+    "data not of text": lambda f: (f / "data.json").write_bytes(b'{"images": "\xff"}'),
+    "report nested": lambda f: nest(f / "report.json"),
+    "report of nothing": lambda f: change(f / "report.json", "test", None),
+    "report unsealed": lambda f: change(f / "report.json", "sha256", None),
+    "threshold of nothing": lambda f: change(f / "report.json", "threshold", None, "test"),
+    "threshold infinite": lambda f: change(f / "report.json", "threshold", float("inf"), "test"),
+    "another threshold": lambda f: change(f / "report.json", "threshold", 0.5, "test"),
+    "another figure": lambda f: change(f / "report.json", "auc", 1.0, "test"),
+    "history nested": lambda f: nest(f / "history.jsonl", "\n"),
+    "history of words": lambda f: (f / "history.jsonl").write_text('{"epoch": 1, "loss": "a"}\n'),
+    "another history": lambda f: (f / "history.jsonl").write_text(
+        (f / "history.jsonl").read_text().replace('"loss": ', '"loss": 1')
+    ),
+    "pairs gone": lambda f: (f / "pairs.npz").unlink(),
+    "pairs negative": lambda f: turn(f / "pairs.npz", lambda rows: -rows),
+    "pairs of others": lambda f: turn(f / "pairs.npz", lambda rows: rows[::-1]),
+    "pairs beyond": lambda f: turn(f / "pairs.npz", lambda rows: rows + 10**6),
+    "pairs of no numbers": lambda f: turn(f / "pairs.npz", lambda rows: rows.astype(str)),
+    "pairs of infinity": lambda f: turn(f / "pairs.npz", lambda rows: rows + np.inf),
     "pairs cut": lambda f: (f / "pairs.npz").write_bytes((f / "pairs.npz").read_bytes()[:900]),
     "pairs of nothing": lambda f: keep_files_alone(f / "pairs.npz"),
     "history cut": lambda f: (f / "history.jsonl").write_text("nonsense\n"),
@@ -361,3 +411,23 @@ def test_ones_own_dataset_encoder_and_callback(tmp_path):
 def test_ones_own_dataset_is_checked(images, labels, error, message):
     with pytest.raises(error, match=message):
         mj.ImageDataset.from_arrays(images, labels)
+
+
+def test_what_may_change_in_a_run_is_not_sealed(run, tmp_path):
+    """Such as where the pictures are, which move."""
+    moved = tmp_path / "moved"
+    shutil.copytree(run.path, moved)
+    change(moved / "config.json", "epochs", 9)
+    assert mj.load_run(moved).report == run.report
+
+
+@pytest.mark.parametrize("value", [None, [], {}, "x", -1, 1e308, True, [[1]], {"a": None}])
+def test_whatever_a_configuration_says_it_is_read_or_refused_in_words(value):
+    good = json.loads(mj.TrainConfig().to_json())
+    refused = 0
+    for name in good:
+        try:
+            mj.TrainConfig.from_json(json.dumps({**good, name: value}))
+        except ValueError:
+            refused += 1
+    assert refused > (0 if value is None else 20)
