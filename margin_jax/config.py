@@ -15,6 +15,7 @@ import numpy as np
 from margin_jax.augmentation import make_augment
 from margin_jax.choices import check_choice, one_of
 from margin_jax.data import DATASETS, OWN, check_dataset, tfds
+from margin_jax.data.images import TRANSPARENCIES, Reading
 from margin_jax.data.sampler import SAMPLERS, SMALL_IDENTITIES
 from margin_jax.data.splits import check_split
 from margin_jax.distances import DISTANCES
@@ -53,6 +54,8 @@ _LEARNING_RATES = ("constant", "exponential", "step97", "warmup_linear")
 # Fields that decide where and how a run goes, but not its result.
 _NOT_THE_RESULT = {"out", "overwrite", "resume", "allow_changes", "checkpoint_steps", "devices"}
 _NOT_THE_RESULT |= {"memory_limit", "manual_dir"}
+# Runs of an earlier time, whose configuration does not say, were made as if it said this.
+_UNSAID = {"transparency": "ignore"}
 
 
 _PATHS = ("data_dir", "manual_dir", "weights", "split", "out")
@@ -112,6 +115,14 @@ class TrainConfig:
     strict: Annotated[
         bool, Option("Data", "An unreadable file is an error instead of being skipped.")
     ] = False
+    transparency: Annotated[
+        str,
+        Option(
+            "Data",
+            "white: what is transparent is laid on white; ignore: the colours below are taken, "
+            f"which often are all black. {one_of(TRANSPARENCIES)}",
+        ),
+    ] = "white"
     max_identities: Annotated[
         int | None, Option("Data", "Use only the first so many identities, for a quick try.", 6)
     ] = None
@@ -313,6 +324,7 @@ class TrainConfig:
             "optimizer": _OPTIMIZERS,
             "learning_rate_schedule": _LEARNING_RATES,
             "select": SELECTIONS,
+            "transparency": TRANSPARENCIES,
         }
         for name, names in choices.items():
             check_choice(name, getattr(self, name), names)
@@ -385,6 +397,11 @@ class TrainConfig:
         return f"{name}-{os.path.basename(os.path.abspath(self.data_dir))}"
 
     @property
+    def reading(self) -> Reading:
+        """What is done to pictures on the way, to the run's own and to others."""
+        return Reading(transparency=self.transparency)
+
+    @property
     def begins_with_weights(self) -> bool:
         """Whether the network is not drawn at random."""
         return self.pretrained or self.weights is not None
@@ -435,7 +452,7 @@ class TrainConfig:
         if not isinstance(values, dict) or set(values) - known:
             unknown = sorted(set(values) - known) if isinstance(values, dict) else values
             raise ValueError(f"not a configuration of this version: unknown {unknown}")
-        return cls(**values)
+        return cls(**{**_UNSAID, **values})
 
 
 def _dataset_as_meant(name: str) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 
 from margin_jax.config import TrainConfig
 from margin_jax.data import default_split
-from margin_jax.data.dataset import ImageDataset
+from margin_jax.data.dataset import ImageDataset, remarks
 from margin_jax.data.sampler import SAMPLERS
 from margin_jax.protocol import plan_epoch, split_dataset
 
@@ -23,6 +23,7 @@ def describe(config: TrainConfig, dataset: ImageDataset) -> Iterator[str]:
     )
     if dataset.skipped:
         yield f"{len(dataset.skipped)} unreadable, skipped; first {dataset.skipped[0]}"
+    yield from remarks(dataset.left_out, dataset.notes)
     yield f"images of an identity: {sizes.min():,} to {sizes.max():,}, median {np.median(sizes):g}"
     yield "       images  identities    images in all"
     power = np.log2(sizes).astype(int)

@@ -7,6 +7,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from margin_jax.data import folder as image_folder
+from margin_jax.data.dataset import remarks
 from margin_jax.data.images import Images
 from margin_jax.data.pair_files import read_pairs
 from margin_jax.data.pairs import Pairs, sample_pairs
@@ -26,13 +27,31 @@ class Embedded(NamedTuple):
         vectors: float32[n, dim].
         labels: int32[n], the identity of each.
         pairs: those that the run saved, if these are its own test images.
-        skipped: "file: reason" of each file that could not be read.
+        skipped: "file: reason" of each picture that could not be read.
+        remarks: on other files of the folder, a line each.
     """
 
     vectors: np.ndarray
     labels: np.ndarray
     pairs: Pairs | None = None
     skipped: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+class EmbeddedFolder(NamedTuple):
+    """All images below a folder as embeddings.
+
+    Attributes:
+        files: relative to the folder.
+        vectors: float32[files, dim].
+        skipped: "path: reason" of each picture that could not be read.
+        remarks: on other files of the folder, a line each.
+    """
+
+    files: list[str]
+    vectors: np.ndarray
+    skipped: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 class ListedReport(NamedTuple):
@@ -62,8 +81,19 @@ def embed_identities(run: Run, data_dir: str | Path | None = None) -> Embedded:
     if data_dir is not None:
         size, _, channels = run.data["image_shape"]
         limit = run.config.memory_limit * 2**30
-        dataset = image_folder.load(Path(data_dir), size, channels=channels, memory_limit=limit)
-        return Embedded(run.embed(dataset.images), dataset.labels, skipped=dataset.skipped)
+        dataset = image_folder.load(
+            Path(data_dir),
+            size,
+            channels=channels,
+            memory_limit=limit,
+            reading=run.config.reading,
+        )
+        return Embedded(
+            run.embed(dataset.images),
+            dataset.labels,
+            skipped=dataset.skipped,
+            remarks=remarks(dataset.left_out, dataset.notes),
+        )
     dataset = load(run.config)
     if run.config.max_identities is not None:
         dataset = dataset.first(run.config.max_identities)
@@ -147,22 +177,28 @@ def evaluate_listed(run: Run, data_dir: str | Path, pairs: str | Path) -> Listed
     return ListedReport(report, folds, tuple(sorted(identities & trained)))
 
 
-def embed_folder(run: Run, root: str | Path) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
-    """``(files, float32[files, dim], "path: reason" of unreadable ones)`` of all images below.
+def embed_folder(run: Run, root: str | Path) -> EmbeddedFolder:
+    """The embeddings of all images below a folder, read as the run reads its own.
 
     Raises:
         ValueError: if there is no readable image.
     """
     if not Path(root).is_dir():
         raise ValueError(f"expected a folder of images; there is no folder {root}")
-    paths = image_folder.find_images(Path(root))
+    paths, hidden = image_folder.find_files(Path(root))
     size, _, channels = run.data["image_shape"]
     limit = run.config.memory_limit * 2**30
-    images, kept, skipped = image_folder.read_images(paths, size, channels, limit)
-    if not kept:
-        reason = f" (first: {skipped[0]})" if skipped else ""
+    found = image_folder.read_images(paths, size, channels, limit, run.config.reading)
+    lost = (*found.skipped, *found.left_out, *hidden)
+    if not found.kept:
+        reason = f" (first: {lost[0]})" if lost else ""
         raise ValueError(f"no readable images below {root}{reason}")
-    return [str(path.relative_to(root)) for path in kept], run.embed(images), skipped
+    return EmbeddedFolder(
+        [str(path.relative_to(root)) for path in found.kept],
+        run.embed(found.images),
+        found.skipped,
+        remarks((*hidden, *found.left_out), found.notes),
+    )
 
 
 def verify_images(run: Run, first: str | Path, second: str | Path) -> float:
@@ -177,7 +213,7 @@ def verify_images(run: Run, first: str | Path, second: str | Path) -> float:
 
 def _read(run: Run, paths: list[Path]) -> Images:
     size, _, channels = run.data["image_shape"]
-    images, _, skipped = image_folder.read_images(paths, size, channels)
-    if skipped:
-        raise ValueError(f"{len(skipped)} of {len(paths)} images unreadable, first {skipped[0]}")
-    return images
+    found = image_folder.read_images(paths, size, channels, reading=run.config.reading)
+    if lost := (*found.skipped, *found.left_out):
+        raise ValueError(f"{len(lost)} of {len(paths)} images unreadable, first {lost[0]}")
+    return found.images

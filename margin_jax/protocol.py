@@ -54,6 +54,7 @@ def load(config: TrainConfig) -> ImageDataset:
         manual_dir=config.manual_dir,
         label_key=config.label_key,
         memory_limit=config.memory_limit * 2**30,
+        reading=config.reading,
     )
 
 
@@ -135,6 +136,8 @@ def prepare_data(
         "images": len(labels),
         "image_shape": list(dataset.images.shape[1:]),
         "skipped": list(dataset.skipped),
+        "left_out": list(dataset.left_out),
+        "notes": list(dataset.notes),
         "identities": {
             part: [dataset.identities[i] for i in getattr(split, part)] for part in split._fields
         },

@@ -30,6 +30,9 @@ def run(tmp_path_factory):
     return mj.fit(mj.TrainConfig(max_identities=60, epochs=2, identities_per_batch=8, out=str(out)))
 
 
+LEFT_OUT = "2 left out that are no pictures of it; first {}.thumbnails: hidden or of the system"
+
+
 @pytest.fixture(scope="module")
 def letters(tmp_path_factory):
     """Pictures of one's own: three letters in colour, one of them in a file that is broken."""
@@ -42,6 +45,9 @@ def letters(tmp_path_factory):
             colour = Image.fromarray(np.stack([image, image // 2, image * 0], axis=-1))
             colour.save(root / letter / f"{i}.png")
     (root / "Q" / "broken.png").write_bytes(b"\x89PNG")
+    (root / "Q" / "notes.txt").write_text("no picture")
+    (root / ".thumbnails").mkdir()
+    Image.new("L", (9, 9)).save(root / ".thumbnails" / "1.png")
     return root
 
 
@@ -87,7 +93,7 @@ def test_every_image_with_every_other(run, letters, tmp_path, capsys):
     assert status == 0
     assert json.loads(out.read_text()) == report.to_json()
     assert f"{report.auc:.4f}" in shown
-    assert error == "skipped Q/broken.png: not an image\n"
+    assert error.splitlines() == ["skipped Q/broken.png: not an image", LEFT_OUT.format("")]
     images = 12 * len(run.data["identities"]["test"])
     own = evaluate_all_pairs(run, embed_identities(run))
     assert own.same + own.different == images * (images - 1) // 2
@@ -163,7 +169,7 @@ def test_retrieval_of_a_run_and_of_other_pictures(run, letters, capsys, tmp_path
 
 
 def test_embed_names_files_and_skips_what_is_broken(run, letters, tmp_path, capsys):
-    files, embeddings, skipped = embed_folder(run, letters)
+    files, embeddings, skipped, _ = embed_folder(run, letters)
     assert files == sorted(f"{letter}/{i}.png" for letter in "QΩж" for i in range(4))
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
     assert len(skipped) == 1
@@ -172,13 +178,14 @@ def test_embed_names_files_and_skips_what_is_broken(run, letters, tmp_path, caps
     assert status == 0
     assert "12 embeddings of length 128" in shown
     assert "broken.png" in errors
+    assert LEFT_OUT.format(f"{letters}/") in errors
     with np.load(out) as saved:
         assert saved["files"].tolist() == files
         np.testing.assert_array_equal(saved["embeddings"], embeddings)
 
 
 def test_verify_says_same_or_different(run, letters, capsys):
-    files, embeddings, _ = embed_folder(run, letters)
+    files, embeddings, *_ = embed_folder(run, letters)
     pairs = [(letters / files[0], letters / other) for other in files[1:]]
     distances = [verify_images(run, *pair) for pair in pairs]
     expected = np.linalg.norm(embeddings[1:] - embeddings[0], axis=1)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from margin_jax.data import folder, load_dataset
-from margin_jax.data.images import StreamedImages, load_images
+from margin_jax.data.images import Reading, StreamedImages, load_images
 
 SIZE = (20, 10)
 
@@ -76,23 +76,42 @@ JPEG = noise("JPEG")
 FILES = {
     "1 bit.png": (plain("1", 1), [255]),
     "grey.png": (plain("L", 77), [77]),
-    "grey and alpha.png": (plain("LA", (77, 0)), [77]),
+    "grey and opaque.png": (plain("LA", (77, 255)), [77]),
+    "grey and transparent.png": (plain("LA", (77, 0)), [255]),
+    "grey and half transparent.png": (plain("LA", (55, 51)), [215]),
+    "a grey is transparent.png": (plain("L", 77, transparency=77), [255]),
     "16 bits.png": (numbers(np.uint16, 0x8080), [0x80]),
     "16 bits, bright.png": (numbers(np.uint16, 0xFF00), [0xFF]),
     "16 bits.tif": (numbers(np.uint16, 0x80FF, "TIFF"), [0x80]),
     "16 bits.pgm": (b"P5 1 1 65535\n\x80\x80", [0x80]),
     "rgb.webp": (plain("RGB", (200, 100, 50), "WEBP", lossless=True), RGB),
-    "rgba.png": (plain("RGBA", (200, 100, 50, 0)), RGB),
+    "rgba.png": (plain("RGBA", (200, 100, 50, 255)), RGB),
+    "transparent.png": (plain("RGBA", (200, 100, 50, 0)), [255] * 3),
+    "transparent.webp": (plain("RGBA", (0, 0, 0, 0), "WEBP", lossless=True), [255] * 3),
+    "a colour is transparent.png": (plain("RGB", (9, 8, 7), transparency=(9, 8, 7)), [255] * 3),
     "rgb of 16 bits.png": (png(1, 1, 16, 2, b"\0\xc8\xc8\x64\x64\x32\x32"), RGB),
     "palette.png": (palette(), [10, 20, 30]),
-    "one colour is transparent.png": (palette(transparency=1), [10, 20, 30]),
-    "each colour has its alpha.png": (palette(transparency=b"\0\x40"), [10, 20, 30]),
+    "one colour is transparent.png": (palette(transparency=1), [255] * 3),
+    "each colour has its alpha.png": (palette(transparency=b"\0\x33"), [206, 208, 210]),
+    "another colour is transparent.png": (palette(transparency=0), [10, 20, 30]),
     "rgb.jpg": (plain("RGB", (200, 100, 50), "JPEG"), RGB),
     "progressive.jpg": (plain("RGB", (200, 100, 50), "JPEG", progressive=True), RGB),
     "cmyk.jpg": (plain("CMYK", (55, 155, 205, 0), "JPEG"), RGB),
+    "rgb.jfif": (plain("RGB", (200, 100, 50), "JPEG"), RGB),
+    "rgb.jpe": (plain("RGB", (200, 100, 50), "JPEG"), RGB),
+    "a jpeg.png": (plain("RGB", (200, 100, 50), "JPEG"), RGB),
+    "no ending": (plain("L", 77), [77]),
+    "of a camera.20240101": (plain("L", 77), [77]),
+    "grey.jp2": (plain("L", 77, "JPEG2000"), [77]),
+    "grey.tga": (plain("L", 77, "TGA"), [77]),
+    "grey.pcx": (plain("L", 77, "PCX"), [77]),
     "animation.gif": (pictures("GIF"), RGB),
     "animation.png": (pictures("PNG"), RGB),
     "animation.webp": (pictures("WEBP", lossless=True), RGB),
+    "another program.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+    "another program.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+    "of a telephone.heic": (b"\0\0\0\x18ftypheic" + bytes(99), r"margin-jax\[heic\]"),
+    "of a camera.dng": (plain("L", 77, "TIFF"), "a raw photograph"),
     "text in capitals.PNG": (b"a text, long enough for any header", "not an image"),
     "empty.png": (b"", "not an image"),
     "cut.jpg": (JPEG[: len(JPEG) // 2], "truncated"),
@@ -139,7 +158,7 @@ def test_a_file_is_read_or_skipped_for_a_reason(tmp_path, name):
         assert dataset.skipped == ()
         read = dataset.images[dataset.files.index(f"a/{name}")]
         assert read.shape == (8, 8, len(expected))
-        lossy = name.endswith("jpg")
+        lossy = data[:2] == b"\xff\xd8" or name.endswith("jp2")
         np.testing.assert_allclose(read, np.broadcast_to(expected, read.shape), atol=lossy)
         # One picture in colour makes all of them RGB.
         assert (dataset.images[dataset.files.index("b/sound.png")] == 9).all()
@@ -177,7 +196,7 @@ def test_pictures_are_turned_upright(tmp_path, orientation, form):
     options["exif"][0x0112] = orientation
     path = tmp_path / "turned.png"
     path.write_bytes(encoded(stored, form, **options))
-    images, _, skipped = folder.read_images([path], 8)
+    images, _, skipped, *_ = folder.read_images([path], 8)
     assert skipped == ()
     np.testing.assert_allclose(images[0, 1::5, 1::5], colours, atol=12)
 
@@ -195,7 +214,7 @@ def test_odd_metadata_spoils_no_picture(tmp_path, odd):
     upright = np.repeat([[200], [20]], 32, 0).repeat(64, 1).astype(np.uint8)
     path = tmp_path / "odd.jpg"
     path.write_bytes(encoded(Image.fromarray(np.rot90(upright)), "JPEG", exif=exif(6, odd)))
-    images, _, skipped = folder.read_images([path], 8)
+    images, _, skipped, *_ = folder.read_images([path], 8)
     assert skipped == ()
     np.testing.assert_allclose(images[0, [1, 6], :, 0], np.repeat([[200], [20]], 8, 1), atol=2)
 
@@ -218,6 +237,56 @@ def test_folder_reads_nested_identities_in_sorted_order(tmp_path):
     assert data.images.shape == (4, 8, 8, 1)
     assert data.images[:, 0, 0, 0].tolist() == [3, 1, 2, 4]
     assert data.skipped == ()
+    assert data.left_out == ("stray.png: in no identity's folder", "b/notes.txt: not an image")
+
+
+# With copies of pictures in them, and under a picture's name.
+HIDDEN = [
+    *(".ipynb_checkpoints", ".thumbnails", ".Trash-1000", ".git", "@eaDir", "#recycle"),
+    *("$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"),
+]
+
+
+def test_hidden_and_system_folders_are_no_identities(tmp_path):
+    for value, name in enumerate("ab"):
+        save(tmp_path / name / "1.png", value)
+        for hidden in HIDDEN:
+            save(tmp_path / hidden / name / "1.png", 99)
+            save(tmp_path / name / hidden / "1.png", 99)
+        save(tmp_path / name / "._1.png", 99)  # what another system adds to a file of its own
+        (tmp_path / name / "Thumbs.db").write_bytes(plain("L", 99))
+    data = load_dataset("folder", tmp_path, 8, True)
+    assert data.files == ("a/1.png", "b/1.png")
+    expected = {*HIDDEN, *(f"{name}/{hidden}" for name in "ab" for hidden in HIDDEN)}
+    expected |= {f"{name}/{file}" for name in "ab" for file in ("._1.png", "Thumbs.db")}
+    assert sorted(data.left_out) == sorted(f"{e}: hidden or of the system" for e in expected)
+
+
+def test_a_folder_may_lie_in_a_hidden_one(tmp_path):
+    for name in "ab":
+        save(tmp_path / ".cache" / name / "1.png")
+    assert load_dataset("folder", tmp_path / ".cache", 8, True).left_out == ()
+
+
+def test_transparent_drawings_differ(tmp_path):
+    """Four drawings whose colours are all black, as most programs save them."""
+    for value, name in enumerate("abcd"):
+        drawing = np.zeros((8, 8, 4), np.uint8)
+        drawing[value, :, 3] = 255
+        (tmp_path / name).mkdir()
+        Image.fromarray(drawing).save(tmp_path / name / "1.png")
+    data = load_dataset("folder", tmp_path, 8, True)
+    assert [np.flatnonzero((im == 0).all((1, 2))).tolist() for im in data.images] == [
+        [0],
+        [1],
+        [2],
+        [3],
+    ]
+    assert data.notes == ("4 of 4 pictures are transparent: laid on white",)
+    for limit in (0, 1e9):
+        ignored = folder.load(tmp_path, 8, memory_limit=limit, reading=Reading("ignore"))
+        assert not ignored.images[:].any()
+        assert ignored.notes == ("4 of 4 pictures are transparent: transparency ignored",)
 
 
 NAMES = [
@@ -274,8 +343,8 @@ def test_what_is_no_file_is_skipped(tmp_path):
         "a/itself.png: Too many levels of symbolic links",
         "a/pipe.png: not a file",
     )
-    _, kept, skipped = folder.read_images([tmp_path / "a"], 8)
-    assert (kept, skipped) == ([], (f"{tmp_path / 'a'}: not a file",))
+    found = folder.read_images([tmp_path / "a"], 8)
+    assert (found.kept, found.left_out) == ([], (f"{tmp_path / 'a'}: not a file",))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -358,10 +427,10 @@ def test_streamed_images_are_those_held_in_memory(all_files, channels):
 
 
 def test_rows_keep_their_place_in_a_long_list(all_files):
-    files = folder.find_images(all_files)
+    files, _ = folder.find_files(all_files)
     rows = np.random.default_rng(0).integers(0, len(files), 700)
-    short, kept, unread = load_images(lambda some: [files[i] for i in some], len(files), 8)
-    long, all_kept, all_unread = load_images(lambda some: [files[i] for i in rows[some]], 700, 8)
+    short, kept, unread, _ = load_images(lambda some: [files[i] for i in some], len(files), 8)
+    long, all_kept, all_unread, _ = load_images(lambda some: [files[i] for i in rows[some]], 700, 8)
     assert all_kept.tolist() == np.flatnonzero(np.isin(rows, kept)).tolist()
     assert all_unread == {row: unread[i] for row, i in enumerate(rows) if i in unread}
     np.testing.assert_array_equal(long, short[np.searchsorted(kept, rows[all_kept])])

@@ -215,3 +215,11 @@ def test_the_list_of_datasets(tmp_path, capsys):
     assert said["tfds:mine"].endswith(" prepared")
     for name in ("lfw", "caltech_birds2011", "cars196", "omniglot", "mnist", "fashion_mnist"):
         assert said[f"tfds:{name}"].endswith("not prepared")
+
+
+def test_a_run_of_an_earlier_time_reads_pictures_as_it_did(people, tmp_path):
+    """Its configuration does not have the options that came later."""
+    saved = json.loads(config(people, tmp_path / "run").to_json())
+    assert mj.TrainConfig.from_json(json.dumps(saved)).reading == ("white",)
+    del saved["transparency"]
+    assert mj.TrainConfig.from_json(json.dumps(saved)).reading == ("ignore",)

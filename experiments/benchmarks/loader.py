@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 import margin_jax as mj
-from margin_jax.data.folder import find_images, read_images
+from margin_jax.data.folder import find_files, read_images
 from margin_jax.data.loader import load_batches
 from margin_jax.sharding import make_mesh
 
@@ -46,14 +46,14 @@ def main():
     parser.add_argument("--sizes", nargs="+", type=int, default=[96])
     options = parser.parse_args()
     for size in options.sizes:
-        measure_reading(find_images(options.data_dir), size)
+        measure_reading(find_files(options.data_dir)[0], size)
     for memory_limit in (4.0, 0.0):
         measure_training(options.data_dir, memory_limit)
 
 
 def measure_reading(paths, size):
     paths = np.random.default_rng(0).permutation(paths)[:IMAGES].tolist()
-    streamed, paths, _ = read_images(paths, size, channels=3, memory_limit=0)
+    streamed, paths, *_ = read_images(paths, size, channels=3, memory_limit=0)
     plan = np.arange(len(paths) // BATCH * BATCH).reshape(-1, BATCH)
     labels, mesh = np.zeros(len(paths), np.int32), make_mesh(1, BATCH)
 

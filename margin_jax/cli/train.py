@@ -208,4 +208,7 @@ def summary(run: "Run") -> str:
         lines.append(f"training waited for images {share:.0%} of the time")
     if skipped:
         lines.append(f"{skipped} unreadable file(s) skipped: {run.path / 'data.json'}")
+    if left_out := len(run.data.get("left_out", [])):
+        lines.append(f"{left_out} file(s) or folder(s) left out: {run.path / 'data.json'}")
+    lines += run.data.get("notes", [])
     return "\n".join(lines)

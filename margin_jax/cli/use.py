@@ -67,6 +67,8 @@ def evaluate(
         embedded = embed_identities(loaded, data_dir)
         for reason in embedded.skipped:
             typer.echo(f"skipped {reason}", err=True)
+        for remark in embedded.remarks:
+            typer.echo(remark, err=True)
     if listed is not None and data_dir is not None:
         report, folds, trained_on = evaluate_listed(loaded, data_dir, listed)
     elif pairs == "all":
@@ -109,9 +111,11 @@ def embed(
     from margin_jax.run import load_run
 
     _check_out(out)
-    files, embeddings, skipped = embed_folder(load_run(run), folder)
+    files, embeddings, skipped, remarks = embed_folder(load_run(run), folder)
     for reason in skipped:
         typer.echo(f"skipped {reason}", err=True)
+    for remark in remarks:
+        typer.echo(remark, err=True)
     with open(out, "wb") as file:
         np.savez_compressed(file, files=np.array(files), embeddings=embeddings)
     typer.echo(f"{len(files)} embeddings of length {embeddings.shape[1]}: {out}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from margin_jax.choices import check_choice
 from margin_jax.data import folder, glyphs, tfds
 from margin_jax.data.dataset import ImageDataset
+from margin_jax.data.images import USUAL, Reading
 
 DATASETS = ("glyphs", "folder", "tfds:NAME")
 # The name of a dataset that is given as an object.
@@ -30,6 +31,7 @@ def load_dataset(
     manual_dir: str | Path | None = None,
     label_key: str | None = None,
     memory_limit: float = float("inf"),
+    reading: Reading = USUAL,
 ) -> ImageDataset:
     """The dataset of that name: glyphs, folder, or tfds:NAME[:CONFIG].
 
@@ -41,6 +43,7 @@ def load_dataset(
         manual_dir: of TensorFlow Datasets, files that would be downloaded, or that only you can.
         label_key: of TensorFlow Datasets, the feature that names the identity. Default: the label.
         memory_limit: in bytes; images of larger sets are decoded anew whenever they are asked for.
+        reading: what is done to pictures on the way.
 
     Raises:
         ValueError: an unknown name, or what the dataset itself refuses.
@@ -66,10 +69,17 @@ def load_dataset(
             manual_dir=None if manual_dir is None else Path(manual_dir),
             label_key=label_key,
             memory_limit=memory_limit,
+            reading=reading,
         )
     if where is None:
         raise ValueError("dataset folder needs data_dir, the folder of images")
-    return folder.load(where, image_size or folder.DEFAULT_SIZE, strict, memory_limit=memory_limit)
+    return folder.load(
+        where,
+        image_size or folder.DEFAULT_SIZE,
+        strict,
+        memory_limit=memory_limit,
+        reading=reading,
+    )
 
 
 def default_split(name: str) -> str:

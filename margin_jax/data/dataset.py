@@ -1,11 +1,19 @@
 """What a dataset is here: images of identities."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from margin_jax.data.images import Images
+
+
+def remarks(left_out: Sequence[str], notes: Sequence[str]) -> tuple[str, ...]:
+    """What a person should know of how files were read, a line each; often nothing."""
+    if not left_out:
+        return tuple(notes)
+    return (f"{len(left_out):,} left out that are no pictures of it; first {left_out[0]}", *notes)
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,9 @@ class ImageDataset:
         files: where each image comes from, for a person.
         groups: int32[identities]; identities of one group stay on one side of a split, and pairs
             across identities of one group are the hard ones.
-        skipped: "file: reason" of each file that could not be read.
+        skipped: "file: reason" of each picture that could not be read.
+        left_out: "file: reason" of what lies beside the pictures: hidden files, notes, and so on.
+        notes: what was done to some of the pictures, for a person.
     """
 
     images: Images
@@ -29,6 +39,8 @@ class ImageDataset:
     files: tuple[str, ...]
     groups: np.ndarray
     skipped: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_arrays(cls, images: np.ndarray, labels: np.ndarray) -> "ImageDataset":
@@ -88,4 +100,6 @@ class ImageDataset:
             tuple(self.files[row] for row in rows),
             self.groups[:identities],
             self.skipped,
+            self.left_out,
+            self.notes,
         )

@@ -1,5 +1,6 @@
 """Images from files: decoded once and held in memory, or anew whenever they are asked for."""
 
+import contextlib
 import functools
 import itertools
 import os
@@ -8,9 +9,36 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:  # Pillow is loaded when the first image is
+    from PIL import Image
+
+TRANSPARENCIES = ("white", "ignore")
+NO_IMAGE, NO_FILE = "not an image", "not a file"
+# What may be opened, known by its content. No other format of Pillow: some start another program
+# (PostScript), hold no picture (weather data), or are known by so little that any file can be one.
+_FORMATS = (
+    *("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "HEIF"),
+    *("PSD", "QOI", "SGI", "SUN", "DDS"),
+)
+# These have no sign of their own in the file, so the ending has to say it.
+_BY_ENDING = {
+    **dict.fromkeys((".tga", ".icb", ".vda", ".vst"), "TGA"),
+    ".pcx": "PCX",
+}
+# They look like TIFF, and Pillow would read the thumbnail.
+_RAW = (*(".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw"),)
+# Files of these endings are meant to be pictures.
+PICTURES = (
+    *(".apng", ".avif", ".avifs", ".bmp", ".dds", ".dib", ".eps", ".gif", ".heic", ".heif", ".hif"),
+    *(".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".jxl"),
+    *(".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".qoi", ".ras", ".sgi", ".svg"),
+    *(".tif", ".tiff", ".webp", *_BY_ENDING, *_RAW),
+)
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 _BLOCK = 256  # images that are read before the next ones are asked for
 _TASK = 8
@@ -18,6 +46,20 @@ _ORIENTATION = 0x0112  # the tag of EXIF
 
 # Where the images of some rows can be read.
 Encoded: TypeAlias = Callable[[np.ndarray], Sequence["Path | BinaryIO"]]
+
+
+class Reading(NamedTuple):
+    """How a picture becomes an array. A run keeps it, to read other pictures as its own.
+
+    Attributes:
+        transparency: "white" lays what is transparent on white, on which most drawings are made;
+            "ignore" takes the colours below, which nobody sees and which often are all black.
+    """
+
+    transparency: str = "white"
+
+
+USUAL = Reading()
 
 
 class StreamedImages:
@@ -28,13 +70,22 @@ class StreamedImages:
         rows: int[n], the rows.
         image_size: height and width in pixels.
         channels: 1 (grey) or 3 (RGB).
+        reading: how they are read.
     """
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, encoded: Encoded, rows: np.ndarray, image_size: int, channels: int) -> None:
+    def __init__(
+        self,
+        encoded: Encoded,
+        rows: np.ndarray,
+        image_size: int,
+        channels: int,
+        reading: Reading = USUAL,
+    ) -> None:
         self.encoded = encoded
         self.rows = rows
+        self.reading = reading
         self.shape = (len(rows), image_size, image_size, channels)
 
     def __len__(self) -> int:
@@ -44,20 +95,36 @@ class StreamedImages:
         rows = self.rows[index]
         files = self.encoded(rows)
         images = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        decoded = _decode_all(files, *self.shape[2:])
+        decoded = _decode_all(files, *self.shape[2:], self.reading)
         for row, file, image, read in zip(rows, files, images, decoded, strict=True):
             if isinstance(read, str):
                 name = one_line(file) if isinstance(file, Path) else f"image {row}"
                 raise ValueError(f"{name} could be read before, and now can not: {read}")
-            image[:] = read  # a grey image fills all channels alike
+            image[:] = read.pixels  # a grey image fills all channels alike
         return images
 
     def only(self, index: np.ndarray) -> "StreamedImages":
         """Some of the images, still to be decoded."""
-        return StreamedImages(self.encoded, self.rows[index], *self.shape[2:])
+        return StreamedImages(self.encoded, self.rows[index], *self.shape[2:], self.reading)
 
 
 Images: TypeAlias = np.ndarray | StreamedImages
+
+
+class Loaded(NamedTuple):
+    """Images that were asked for.
+
+    Attributes:
+        images: of the readable rows.
+        kept: int[n], these rows.
+        unread: why not, of each other row.
+        notes: what was done to some of them, for a person.
+    """
+
+    images: Images
+    kept: np.ndarray
+    unread: dict[int, str]
+    notes: tuple[str, ...]
 
 
 def load_images(
@@ -66,11 +133,13 @@ def load_images(
     image_size: int,
     channels: int | None = None,
     memory_limit: float = float("inf"),
-) -> tuple[Images, np.ndarray, dict[int, str]]:
+    reading: Reading = USUAL,
+) -> Loaded:
     """Decodes and resizes images, each of them once to see that it can be.
 
-    Images become squares, without keeping their aspect ratio. They are turned as their EXIF says;
-    of an animation the first picture counts, of 16 bits the upper 8; transparency is dropped.
+    They are known by their content, whatever a file is called. Images become squares, without
+    keeping their aspect ratio. They are turned as their EXIF says; of an animation the first
+    picture counts, of 16 bits the upper 8; what is transparent is laid on white.
     Skipped are damaged files, numbers of 32 bits or floating point, and pictures of more pixels
     than Pillow deems safe (89 million, its ``Image.MAX_IMAGE_PIXELS``).
 
@@ -80,31 +149,36 @@ def load_images(
         image_size: height and width in pixels.
         channels: 1 (grey) or 3 (RGB). Default: grey if every one of them is grey.
         memory_limit: in bytes; larger sets are not held in memory.
-
-    Returns:
-        ``(images of the readable rows, int[n] these rows, why not of the others)``.
+        reading: what is done to them on the way.
     """
     hold = count * image_size**2 * (channels or 3) <= memory_limit
     images = np.empty((count if hold else 1, image_size, image_size, channels or 1), np.uint8)
     kept: list[int] = []
     unread: dict[int, str] = {}
+    transparent = 0
     with warnings.catch_warnings(action="ignore"):  # what Pillow doubts is read or skipped
         for start in range(0, count, _BLOCK):
             rows = np.arange(start, min(start + _BLOCK, count))
-            decoded = _decode_all(encoded(rows), image_size, channels)
+            decoded = _decode_all(encoded(rows), image_size, channels, reading)
             for row, read in zip(rows.tolist(), decoded, strict=True):
                 if isinstance(read, str):
                     unread[row] = read
                     continue
-                if read.shape[-1] > images.shape[-1]:  # the first in colour
+                if read.pixels.shape[-1] > images.shape[-1]:  # the first in colour
                     grey, images = images, np.empty((*images.shape[:-1], 3), np.uint8)
                     images[: len(kept)] = grey[: len(kept)]
-                images[len(kept) if hold else 0] = read
+                images[len(kept) if hold else 0] = read.pixels
+                transparent += read.transparent
                 kept.append(row)
+    notes = []
+    if transparent:
+        done = "laid on white" if reading.transparency == "white" else "transparency ignored"
+        notes.append(f"{transparent:,} of {len(kept):,} pictures are transparent: {done}")
     found = np.array(kept, int)
     if hold:
-        return images[: len(kept)], found, unread
-    return StreamedImages(encoded, found, image_size, images.shape[-1]), found, unread
+        return Loaded(images[: len(kept)], found, unread, tuple(notes))
+    streamed = StreamedImages(encoded, found, image_size, images.shape[-1], reading)
+    return Loaded(streamed, found, unread, tuple(notes))
 
 
 def one_line(path: Path) -> str:
@@ -112,11 +186,20 @@ def one_line(path: Path) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
 
 
+class _Decoded(NamedTuple):
+    """uint8[size, size, 1 or 3], and whether something of it was transparent."""
+
+    pixels: np.ndarray
+    transparent: bool
+
+
 def _decode_all(
-    files: "Sequence[Path | BinaryIO]", image_size: int, channels: int | None
-) -> "Iterator[np.ndarray | str]":
-    def decode(files: "Sequence[Path | BinaryIO]") -> "list[np.ndarray | str]":
-        return [_decode(file, image_size, channels) for file in files]
+    files: "Sequence[Path | BinaryIO]", image_size: int, channels: int | None, reading: Reading
+) -> "Iterator[_Decoded | str]":
+    _formats()  # here, as modules had better not be loaded in many threads
+
+    def decode(files: "Sequence[Path | BinaryIO]") -> "list[_Decoded | str]":
+        return [_decode(file, image_size, channels, reading) for file in files]
 
     # Several a task: handing one over costs as much as decoding a small image.
     tasks = [files[start : start + _TASK] for start in range(0, len(files), _TASK)]
@@ -128,14 +211,33 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
 
 
-def _decode(file: "Path | BinaryIO", size: int, channels: int | None) -> "np.ndarray | str":
-    """uint8[size, size, 1 or 3], or why it cannot be had."""
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of the formats that this Pillow has."""
+    from PIL import Image
+
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return tuple(name for name in (*_FORMATS, *_BY_ENDING.values()) if name in Image.OPEN)
+
+
+def _decode(
+    file: "Path | BinaryIO", size: int, channels: int | None, reading: Reading
+) -> "_Decoded | str":
+    """An image, or why it cannot be had."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    ending = file.suffix.lower() if isinstance(file, Path) else ""
+    if ending in _RAW:
+        return "a raw photograph, which has to be developed first"
     try:
         if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
-            return "not a file"  # a named pipe would be waited for
-        with Image.open(file) as image:
+            return NO_FILE  # a named pipe would be waited for
+        formats = [f for f in _formats() if f in _FORMATS or f == _BY_ENDING.get(ending)]
+        with Image.open(file, formats=formats) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or np.inf):
                 return f"{image.width} x {image.height} pixels are more than Pillow deems safe"
             # Pillow has 16 bits of a PGM as I, and scales them.
@@ -145,20 +247,57 @@ def _decode(file: "Path | BinaryIO", size: int, channels: int | None) -> "np.nda
             image.draft(None, (2 * size, 2 * size))
             image.load()
             turned = image.getexif().get(_ORIENTATION, 1) != 1
+            # The colour, or the alpha of each colour; of 16 bits Pillow has only 8.
+            clear = None if image.mode.startswith("I") else image.info.get("transparency")
             image.info.clear()  # or what follows trips over odd metadata when it passes them on
             if turned:
                 ImageOps.exif_transpose(image, in_place=True)
             upright: Image.Image = image
             if image.mode.startswith("I"):
                 upright = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            grey = channels == 1 or (channels is None and upright.mode in ("1", "L", "LA", "La"))
+            grey = upright.mode in ("1", "L", "LA", "La") if channels is None else channels == 1
             mode = "L" if grey else "RGB"
+            alpha = _alpha(upright, clear)
             if upright.mode != mode:
                 upright = upright.convert(mode)
+            if alpha is not None and reading.transparency == "white":
+                below, upright = upright, Image.new(mode, upright.size, "white")
+                upright.paste(below, mask=alpha)
             if upright.size != (size, size):
                 upright = upright.resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(upright).reshape(size, size, -1)
+            return _Decoded(np.asarray(upright).reshape(size, size, -1), alpha is not None)
     except UnidentifiedImageError:
-        return "not an image"
+        return _unidentified(file)
     except Exception as error:  # each decoder has its own kinds
         return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _alpha(image: "Image.Image", clear: Any) -> "Image.Image | None":
+    """How much each pixel covers, if some do not cover all."""
+    if image.mode in ("1", "L", "P", "RGB") and clear is not None:
+        if isinstance(clear, bytes) and image.mode != "P":
+            return None  # not as it should be
+        if not isinstance(clear, bytes) and np.max(clear) > 255:
+            return None  # of 16 bits, of which Pillow has 8
+        image = image.copy()
+        image.info["transparency"] = clear
+        image = image.convert("LA" if image.mode in ("1", "L") else "RGBA")
+    elif image.mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if image.mode not in ("LA", "PA", "RGBA"):
+        return None
+    alpha = image.getchannel("A")
+    return alpha if np.min(alpha) < 255 else None
+
+
+def _unidentified(file: "Path | BinaryIO") -> str:
+    """Why Pillow does not know what it is."""
+    if isinstance(file, Path):
+        with open(file, "rb") as opened:
+            head = opened.read(12)
+    else:
+        file.seek(0)
+        head = file.read(12)
+    if head[4:8] == b"ftyp" and head[8:] in _HEIC:
+        return "HEIC, which needs pip install 'margin-jax[heic]'"
+    return NO_IMAGE

@@ -19,7 +19,7 @@ import numpy as np
 
 from margin_jax.choices import check_choice
 from margin_jax.data.dataset import ImageDataset
-from margin_jax.data.images import load_images
+from margin_jax.data.images import USUAL, Reading, load_images
 
 PREFIX = "tfds:"
 DEFAULT_SIZE = 64
@@ -82,6 +82,7 @@ def load(
     manual_dir: Path | None = None,
     label_key: str | None = None,
     memory_limit: float = float("inf"),
+    reading: Reading = USUAL,
 ) -> ImageDataset:
     """A data set by its name in TFDS, prepared first if it is not.
 
@@ -96,6 +97,7 @@ def load(
         label_key: the feature that names the identity, ``outer/inner`` for a nested one. Default:
             "label", or the only ClassLabel.
         memory_limit: in bytes; larger sets are decoded anew whenever images are asked for.
+        reading: what is done to images on the way.
 
     Raises:
         ValueError: for a name, a configuration or a feature that does not exist, fewer than two
@@ -118,12 +120,13 @@ def load(
     def encoded(chosen: np.ndarray) -> list[BinaryIO]:
         return [io.BytesIO(record[image_key]) for record in read(rows[chosen])]
 
-    images, kept, unread = load_images(
+    images, kept, unread, notes = load_images(
         encoded,
         len(rows),
         image_size or (preset.image_size if preset else DEFAULT_SIZE),
         preset.channels if preset else {1: 1, 3: 3}.get(features[image_key].shape[-1]),
         memory_limit,
+        reading,
     )
     kept = rows[kept]
     skipped = tuple(f"image {rows[row]}: {reason}" for row, reason in unread.items())
@@ -143,6 +146,7 @@ def load(
         files=tuple(f"image {row}" for row in kept),
         groups=np.arange(len(present), dtype=np.int32),
         skipped=skipped,
+        notes=notes,
     )
 
 
