@@ -20,7 +20,7 @@ from margin_jax.data.dataset import ImageDataset
 from margin_jax.files import to_json, write_text
 from margin_jax.lock import locked
 from margin_jax.models import Encoder
-from margin_jax.protocol import load, prepare_data
+from margin_jax.protocol import load, prepare_data, settle_batches
 from margin_jax.training import fit
 
 FIGURES = ("auc", "eer")
@@ -178,6 +178,7 @@ def _compare(
     schedules, seeds = (tuple(dict.fromkeys(part)) for part in zip(*cells, strict=True))
     if dataset is None:
         dataset = load(config)
+    cells = {key: settle_batches(cell, dataset)[0] for key, cell in cells.items()}
 
     @functools.cache
     def described(seed: int) -> dict[str, Any]:

@@ -208,8 +208,14 @@ class TrainConfig:
             f"warmup_linear: up over a tenth, then down to 1 %. {one_of(_LEARNING_RATES)}",
         ),
     ] = "constant"
-    identities_per_batch: Annotated[int, Option("Training", "P of the PK sampler.", 2)] = 32
-    images_per_identity: Annotated[int, Option("Training", "K of the PK sampler.", 2)] = 2
+    identities_per_batch: Annotated[
+        int | None,
+        Option("Training", "P of the PK sampler. Default: 32, or what fewer identities allow.", 2),
+    ] = None
+    images_per_identity: Annotated[
+        int | None,
+        Option("Training", "K of the PK sampler. Default: 2, or what makes 64 rows of fewer.", 2),
+    ] = None
     small_identities: Annotated[
         str,
         Option(
@@ -349,7 +355,10 @@ class TrainConfig:
         for name in ("manual_dir", "label_key"):
             if getattr(self, name) is not None and not tfds:
                 raise ValueError(f"{name} is for datasets tfds:NAME; got it with {self.dataset}")
-        if self.microbatch is not None and self.batch_size % self.microbatch:
+        if self.identities_per_batch is not None and self.images_per_identity is None:
+            object.__setattr__(self, "images_per_identity", 2)  # only both can follow the data
+        settled = self.identities_per_batch is not None
+        if self.microbatch is not None and settled and self.batch_size % self.microbatch:
             raise ValueError(
                 f"microbatch must divide the batch, here of {self.batch_size} rows; "
                 f"got {self.microbatch}"
@@ -408,7 +417,13 @@ class TrainConfig:
 
     @property
     def batch_size(self) -> int:
-        """Rows of a batch."""
+        """Rows of a batch.
+
+        Raises:
+            ValueError: if P and K still have to follow the data, as the training settles them.
+        """
+        if self.identities_per_batch is None or self.images_per_identity is None:
+            raise ValueError("identities_per_batch and images_per_identity follow the data")
         return self.identities_per_batch * self.images_per_identity + self.fillers
 
     def replace(self, **changes: Any) -> "TrainConfig":
@@ -419,8 +434,8 @@ class TrainConfig:
         """With ``MARGIN_JAX_SMALL=1`` in the environment: the same run, made short for a test."""
         if os.environ.get("MARGIN_JAX_SMALL") != "1":
             return self
-        identities = min(self.identities_per_batch, 8)
-        rows = self.batch_size - (self.identities_per_batch - identities) * self.images_per_identity
+        identities = min(self.identities_per_batch or 8, 8)
+        rows = identities * (self.images_per_identity or 2) + self.fillers
         return self.replace(
             epochs=min(self.epochs, 2),
             max_identities=min(self.max_identities or 60, 60),

@@ -1,5 +1,6 @@
 """What a dataset is like, in lines of text: sizes of identities, split, coverage of an epoch."""
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,7 +9,7 @@ from margin_jax.config import TrainConfig
 from margin_jax.data import default_split
 from margin_jax.data.dataset import ImageDataset, remarks
 from margin_jax.data.sampler import SAMPLERS
-from margin_jax.protocol import plan_epoch, split_dataset
+from margin_jax.protocol import plan_epoch, settle_batches, split_dataset
 
 
 def describe(config: TrainConfig, dataset: ImageDataset) -> Iterator[str]:
@@ -40,6 +41,8 @@ def describe(config: TrainConfig, dataset: ImageDataset) -> Iterator[str]:
         f"split {config.split or default_split(config.dataset)}, seed {config.seed}: {identities} "
         f"identities with {images} images in training / validation / test"
     )
+    with warnings.catch_warnings(action="ignore"):  # it is said below
+        config, _ = settle_batches(config, dataset)
     for sampler in SAMPLERS:
         coverage = _coverage(config.replace(sampler=sampler), dataset, rows["train"])
         yield f"an epoch, sampler {sampler}: {coverage}"

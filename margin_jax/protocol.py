@@ -1,6 +1,7 @@
 """What a run trains and tests on: dataset, split, verification pairs and batches."""
 
 import dataclasses
+import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from margin_jax.config import TrainConfig
 from margin_jax.data import OWN, default_split, load_dataset
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
-from margin_jax.data.sampler import Coverage, pk_batches
+from margin_jax.data.sampler import Coverage, choose_batch, pk_batches
 from margin_jax.data.splits import Split, make_split
 
 if TYPE_CHECKING:  # it loads Flax, which data do not need
@@ -54,7 +55,7 @@ def load(config: TrainConfig) -> ImageDataset:
         manual_dir=config.manual_dir,
         label_key=config.label_key,
         memory_limit=config.memory_limit * 2**30,
-        reading=config.reading,
+        **config.reading._asdict(),
     )
 
 
@@ -77,6 +78,41 @@ def split_dataset(
     return split, {part: np.flatnonzero(np.isin(dataset.labels, own)) for part, own in parts}
 
 
+def settle_batches(
+    config: TrainConfig, dataset: ImageDataset | None
+) -> tuple[TrainConfig, ImageDataset | None]:
+    """The configuration with P and K, and the dataset, loaded if they have to follow it.
+
+    Warns:
+        UserWarning: saying what they are, if they are not the usual ones.
+    """
+    given = config.identities_per_batch, config.images_per_identity
+    if None not in given:
+        return config, dataset
+    dataset = load(config) if dataset is None else dataset
+    _, rows = split_dataset(config, used := _used(config, dataset))
+    p, k = _batch(config, train := used.labels[rows["train"]])
+    settled = config.replace(identities_per_batch=p, images_per_identity=k)
+    if given[0] is None and (p, k) != _batch(config, np.arange(10**3) // 2):
+        warnings.warn(
+            f"a batch has {p} identities of {k} images, as there are {len(np.unique(train))} to "
+            "train on; --identities-per-batch and --images-per-identity set something else",
+            stacklevel=2,
+        )
+    return settled, dataset
+
+
+def _used(config: TrainConfig, dataset: ImageDataset) -> ImageDataset:
+    return dataset if config.max_identities is None else dataset.first(config.max_identities)
+
+
+def _batch(config: TrainConfig, labels: np.ndarray) -> tuple[int, int]:
+    """P and K for the training images of these labels."""
+    return choose_batch(
+        labels, config.identities_per_batch, config.images_per_identity, config.small_identities
+    )
+
+
 def plan_epoch(
     config: TrainConfig, dataset: ImageDataset, train: np.ndarray, epoch: int
 ) -> tuple[np.ndarray, Coverage]:
@@ -87,8 +123,7 @@ def plan_epoch(
     """
     plan, coverage = pk_batches(
         dataset.labels[train],
-        config.identities_per_batch,
-        config.images_per_identity,
+        *_batch(config, dataset.labels[train]),
         seed=config.seed,
         epoch=epoch,
         small_identities=config.small_identities,
@@ -111,9 +146,7 @@ def prepare_data(
     Raises:
         ValueError: saying what was expected and what came.
     """
-    dataset = load(config) if dataset is None else dataset
-    if config.max_identities is not None:
-        dataset = dataset.first(config.max_identities)
+    dataset = _used(config, load(config) if dataset is None else dataset)
     labels = dataset.labels
     split, rows = split_dataset(config, dataset)
 

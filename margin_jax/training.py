@@ -25,7 +25,13 @@ from margin_jax.mining import mining_schedule
 from margin_jax.models import Encoder, pretrained
 from margin_jax.optimizers import make_optimizer
 from margin_jax.progress import ProgressBar
-from margin_jax.protocol import RunData, image_moments, plan_epoch, prepare_data
+from margin_jax.protocol import (
+    RunData,
+    image_moments,
+    plan_epoch,
+    prepare_data,
+    settle_batches,
+)
 from margin_jax.report import make_report
 from margin_jax.run import Run, best_epoch
 from margin_jax.schedules import Schedule
@@ -75,16 +81,19 @@ def fit(
     config = config.shrunk()
     multihost.check_joined()
     multihost.check_same("run", (config.experiment(), config.checkpoint_steps))
-    if config.microbatch is None:
-        mesh = make_mesh(config.devices, config.batch_size)
-    else:  # which divides the batch
-        mesh = make_mesh(config.devices, config.microbatch, what="microbatch")
     with contextlib.ExitStack() as held:
         if dataset is None:  # a typing error in it is not a question of the run folder
             multihost.agreed(lambda: run.check_data(config))
         # Before the data, which can take minutes to load, and until the report is written.
         multihost.on_first(lambda: held.enter_context(run.claim(config)))
-        setting, state = multihost.agreed(lambda: _set_up(config, dataset, encoder, mesh))
+        config, dataset = multihost.agreed(functools.partial(settle_batches, config, dataset))
+        if config.microbatch is None:
+            mesh = make_mesh(config.devices, config.batch_size)
+        else:  # which divides the batch
+            mesh = make_mesh(config.devices, config.microbatch, what="microbatch")
+        setting, state = multihost.agreed(
+            functools.partial(_set_up, config, dataset, encoder, mesh)
+        )
         # Last, so that nothing is removed or written for what turns out to be impossible.
         changed = multihost.on_first(lambda: run.prepare_folder(config, setting.data)) or ""
         place = _train(config, setting, state, changed, on_epoch, progress)

@@ -10,7 +10,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from margin_jax.config import TrainConfig
-from margin_jax.data.sampler import pk_batches
+from margin_jax.data.sampler import choose_batch, pk_batches
 from margin_jax.epoch import DivergedError, EpochRecord
 from margin_jax.evaluation.embedding import embed_images, pair_distances
 from margin_jax.evaluation.verification import choose_threshold, verification_report
@@ -43,14 +43,20 @@ def make_validator(
     pairs = data.pairs["validation"]
     rows = np.searchsorted(data.validation, pairs.rows)
     repeated = config.small_identities == "repeat"
-    least = 1 if repeated else config.images_per_identity
+    p, k = choose_batch(
+        data.dataset.labels[data.train],
+        config.identities_per_batch,
+        config.images_per_identity,
+        config.small_identities,
+    )
+    least = 1 if repeated else k
     enough = int(np.count_nonzero(np.bincount(labels) >= least))
     plan = np.empty((0, 0), int)
     if enough >= 2:
         plan, _ = pk_batches(
             labels,
-            min(enough, config.identities_per_batch),
-            config.images_per_identity,
+            min(enough, p),
+            k,
             seed=config.seed,
             epoch=0,
             small_identities="repeat" if repeated else "drop",

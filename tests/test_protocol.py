@@ -223,3 +223,54 @@ def test_a_run_of_an_earlier_time_reads_pictures_as_it_did(people, tmp_path):
     assert mj.TrainConfig.from_json(json.dumps(saved)).reading == ("white",)
     del saved["transparency"]
     assert mj.TrainConfig.from_json(json.dumps(saved)).reading == ("ignore",)
+
+
+def small_set(identities, images):
+    labels = np.repeat(np.arange(identities), images)
+    pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8, 1), np.uint8)
+    return mj.ImageDataset.from_arrays(pixels, labels)
+
+
+def test_a_small_set_trains_at_the_defaults(tiny_encoder, tmp_path):
+    options = {"dataset": "own", "encoder": "own", "epochs": 1, "out": str(tmp_path)}
+    said = "a batch has 16 identities of 4 images, as there are 16 to train on; --identities-per"
+    with pytest.warns(UserWarning, match=said):
+        run = mj.fit(mj.TrainConfig(**options), dataset=small_set(40, 10), encoder=tiny_encoder)
+    assert run.history[0]["images"] == 2 * 16 * 4
+    # What was chosen is the run's: another rule of a later version would not change it.
+    assert (run.config.identities_per_batch, run.config.images_per_identity) == (16, 4)
+    saved = mj.load_run(tmp_path, encoder=tiny_encoder).config
+    assert saved.experiment() == run.config.experiment()
+
+
+def test_a_comparison_settles_its_batches_and_goes_on(tiny_encoder, tmp_path):
+    options = {"dataset": "own", "encoder": "own", "epochs": 1, "out": str(tmp_path)}
+    cells = []
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="a batch has 16 identities"):
+            mj.compare(
+                mj.TrainConfig(**options),
+                ["constant"],
+                [0],
+                dataset=small_set(40, 10),
+                encoder=tiny_encoder,
+            )
+        cells.append((tmp_path / "constant-seed0" / "report.json").stat().st_mtime_ns)
+    assert cells[0] == cells[1]
+
+
+def test_the_smallest_sets_say_what_can_be_done():
+    asked = mj.TrainConfig(dataset="own", encoder="own")
+    with pytest.raises(ValueError, match="two identities for each part are six at least: add some"):
+        prepare_data(asked, small_set(5, 3))
+    with pytest.raises(ValueError, match="--split 40/30/30 would do with 7"):
+        prepare_data(asked, small_set(7, 3))
+    assert prepare_data(asked.replace(split="40/30/30"), small_set(7, 3)).train.size == 9
+    with pytest.raises(ValueError, match="set --identities-per-batch to at most 16"):
+        prepare_data(asked.replace(identities_per_batch=32), small_set(40, 10))
+
+
+def test_a_batch_that_follows_the_data_is_divided_by_the_microbatch(tiny_encoder, tmp_path):
+    asked = mj.TrainConfig(dataset="own", encoder="own", out=str(tmp_path), microbatch=7)
+    with pytest.raises(ValueError, match="must divide the batch, here of 64 rows; got 7"):
+        mj.fit(asked, dataset=small_set(40, 10), encoder=tiny_encoder)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from margin_jax.data.sampler import SAMPLERS, pk_batches
+from margin_jax.data.sampler import SAMPLERS, choose_batch, pk_batches
 
 
 def long_tail(n=200, seed=0):
@@ -79,7 +79,7 @@ def test_sampler_errors():
         pk_batches(labels, 2, 4, seed=0, epoch=0, small_identities="error")
     with pytest.raises(ValueError, match=r"needs 4 .* at least 4 images; got 3 of 5 .* at most 3"):
         pk_batches(labels, 4, 4, seed=0, epoch=0)
-    with pytest.raises(ValueError, match=r"got 0 of 5 .* lower images_per_identity or .* repeat"):
+    with pytest.raises(ValueError, match=r"got 0 of 5 .* lower --images-per-identity"):
         pk_batches(labels, 4, 5, seed=0, epoch=0)
     with pytest.raises(ValueError, match="identities_per_batch 1"):
         pk_batches(labels, 1, 4, seed=0, epoch=0)
@@ -234,3 +234,32 @@ def test_fillers_need_small_identities(policy):
             pk_batches(labels, 2, 4, seed=0, epoch=0, small_identities=policy, fillers=fillers)
     with pytest.raises(ValueError, match="between 0 and 0"):
         pk_batches(labels[3:], 2, 4, seed=0, epoch=0, small_identities="error", fillers=1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "given", "expected"),
+    [
+        ([2] * 32, (), (32, 2)),
+        ([90] * 500, (), (32, 2)),
+        ([10] * 16, (), (16, 4)),
+        ([3] * 16, (), (16, 3)),
+        ([9] * 25 + [1] * 40, (), (25, 2)),  # who has one picture is no help
+        ([6000] * 4, (), (4, 16)),
+        ([2] + [1000] * 9, (), (9, 7)),  # with the tenth, an epoch would be one batch
+        ([5, 5], (), (2, 5)),
+        ([5, 1], (), (2, 2)),  # refused later, with the batches
+        ([10] * 16, (8, None), (8, 2)),
+        ([10] * 16, (None, 4), (16, 4)),
+        ([10] * 16 + [4] * 30, (None, 8), (16, 8)),
+        ([10] * 16, (99, 7), (99, 7)),
+        ([1] * 40, (None, None, "repeat"), (32, 2)),
+    ],
+)
+def test_p_and_k_follow_the_images(sizes, given, expected):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    p, k = choose_batch(labels, *given)
+    assert (p, k) == expected
+    if not given and sum(size > 1 for size in sizes) > 1:
+        plan, coverage = pk_batches(labels, p, k, seed=0, epoch=0)
+        assert len(plan) > 0
+        assert coverage.used >= 0.4 * (coverage.images - sizes.count(1))

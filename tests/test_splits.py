@@ -119,19 +119,23 @@ def test_too_few_identities_suggests_other_percentages():
         make("40/10/50", 10)
     assert str(caught.value) == (
         "a 40/10/50 split needs at least 15 identities for two in each part; got 10 (4, 1 and 5); "
-        "40/20/40 would do with 10"
+        "--split 40/20/40 would do with 10"
     )
     for n in range(6, 15):
         with pytest.raises(ValueError, match=f"would do with {n}") as caught:
             make("40/10/50", n)
-        make(str(caught.value).split("; ")[-1].split()[0], n)
-    with pytest.raises(ValueError, match=r"got 5 \(2, 1 and 2\)$"):
+        make(str(caught.value).split("; ")[-1].split()[1], n)
+    with pytest.raises(
+        ValueError, match=r"got 5 \(2, 1 and 2\); two identities for each part are six"
+    ):
         make("40/10/50", 5)
 
 
 def test_too_few_groups_are_counted_as_groups():
     groups = [0] * 20 + [*range(1, 10)]
-    with pytest.raises(ValueError, match=r"15 groups of .* got 10 \(4, 1 and 5\); 40/20/40 would"):
+    with pytest.raises(
+        ValueError, match=r"15 groups of .* got 10 \(4, 1 and 5\); --split 40/20/40"
+    ):
         make("40/10/50", 29, groups)
     assert min(map(len, make("40/20/40", 29, groups))) >= 2
 

@@ -287,7 +287,7 @@ def _alpha(image: "Image.Image", clear: Any) -> "Image.Image | None":
     if image.mode not in ("LA", "PA", "RGBA"):
         return None
     alpha = image.getchannel("A")
-    return alpha if np.min(alpha) < 255 else None
+    return alpha if np.asarray(alpha).min() < 255 else None
 
 
 def _unidentified(file: "Path | BinaryIO") -> str:

@@ -12,6 +12,8 @@ from margin_jax.choices import check_choice
 
 SAMPLERS = ("pk", "balanced")
 SMALL_IDENTITIES = ("drop", "repeat", "error")
+# What a batch has where nothing else is asked for and there are enough identities: P and K.
+_IDENTITIES, _IMAGES = 32, 2
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,46 @@ class Coverage:
     small: int
     left: int
     repeated: int
+
+
+def choose_batch(
+    labels: np.ndarray,
+    identities_per_batch: int | None = None,
+    images_per_identity: int | None = None,
+    small_identities: str = "drop",
+) -> tuple[int, int]:
+    """P and K that suit some images, where they are not given.
+
+    32 and 2, as far as there are 32 identities. Of fewer, the largest P whose epochs still see half
+    of the images: one identity with few images would end them early. K is then as large as P
+    identities and the usual 64 rows of a batch allow.
+
+    Args:
+        labels: int[images] of the training.
+        identities_per_batch, images_per_identity: P and K, if they are given.
+        small_identities: what :func:`pk_batches` does with identities of fewer than K images.
+    """
+    sizes = -np.sort(-np.unique(labels, return_counts=True)[1])
+    if small_identities == "repeat":
+        sizes = np.maximum(sizes, images_per_identity or _IMAGES)
+    able = sizes[sizes >= (images_per_identity or _IMAGES)]
+    most = min(len(able), _IDENTITIES)
+    if identities_per_batch is not None:
+        return identities_per_batch, images_per_identity or _IMAGES
+    if images_per_identity is not None or most == _IDENTITIES or most < 2:
+        return max(most, 2), images_per_identity or _IMAGES  # too few are refused with the batches
+
+    def choice(p: int) -> tuple[int, int]:
+        return p, int(min(_IDENTITIES * _IMAGES // p, able[p - 1]))
+
+    def seen(p: int, k: int) -> float:
+        """The share of the images that an epoch of "pk" can see: t batches of P different ones."""
+        groups = able[able >= k] // k
+        t = np.arange(groups.sum() // p + 1)
+        return float(p * k * t[np.minimum(groups[:, None], t).sum(0) >= p * t].max() / able.sum())
+
+    choices = [choice(p) for p in range(most, 1, -1)]
+    return next((pk for pk in choices if seen(*pk) >= 0.5), max(choices, key=lambda pk: seen(*pk)))
 
 
 def pk_batches(
@@ -105,9 +147,9 @@ def pk_batches(
             f"a batch needs {p} identities with at least {k} images; "
             f"got {len(queues)} of {len(np.unique(labels))} identities: "
             + (
-                f"set identities_per_batch to at most {len(queues)}"
+                f"set --identities-per-batch to at most {len(queues)}"
                 if len(queues) >= 2
-                else "lower images_per_identity or set small_identities to repeat"
+                else "lower --images-per-identity, or set --small-identities to repeat"
             )
         )
     if not 0 <= fillers <= len(small):
@@ -139,7 +181,7 @@ def _sorted_out(
     if small and policy == "error":
         raise ValueError(
             f"{len(small)} of {len(queues)} identities have fewer than {k} images (the smallest "
-            f"has {min(map(len, small))}): set small_identities to drop or repeat"
+            f"has {min(map(len, small))}): set --small-identities to drop or repeat"
         )
     if policy == "repeat":
         return [np.resize(queue, max(k, len(queue))) for queue in queues], np.empty(0, int)

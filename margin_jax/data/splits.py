@@ -249,13 +249,13 @@ def _advice(fractions: tuple[float, ...], n: int) -> str:
         if a + b < 10 and _least(shares := (a / 10, b / 10, (10 - a - b) / 10)) <= n
     ]
     if not able:
-        return ""
+        return "; two identities for each part are six at least: add some"
 
     def distance(shares: tuple[float, ...]) -> tuple[float, float]:
         apart = sum(abs(a - b) for a, b in zip(shares, fractions, strict=True))
         return round(apart, 6), -shares[0]
 
-    return f"; {_percentages(min(able, key=distance))} would do with {n}"
+    return f"; --split {_percentages(min(able, key=distance))} would do with {n}"
 
 
 def _percentages(fractions: tuple[float, ...]) -> str:
