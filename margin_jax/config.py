@@ -15,7 +15,8 @@ import numpy as np
 from margin_jax.augmentation import make_augment
 from margin_jax.choices import check_choice, one_of
 from margin_jax.data import DATASETS, OWN, check_dataset, tfds
-from margin_jax.data.images import TRANSPARENCIES, Reading
+from margin_jax.data.folder import REPEATED_NAMES
+from margin_jax.data.images import TRANSPARENCIES
 from margin_jax.data.sampler import SAMPLERS, SMALL_IDENTITIES
 from margin_jax.data.splits import check_split
 from margin_jax.distances import DISTANCES
@@ -55,7 +56,7 @@ _LEARNING_RATES = ("constant", "exponential", "step97", "warmup_linear")
 _NOT_THE_RESULT = {"out", "overwrite", "resume", "allow_changes", "checkpoint_steps", "devices"}
 _NOT_THE_RESULT |= {"memory_limit", "manual_dir"}
 # Runs of an earlier time, whose configuration does not say, were made as if it said this.
-_UNSAID = {"transparency": "ignore"}
+_UNSAID = {"transparency": "ignore", "repeated_names": "separate"}
 
 
 _PATHS = ("data_dir", "manual_dir", "weights", "split", "out")
@@ -115,6 +116,14 @@ class TrainConfig:
     strict: Annotated[
         bool, Option("Data", "An unreadable file is an error instead of being skipped.")
     ] = False
+    repeated_names: Annotated[
+        str,
+        Option(
+            "Data",
+            "folder: what train/anna and val/anna are. error: they are refused; merge: one "
+            f"identity; separate: two. {one_of(REPEATED_NAMES)}",
+        ),
+    ] = "error"
     transparency: Annotated[
         str,
         Option(
@@ -331,6 +340,7 @@ class TrainConfig:
             "learning_rate_schedule": _LEARNING_RATES,
             "select": SELECTIONS,
             "transparency": TRANSPARENCIES,
+            "repeated_names": REPEATED_NAMES,
         }
         for name, names in choices.items():
             check_choice(name, getattr(self, name), names)
@@ -404,11 +414,6 @@ class TrainConfig:
         if self.dataset != "folder" or self.data_dir is None:
             return name
         return f"{name}-{os.path.basename(os.path.abspath(self.data_dir))}"
-
-    @property
-    def reading(self) -> Reading:
-        """What is done to pictures on the way, to the run's own and to others."""
-        return Reading(transparency=self.transparency)
 
     @property
     def begins_with_weights(self) -> bool:

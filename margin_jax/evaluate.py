@@ -16,7 +16,7 @@ from margin_jax.evaluation.embedding import pair_distances
 from margin_jax.evaluation.folds import FoldReport, fold_report
 from margin_jax.evaluation.retrieval import RetrievalReport, retrieval_report
 from margin_jax.evaluation.verification import VerificationReport
-from margin_jax.protocol import load
+from margin_jax.protocol import load, reading_of
 from margin_jax.run import PAIRS, Run, check_sealed
 
 
@@ -68,12 +68,15 @@ class ListedReport(NamedTuple):
     trained_on: tuple[str, ...]
 
 
-def embed_identities(run: Run, data_dir: str | Path | None = None) -> Embedded:
+def embed_identities(
+    run: Run, data_dir: str | Path | None = None, *, repeated_names: str | None = None
+) -> Embedded:
     """The embeddings of images by identity.
 
     Args:
         run: from :func:`~margin_jax.load_run`.
         data_dir: a folder of images for each identity. Default: the run's own test identities.
+        repeated_names: as of a configuration, for `data_dir`. Default: the run's.
 
     Raises:
         ValueError: files that are missing or unreadable, or not those the run was tested on.
@@ -86,7 +89,8 @@ def embed_identities(run: Run, data_dir: str | Path | None = None) -> Embedded:
             size,
             channels=channels,
             memory_limit=limit,
-            reading=run.config.reading,
+            reading=reading_of(run.config),
+            repeated_names=repeated_names or run.config.repeated_names,
         )
         return Embedded(
             run.embed(dataset.images),
@@ -183,12 +187,11 @@ def embed_folder(run: Run, root: str | Path) -> EmbeddedFolder:
     Raises:
         ValueError: if there is no readable image.
     """
-    if not Path(root).is_dir():
-        raise ValueError(f"expected a folder of images; there is no folder {root}")
+    image_folder.check_folder("what is embedded", Path(root))
     paths, hidden = image_folder.find_files(Path(root))
     size, _, channels = run.data["image_shape"]
     limit = run.config.memory_limit * 2**30
-    found = image_folder.read_images(paths, size, channels, limit, run.config.reading)
+    found = image_folder.read_images(paths, size, channels, limit, reading_of(run.config))
     lost = (*found.skipped, *found.left_out, *hidden)
     if not found.kept:
         reason = f" (first: {lost[0]})" if lost else ""
@@ -213,7 +216,7 @@ def verify_images(run: Run, first: str | Path, second: str | Path) -> float:
 
 def _read(run: Run, paths: list[Path]) -> Images:
     size, _, channels = run.data["image_shape"]
-    found = image_folder.read_images(paths, size, channels, reading=run.config.reading)
+    found = image_folder.read_images(paths, size, channels, reading=reading_of(run.config))
     if lost := (*found.skipped, *found.left_out):
         raise ValueError(f"{len(lost)} of {len(paths)} images unreadable, first {lost[0]}")
     return found.images

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from margin_jax.config import TrainConfig
 from margin_jax.data import OWN, default_split, load_dataset
 from margin_jax.data.dataset import ImageDataset
+from margin_jax.data.images import Reading, one_line
 from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
 from margin_jax.data.sampler import Coverage, choose_batch, pk_batches
 from margin_jax.data.splits import Split, make_split
@@ -55,8 +57,14 @@ def load(config: TrainConfig) -> ImageDataset:
         manual_dir=config.manual_dir,
         label_key=config.label_key,
         memory_limit=config.memory_limit * 2**30,
-        **config.reading._asdict(),
+        **reading_of(config)._asdict(),
+        repeated_names=config.repeated_names,
     )
+
+
+def reading_of(config: TrainConfig) -> Reading:
+    """What is done to pictures on the way: to those of a run, and to others that it is used on."""
+    return Reading(transparency=config.transparency)
 
 
 def split_dataset(
@@ -148,6 +156,14 @@ def prepare_data(
     """
     dataset = _used(config, load(config) if dataset is None else dataset)
     labels = dataset.labels
+    for name in dataset.identities:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"names of identities must be text; {one_line(Path(name))} has bytes that are none"
+                ": rename the folder"
+            ) from None
     split, rows = split_dataset(config, dataset)
 
     def draw(part: str, count: int, seed: int) -> Pairs:

@@ -240,6 +240,55 @@ def test_folder_reads_nested_identities_in_sorted_order(tmp_path):
     assert data.left_out == ("stray.png: in no identity's folder", "b/notes.txt: not an image")
 
 
+def make_identities(root, *names):
+    for value, name in enumerate(names):
+        save(root / name / "1.png", value)
+
+
+REPEATED = {
+    "parts of a split": ("train/anna", "train/bo", "val/anna"),
+    "sessions": ("2023/anna", "2024/anna", "2024/bo"),
+    "above and below": ("anna", "more/anna"),
+    "classes by number": ("training/0", "training/1", "testing/0", "testing/1"),
+    "numbered classes of parts": ("a/train/c1", "a/train/c2", "a/val/c1", "a/val/c2"),
+    "numbers with a gap": ("x/id1", "x/id7", "y/id7"),
+    "accents": ("train/\u00e9", "val/e\u0301"),
+}
+
+
+@pytest.mark.parametrize("names", REPEATED.values(), ids=REPEATED)
+def test_one_name_below_two_folders_is_refused(tmp_path, names):
+    make_identities(tmp_path, *names)
+    with pytest.raises(ValueError, match=r"more than once.*--repeated-names merge .* separate"):
+        load_dataset("folder", tmp_path, 8)
+    separate = load_dataset("folder", tmp_path, 8, repeated_names="separate")
+    assert separate.identities == tuple(sorted(names))
+    assert "each folder is an identity" in separate.notes[0]
+    if names[0].endswith("anna"):
+        make_identities(tmp_path, "zoe")
+        merged = load_dataset("folder", tmp_path, 8, repeated_names="merge")
+        of = dict(zip(merged.files, merged.labels, strict=True))
+        first, second = (of[f"{name}/1.png"] for name in names if name.endswith("anna"))
+        assert merged.identities[first] == "anna"
+        assert first == second
+        assert len(merged.identities) == len(names)
+        assert "each name is one identity" in merged.notes[0]
+
+
+def test_numbered_folders_of_different_alphabets_are_several_identities(tmp_path):
+    """As those of Omniglot, whose names count the characters of each alphabet."""
+    names = [
+        f"{a}/character{i:02}" for a, n in (("greek", 3), ("latin", 2)) for i in range(1, n + 1)
+    ]
+    make_identities(tmp_path, *names)
+    data = load_dataset("folder", tmp_path, 8)
+    assert data.identities == tuple(names)
+    assert data.notes == (
+        "2 names of folders are there more than once, such as greek/character01 and "
+        "latin/character01: each folder is an identity",
+    )
+
+
 # With copies of pictures in them, and under a picture's name.
 HIDDEN = [
     *(".ipynb_checkpoints", ".thumbnails", ".Trash-1000", ".git", "@eaDir", "#recycle"),
@@ -309,7 +358,7 @@ def test_names_may_be_in_any_script(tmp_path):
     names = NAMES + [NO_TEXT] * (sys.platform == "linux")
     for value, name in enumerate(names):
         save(tmp_path / name / f"{name}.png", value)
-    dataset = load_dataset("folder", tmp_path, 8, True)
+    dataset = load_dataset("folder", tmp_path, 8, True, repeated_names="separate")
     assert dataset.identities == tuple(sorted(names))
     assert dataset.files == tuple(f"{name}/{name}.png" for name in sorted(names))
     values = [names.index(name) for name in dataset.identities]
@@ -393,8 +442,19 @@ def test_identities_may_be_links(tmp_path):
 def test_folder_errors_say_what_was_expected(tmp_path):
     with pytest.raises(ValueError, match=r"no folder .*missing"):
         load_dataset("folder", tmp_path / "missing", 8, False)
-    with pytest.raises(ValueError, match="expected a folder for each identity"):
+    with pytest.raises(ValueError, match=r"expected a folder for each identity.*anna/1.jpg$"):
         load_dataset("folder", tmp_path, 8, False)
+    save(tmp_path / "flat" / "1.png")
+    with pytest.raises(ValueError, match="not 1 files in no folder of their own"):
+        load_dataset("folder", tmp_path / "flat", 8, False)
+    (tmp_path / "flat" / "1.png").unlink()
+    for name, kind in {
+        "faces.zip": "an archive, which has to be unpacked",
+        "a.png": "a file",
+    }.items():
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=rf"must be a folder.*{name} is {kind}"):
+            load_dataset("folder", tmp_path / name, 8, False)
     save(tmp_path / "a" / "1.png")
     with pytest.raises(ValueError, match=r"at least two identities.*got 1"):
         load_dataset("folder", tmp_path, 8, False)

@@ -1,5 +1,6 @@
 """What a run trains and tests on: the options of data, split and sampler, from end to end."""
 
+import dataclasses
 import functools
 import json
 
@@ -11,7 +12,7 @@ import margin_jax as mj
 from margin_jax import cli, comparison, plots
 from margin_jax.description import describe
 from margin_jax.evaluate import embed_identities, evaluate_run
-from margin_jax.protocol import plan_epoch, prepare_data
+from margin_jax.protocol import plan_epoch, prepare_data, reading_of
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 TIMING = ("seconds", "images_per_second", "data_wait")
@@ -220,9 +221,12 @@ def test_the_list_of_datasets(tmp_path, capsys):
 def test_a_run_of_an_earlier_time_reads_pictures_as_it_did(people, tmp_path):
     """Its configuration does not have the options that came later."""
     saved = json.loads(config(people, tmp_path / "run").to_json())
-    assert mj.TrainConfig.from_json(json.dumps(saved)).reading == ("white",)
-    del saved["transparency"]
-    assert mj.TrainConfig.from_json(json.dumps(saved)).reading == ("ignore",)
+    assert mj.TrainConfig.from_json(json.dumps(saved)) == config(people, None)
+    for name in ("transparency", "repeated_names"):
+        del saved[name]
+    earlier = mj.TrainConfig.from_json(json.dumps(saved))
+    assert reading_of(earlier).transparency == "ignore"
+    assert earlier.repeated_names == "separate"
 
 
 def small_set(identities, images):
@@ -274,3 +278,13 @@ def test_a_batch_that_follows_the_data_is_divided_by_the_microbatch(tiny_encoder
     asked = mj.TrainConfig(dataset="own", encoder="own", out=str(tmp_path), microbatch=7)
     with pytest.raises(ValueError, match="must divide the batch, here of 64 rows; got 7"):
         mj.fit(asked, dataset=small_set(40, 10), encoder=tiny_encoder)
+
+
+def test_a_name_that_is_no_text_is_named(tiny_encoder, tmp_path):
+    mine = small_set(40, 4)
+    mine = dataclasses.replace(mine, identities=("caf\udce9", *mine.identities[1:]))
+    asked = mj.TrainConfig(dataset="own", encoder="own", out=str(tmp_path), identities_per_batch=8)
+    with pytest.raises(
+        ValueError, match=r"must be text; caf\\udce9 has bytes that are none: rename"
+    ):
+        mj.fit(asked, dataset=mine, encoder=tiny_encoder)

@@ -31,6 +31,13 @@ def evaluate(
             help="Also Recall@k and MAP@R: of the run's test images, or all of --data-dir.",
         ),
     ] = False,
+    repeated_names: Annotated[
+        str | None,
+        typer.Option(
+            help="What folders of one name below different ones of --data-dir are: error, merge "
+            "(one identity) or separate. Default: as the run was trained."
+        ),
+    ] = None,
     count: Annotated[
         int | None,
         typer.Option(help="How many pairs to draw at most from --data-dir. Default: 100,000."),
@@ -41,6 +48,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Verify with a run's best weights and threshold: its saved pairs, or other images."""
+    from margin_jax.choices import check_choice
+    from margin_jax.data.folder import REPEATED_NAMES
     from margin_jax.evaluate import (
         embed_identities,
         evaluate_all_pairs,
@@ -59,12 +68,14 @@ def evaluate(
         )
     folds, trained_on = None, tuple[str, ...]()
     listed = None if pairs in (None, "all") else pairs
+    if repeated_names is not None:
+        check_choice("repeated_names", repeated_names, REPEATED_NAMES)
     if listed is not None and data_dir is None:
         raise ValueError("pairs need data_dir, the folder that their files are relative to")
     if out is not None:
         _check_out(out)
     if listed is None or retrieval:
-        embedded = embed_identities(loaded, data_dir)
+        embedded = embed_identities(loaded, data_dir, repeated_names=repeated_names)
         for reason in embedded.skipped:
             typer.echo(f"skipped {reason}", err=True)
         for remark in embedded.remarks:

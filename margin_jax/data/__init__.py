@@ -32,6 +32,7 @@ def load_dataset(
     label_key: str | None = None,
     memory_limit: float = float("inf"),
     transparency: str = "white",
+    repeated_names: str = "error",
 ) -> ImageDataset:
     """The dataset of that name: glyphs, folder, or tfds:NAME[:CONFIG].
 
@@ -44,6 +45,8 @@ def load_dataset(
         label_key: of TensorFlow Datasets, the feature that names the identity. Default: the label.
         memory_limit: in bytes; images of larger sets are decoded anew whenever they are asked for.
         transparency: what is transparent is laid on "white", or "ignore": the colours below count.
+        repeated_names: of a folder, what folders of one name below different ones are: an "error",
+            one identity ("merge") or several ("separate").
 
     Raises:
         ValueError: an unknown name, or what the dataset itself refuses.
@@ -80,6 +83,7 @@ def load_dataset(
         strict,
         memory_limit=memory_limit,
         reading=reading,
+        repeated_names=repeated_names,
     )
 
 

@@ -1,6 +1,8 @@
 """An image folder: every folder that holds images is one identity, named by its path."""
 
 import os
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +31,14 @@ _SYSTEM = (
 )
 
 
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+REPEATED_NAMES = ("error", "merge", "separate")
+_PARTS = {
+    *("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"),
+    *("query", "gallery", "probe"),
+}
+
+
 class Found(NamedTuple):
     """Image files that were read.
 
@@ -54,6 +64,7 @@ def load(
     channels: int | None = None,
     memory_limit: float = float("inf"),
     reading: Reading = USUAL,
+    repeated_names: str = "error",
 ) -> ImageDataset:
     """Every image below `data_dir`, as :func:`~margin_jax.data.images.load_images` has it.
 
@@ -68,26 +79,32 @@ def load(
         channels: 1 (grey) or 3 (RGB), whatever the files are. Default: grey if all of them are.
         memory_limit: in bytes; larger sets are decoded anew whenever images are asked for.
         reading: what is done to the images on the way.
+        repeated_names: what folders of one name below different ones are, such as train/anna and
+            val/anna: an "error", as nobody may be on both sides of a split; "merge", one identity;
+            or "separate", several. Folders that are only numbered (greek/character01) are several.
 
     Raises:
         ValueError: no such folder, no readable image, fewer than two identities, or (strict) an
             unreadable file.
     """
     root = Path(data_dir)
-    if not root.is_dir():
-        raise ValueError(f"data_dir must be a folder of images; there is no folder {root}")
+    check_folder("data_dir", root)
     files, left_out = find_files(root)
     paths = [path for path in files if path.parent != root]
     left_out += [f"{one_line(path)}: in no identity's folder" for path in set(files) - set(paths)]
     if not paths:
+        flat = f", not {len(files):,} files in no folder of their own" if files else ""
         raise ValueError(
-            f"no images below {root}: expected a folder for each identity with pictures in it"
+            f"no images below {root}: expected a folder for each identity with its pictures in it, "
+            f"such as {Path(root.name, 'anna', '1.jpg')}{flat}"
         )
     found = read_images(paths, image_size, channels, memory_limit, reading)
     skipped = _below(root, found.skipped)
     if skipped and strict:
         raise ValueError(f"{len(skipped)} unreadable file(s) below {root}, first {skipped[0]}")
-    identity_of = [str(path.parent.relative_to(root)) for path in found.kept]
+    folders = [path.parent.relative_to(root) for path in found.kept]
+    named, notes = _name(sorted(set(folders)), repeated_names)
+    identity_of = [named[folder] for folder in folders]
     identities = sorted(set(identity_of))
     if len(identities) < 2:
         raise ValueError(
@@ -104,8 +121,67 @@ def load(
         groups=np.arange(len(identities), dtype=np.int32),
         skipped=skipped,
         left_out=_below(root, (*sorted(left_out), *found.left_out)),
-        notes=found.notes,
+        notes=(*found.notes, *notes),
     )
+
+
+def _name(folders: Sequence[Path], rule: str) -> tuple[dict[Path, str], list[str]]:
+    """The identity of each folder, and what to say of them."""
+    by_name: dict[str, list[Path]] = {}
+    for folder in folders:
+        # Systems write one name with composed or with single accents.
+        by_name.setdefault(unicodedata.normalize("NFC", folder.name), []).append(folder)
+    repeated = {name: alike for name, alike in by_name.items() if len(alike) > 1}
+    named = {folder: str(folder) for folder in folders}
+    if not repeated:
+        return named, []
+    alike = next(iter(repeated.values()))
+    some = f"{len(repeated):,} names of folders are there more than once, such as " + " and ".join(
+        one_line(folder) for folder in alike[:2]
+    )
+    if rule == "merge":
+        named |= {folder: name for name, alike in repeated.items() for folder in alike}
+        return named, [f"{some}: each name is one identity"]
+    if rule == "error" and not _only_numbered(folders):
+        raise ValueError(
+            f"{some}: --repeated-names merge makes one identity of each name, --repeated-names "
+            "separate makes one of each folder"
+        )
+    return named, [f"{some}: each folder is an identity"]
+
+
+def _only_numbered(folders: Sequence[Path]) -> bool:
+    """Whether all names count within their folder, as characters of alphabets do.
+
+    Names such as character01 to character26 in each say nothing of who they are. Parts of a split
+    are another matter: there, a number is the same class in each.
+    """
+    numbers: dict[tuple[Path, str], list[int]] = {}
+    for folder in folders:
+        counted = re.fullmatch(r"(.*\D)(\d{1,9})", folder.name, re.ASCII)
+        if counted is None or _PARTS & {part.lower() for part in folder.parts}:
+            return False
+        numbers.setdefault((folder.parent, counted[1]), []).append(int(counted[2]))
+    return all(
+        sorted(n) in (list(range(len(n))), list(range(1, len(n) + 1))) for n in numbers.values()
+    )
+
+
+def check_folder(what: str, path: Path) -> None:
+    """Whether there is a folder.
+
+    Raises:
+        ValueError: saying what there is instead.
+    """
+    if path.is_dir():
+        return
+    if not path.exists():
+        raise ValueError(f"{what} must be a folder of images; there is no folder {path}")
+    if path.name.lower().endswith(_ARCHIVES):
+        kind = "an archive, which has to be unpacked"
+    else:
+        kind = "a file: give the folder that it lies in, or one above"
+    raise ValueError(f"{what} must be a folder of images; {path} is {kind}")
 
 
 def find_files(root: Path) -> tuple[list[Path], list[str]]:
