@@ -1,5 +1,6 @@
 """A finished run put to use: other pairs, folders of images, two images."""
 
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -8,8 +9,7 @@ import numpy as np
 
 from margin_jax.data import folder as image_folder
 from margin_jax.data.dataset import remarks
-from margin_jax.data.images import Images
-from margin_jax.data.pair_files import read_pairs
+from margin_jax.data.pair_files import locate, read_pairs
 from margin_jax.data.pairs import Pairs, sample_pairs
 from margin_jax.evaluation.all_pairs import all_pairs_report
 from margin_jax.evaluation.embedding import pair_distances
@@ -61,11 +61,15 @@ class ListedReport(NamedTuple):
         verification: at the run's own threshold.
         folds: with the folds' thresholds, where the list has folds.
         trained_on: folders of the list that are named like identities the run was trained on.
+        missing: "file: reason" of listed files that can not be read; their pairs are left out.
+        listed: how many pairs the list has.
     """
 
     verification: VerificationReport
     folds: FoldReport | None
     trained_on: tuple[str, ...]
+    missing: tuple[str, ...]
+    listed: int
 
 
 def embed_identities(
@@ -159,26 +163,49 @@ def evaluate_retrieval(run: Run, embedded: Embedded) -> RetrievalReport:
     return retrieval_report(embedded.vectors, embedded.labels, distance=run.config.distance)
 
 
-def evaluate_listed(run: Run, data_dir: str | Path, pairs: str | Path) -> ListedReport:
+def evaluate_listed(
+    run: Run, data_dir: str | Path, pairs: str | Path, *, strict: bool = False
+) -> ListedReport:
     """Verification of the pairs that a file lists.
 
     Args:
         run: from :func:`~margin_jax.load_run`.
         data_dir: the folder that the listed files are relative to.
         pairs: a csv file of lines ``FIRST,SECOND,1`` (same) or ``0``, or LFW's ``pairs.txt``, whose
-            ten folds are then reported as that protocol wants: accuracy and its standard error.
+            ten folds are then reported as that protocol wants: accuracy and its standard error;
+            or its ``pairsDevTest.txt``.
+        strict: a file that is missing or unreadable is an error, instead of leaving out its pairs.
 
     Raises:
-        ValueError: files that are missing or unreadable, or pairs of one kind only.
+        ValueError: (strict) files that are missing or unreadable, or pairs of one kind only.
     """
+    image_folder.check_folder("data_dir", Path(data_dir))
     listed = read_pairs(Path(pairs))
-    images = _read(run, [Path(data_dir, name) for name in listed.files])
-    distances, same = run.distances(images, listed.pairs.rows), listed.pairs.same
+    found = _read(run, places := locate(Path(data_dir), listed.files))
+    missing = (*found.skipped, *found.left_out)
+    if missing and (strict or not found.kept):
+        raise _unreadable(places, missing)
+    row_of = {path: row for row, path in enumerate(found.kept)}
+    rows = np.array([row_of.get(place, -1) for place in places])[listed.pairs.rows]
+    whole = (rows >= 0).all(axis=1)
+    same = listed.pairs.same[whole]
+    if same.all() or not same.any():
+        raise ValueError(
+            f"verification needs pairs of both kinds; of {pairs} {same.sum()} same and "
+            f"{len(same) - same.sum()} different ones have both pictures"
+            + (f" (first {missing[0]})" if missing else "")
+        )
+    distances = run.distances(found.images, rows[whole])
     report = run.verify(distances, same)
-    folds = None if listed.folds is None else fold_report(distances, same, listed.folds)
-    trained = set(run.data["identities"]["train"])
-    identities = {str(Path(name).parent) for name in listed.files}
-    return ListedReport(report, folds, tuple(sorted(identities & trained)))
+    folds = None if listed.folds is None else fold_report(distances, same, listed.folds[whole])
+    trained = {unicodedata.normalize("NFC", name) for name in run.data["identities"]["train"]}
+    identities = {
+        unicodedata.normalize("NFC", str(Path(name).parent))
+        for name in np.array(listed.files)[np.unique(listed.pairs.rows[whole])]
+    }
+    return ListedReport(
+        report, folds, tuple(sorted(identities & trained)), missing, len(listed.pairs.same)
+    )
 
 
 def embed_folder(run: Run, root: str | Path) -> EmbeddedFolder:
@@ -210,13 +237,17 @@ def verify_images(run: Run, first: str | Path, second: str | Path) -> float:
     Raises:
         ValueError: if one of them can not be read.
     """
-    images = _read(run, [Path(first), Path(second)])
-    return float(run.distances(images, np.array([[0, 1]]))[0])
+    paths = [Path(first), Path(second)]
+    found = _read(run, paths)
+    if missing := (*found.skipped, *found.left_out):
+        raise _unreadable(paths, missing)
+    return float(run.distances(found.images, np.array([[0, 1]]))[0])
 
 
-def _read(run: Run, paths: list[Path]) -> Images:
+def _read(run: Run, paths: list[Path]) -> image_folder.Found:
     size, _, channels = run.data["image_shape"]
-    found = image_folder.read_images(paths, size, channels, reading=reading_of(run.config))
-    if lost := (*found.skipped, *found.left_out):
-        raise ValueError(f"{len(lost)} of {len(paths)} images unreadable, first {lost[0]}")
-    return found.images
+    return image_folder.read_images(paths, size, channels, reading=reading_of(run.config))
+
+
+def _unreadable(paths: list[Path], missing: tuple[str, ...]) -> ValueError:
+    return ValueError(f"{len(missing)} of {len(paths)} images unreadable, first {missing[0]}")

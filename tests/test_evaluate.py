@@ -11,6 +11,7 @@ from PIL import Image
 
 import margin_jax as mj
 from margin_jax import cli, plots
+from margin_jax.data.pair_files import locate, read_pairs
 from margin_jax.evaluate import (
     embed_folder,
     embed_identities,
@@ -117,7 +118,8 @@ def test_lfw_pairs_are_reported_by_folds(run, tmp_path, capsys):
     listed = tmp_path / "pairs.txt"
     listed.write_text("3\t4\n" + "\n".join(line for fold in folds for line in fold) + "\n")
 
-    report, by_fold, trained_on = evaluate_listed(run, tmp_path, listed)
+    report, by_fold, trained_on, missing, count = evaluate_listed(run, tmp_path, listed)
+    assert (missing, count) == ((), 24)
     assert (report.same, report.different) == (12, 12)
     assert len(by_fold.accuracies) == 3
     assert trained_on == ()
@@ -137,6 +139,73 @@ def test_lfw_pairs_are_reported_by_folds(run, tmp_path, capsys):
         ValueError, match="3 folds of 5 same and 5 different pairs, 30 lines; got 12"
     ):
         evaluate_listed(run, tmp_path, listed)
+
+
+def encodings(text):
+    return {
+        "UTF-8 with mark": text.encode("utf-8-sig"),
+        "UTF-16": text.encode("utf-16"),
+        "UTF-16, other end first": b"\xfe\xff" + text.encode("utf-16-be"),
+        "Latin-1": text.encode("latin-1"),
+        "Windows line ends": text.replace("\n", "\r\n").encode(),
+        "blank lines": ("\n" + text.replace("\n", "\n\n \n")).encode(),
+        "spaces": text.replace("\t", "  ").encode(),
+        "spaces at the ends": text.replace("\n", " \n").encode(),
+    }
+
+
+LFW = "2\t1\nÖ Ä\t1\t2\nBB\t1\tÖ Ä\t2\nBB\t2\t10\nÖ Ä\t3\tBB\t4\n"
+
+
+@pytest.mark.parametrize("form", encodings(""))
+def test_lists_as_people_have_them(tmp_path, form):
+    path = tmp_path / "pairs.txt"
+    path.write_bytes(encodings(LFW)[form])
+    files, pairs, folds = read_pairs(path)
+    named = [(files[a], files[b]) for a, b in pairs.rows]
+    assert named == [
+        ("Ö Ä/Ö Ä_0001.jpg", "Ö Ä/Ö Ä_0002.jpg"),
+        ("BB/BB_0001.jpg", "Ö Ä/Ö Ä_0002.jpg"),
+        ("BB/BB_0002.jpg", "BB/BB_0010.jpg"),
+        ("Ö Ä/Ö Ä_0003.jpg", "BB/BB_0004.jpg"),
+    ]
+    assert pairs.same.tolist() == [True, False, True, False]
+    assert folds.tolist() == [0, 0, 1, 1]
+    path.write_bytes(encodings(LFW.replace("2\t1\nÖ", "1\nÖ").rpartition("BB\t2\t10")[0])[form])
+    files, pairs, folds = read_pairs(path)  # as pairsDevTest.txt
+    assert [(files[a], files[b]) for a, b in pairs.rows] == named[:2]
+    assert folds is None
+    path.write_bytes(encodings("ö/1.png, b/1.png, 1\n")[form])
+    assert read_pairs(path).files == ("ö/1.png", "b/1.png")
+
+
+def test_listed_files_are_found_by_other_names(tmp_path):
+    composed, single = "\u00e9", "e\u0301"
+    for name in (f"{single}/{single}_0001.png", "b/1.jpg", "b/1.png", "b/2.png", "b/2.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    asked = [f"{composed}/{composed}_0001.jpg", "b/1.jpg", "b/2.jpg", "b/3.jpg", "c/1.jpg"]
+    found = [str(path.relative_to(tmp_path)) for path in locate(tmp_path, asked)]
+    assert found == [f"{single}/{single}_0001.png", "b/1.jpg", "b/2.png", "b/3.jpg", "c/1.jpg"]
+
+
+def test_pairs_without_a_picture_are_left_out_and_counted(run, letters, tmp_path, capsys):
+    listed = tmp_path / "pairs.csv"
+    whole = "Q/0.png,Q/1.png,1\nQ/0.png,Ω/1.png,0\n"
+    listed.write_text(f"{whole}Q/9.png,Q/1.png,1\nQ/broken.png,Ω/1.png,0\n")
+    report, _, _, missing, count = evaluate_listed(run, letters, listed)
+    assert (report.same, report.different, count) == (1, 1, 4)
+    assert [text.split("/")[-1] for text in missing] == [
+        "9.png: No such file or directory",
+        "broken.png: not an image",
+    ]
+    command = ["evaluate", run.path, "--data-dir", letters, "--pairs", listed]
+    status, _, error = stopped(capsys, *command)
+    assert status == 0
+    assert "2 of 4 pairs left out, as 2 pictures are missing or unreadable; first" in error
+    status, _, error = stopped(capsys, *command, "--strict")
+    assert status == 2
+    assert "2 of 5 images unreadable, first" in error
 
 
 def test_identities_that_were_trained_on_are_said(run, tmp_path, capsys):
@@ -229,6 +298,10 @@ BAD = {
         letters / "none.csv",
     ],
     "a folder for a report": lambda run, letters: ["evaluate", run, "--out", run / "figures"],
+    "an archive of images": lambda run, letters: [
+        *("evaluate", run, "--data-dir", run / "pairs.zip"),
+    ],
+    "strict without a list": lambda run, letters: ["evaluate", run, "--strict"],
     "unwritable": lambda run, letters: ["embed", run, letters, "--out", run / "none" / "e.npz"],
 }
 
@@ -258,8 +331,8 @@ def test_bad_input_is_one_line_and_status_2(arguments, run, letters, capsys):
         ("", "no pairs in"),
         ("a,b\n", "line 1: expected FIRST,SECOND,1 or 0; got 'a,b'"),
         ("Q/0.png,Q/1.png,1\nQ/0.png,Q/1.png,yes\n", "line 2: expected"),
-        ("Q/0.png,Q/9.png,1\n", "1 of 2 images unreadable"),
-        ("Q/0.png,Q/1.png,1\n", "same and different pairs"),
+        ("Q/0.png,Q/9.png,1\n", "0 same and 0 different ones have both .*first .*Q/9.png: No such"),
+        ("Q/0.png,Q/1.png,1\n", "1 same and 0 different ones"),
         ('"' + 140_000 * "Q", r"pairs.csv is not a list of pairs: field larger"),
     ],
 )

@@ -20,8 +20,9 @@ def evaluate(
         str | None,
         typer.Option(
             help="A file with lines FIRST,SECOND,1 (same) or 0, the files relative to --data-dir; "
-            "or LFW's pairs.txt, reported by its ten folds; or all: every image with every other. "
-            "Default: the run's saved pairs, or drawn evenly from all identities of --data-dir."
+            "or LFW's pairs.txt, reported by its ten folds, or pairsDevTest.txt; or all: every "
+            "image with every other. Default: the run's saved pairs, or drawn evenly from all "
+            "identities of --data-dir."
         ),
     ] = None,
     retrieval: Annotated[
@@ -38,6 +39,14 @@ def evaluate(
             "(one identity) or separate. Default: as the run was trained."
         ),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="A listed picture that is missing or unreadable is an error. Default: its pairs "
+            "are left out and counted.",
+        ),
+    ] = False,
     count: Annotated[
         int | None,
         typer.Option(help="How many pairs to draw at most from --data-dir. Default: 100,000."),
@@ -68,6 +77,8 @@ def evaluate(
         )
     folds, trained_on = None, tuple[str, ...]()
     listed = None if pairs in (None, "all") else pairs
+    if strict and listed is None:
+        raise ValueError("--strict is for a list of pairs: give --pairs FILE")
     if repeated_names is not None:
         check_choice("repeated_names", repeated_names, REPEATED_NAMES)
     if listed is not None and data_dir is None:
@@ -81,7 +92,15 @@ def evaluate(
         for remark in embedded.remarks:
             typer.echo(remark, err=True)
     if listed is not None and data_dir is not None:
-        report, folds, trained_on = evaluate_listed(loaded, data_dir, listed)
+        report, folds, trained_on, missing, count_listed = evaluate_listed(
+            loaded, data_dir, listed, strict=strict
+        )
+        if missing:
+            typer.echo(
+                f"{count_listed - report.same - report.different:,} of {count_listed:,} pairs left "
+                f"out, as {len(missing):,} pictures are missing or unreadable; first {missing[0]}",
+                err=True,
+            )
     elif pairs == "all":
         report = evaluate_all_pairs(loaded, embedded)
     else:
