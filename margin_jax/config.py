@@ -16,7 +16,7 @@ from margin_jax.augmentation import make_augment
 from margin_jax.choices import check_choice, one_of
 from margin_jax.data import DATASETS, OWN, check_dataset, tfds
 from margin_jax.data.folder import REPEATED_NAMES
-from margin_jax.data.images import TRANSPARENCIES
+from margin_jax.data.images import FITS, TRANSPARENCIES
 from margin_jax.data.sampler import SAMPLERS, SMALL_IDENTITIES
 from margin_jax.data.splits import check_split
 from margin_jax.distances import DISTANCES
@@ -56,7 +56,7 @@ _LEARNING_RATES = ("constant", "exponential", "step97", "warmup_linear")
 _NOT_THE_RESULT = {"out", "overwrite", "resume", "allow_changes", "checkpoint_steps", "devices"}
 _NOT_THE_RESULT |= {"memory_limit", "manual_dir"}
 # Runs of an earlier time, whose configuration does not say, were made as if it said this.
-_UNSAID = {"transparency": "ignore", "repeated_names": "separate"}
+_UNSAID = {"fit": "stretch", "transparency": "ignore", "repeated_names": "separate"}
 
 
 _PATHS = ("data_dir", "manual_dir", "weights", "split", "out")
@@ -124,6 +124,19 @@ class TrainConfig:
             f"identity; separate: two. {one_of(REPEATED_NAMES)}",
         ),
     ] = "error"
+    fit: Annotated[
+        str,
+        Option(
+            "Data",
+            "How pictures become squares. pad: whole, in their own shape, the rest filled by "
+            "repeating their edge; crop: the middle; stretch: whole, but out of shape. "
+            f"{one_of(FITS)}",
+        ),
+    ] = "pad"
+    bits: Annotated[
+        int,
+        Option("Data", "How many of their 16 bits files use, 10 or 12 of many cameras.", 8, 16),
+    ] = 16
     transparency: Annotated[
         str,
         Option(
@@ -339,6 +352,7 @@ class TrainConfig:
             "optimizer": _OPTIMIZERS,
             "learning_rate_schedule": _LEARNING_RATES,
             "select": SELECTIONS,
+            "fit": FITS,
             "transparency": TRANSPARENCIES,
             "repeated_names": REPEATED_NAMES,
         }

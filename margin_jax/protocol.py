@@ -64,7 +64,7 @@ def load(config: TrainConfig) -> ImageDataset:
 
 def reading_of(config: TrainConfig) -> Reading:
     """What is done to pictures on the way: to those of a run, and to others that it is used on."""
-    return Reading(transparency=config.transparency)
+    return Reading(config.fit, config.transparency, config.bits)
 
 
 def split_dataset(

@@ -164,6 +164,78 @@ def test_a_file_is_read_or_skipped_for_a_reason(tmp_path, name):
         assert (dataset.images[dataset.files.index("b/sound.png")] == 9).all()
 
 
+# --- shapes and depths ---
+
+
+def test_shapes_are_kept_by_default(tmp_path):
+    """A disc in a broad, a high and a square picture, left of the middle or above it."""
+    far = np.hypot(*np.mgrid[-20:20, -20:20])
+    disc = np.where(far < 12, 0, 255).astype(np.uint8)
+    plain = np.full((40, 80), 255, np.uint8)
+    for name, pixels in {
+        "square": disc,
+        "broad": np.hstack([disc, plain]),
+        "high": np.hstack([disc, plain]).T,
+        "middle": np.hstack([plain[:, :40], disc, plain[:, :40]]),
+    }.items():
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "1.png")
+
+    def read(fit, limit=1e9):
+        data = folder.load(tmp_path, 60, memory_limit=limit, reading=Reading(fit))
+        ink = dict(zip(data.identities, data.images[:][..., 0] < 128, strict=True))
+        return {
+            k: (np.ptp(v.nonzero(), axis=1) + 1).tolist() for k, v in ink.items() if v.any()
+        }, data
+
+    sizes, data = read("pad")
+    assert sizes == {"square": [34, 34], "broad": [11, 11], "high": [11, 11], "middle": [11, 11]}
+    assert data.images.max() == 255
+    assert data.notes == ("3 of 4 pictures are not square: padded",)
+    assert read("pad", 0)[0] == sizes
+    sizes, data = read("crop")
+    assert sizes == {"square": [34, 34], "middle": [34, 34]}
+    sizes, data = read("stretch")
+    assert sizes == {"square": [34, 34], "broad": [34, 11], "high": [11, 34], "middle": [34, 11]}
+    assert Reading().fit == "pad"
+
+
+def test_padding_repeats_the_edge(tmp_path):
+    pixels = np.repeat([[10], [200]], 8, 0).repeat(4, 1).astype(np.uint8)  # 16 x 4
+    Image.fromarray(pixels).save(tmp_path / "1.png")
+    (image,) = folder.read_images([tmp_path / "1.png"], 16).images
+    assert np.array_equal(image[..., 0], pixels.repeat(4, 1))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_16_bits_that_are_not_all_used_are_said_and_can_be_scaled(tmp_path, bits):
+    ramp = np.linspace(0, 2**bits - 1, 64 * 64).reshape(64, 64).astype(np.uint16)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.fromarray(ramp).save(tmp_path / name / "1.png")
+    greys = 2**bits >> 8
+    said = f"2 pictures of 16 bits use {bits}, .* {greys} greys left; --bits {bits} scales them"
+    with pytest.warns(UserWarning, match=said):
+        folder.load(tmp_path, 64)
+    for limit in (0, 1e9):
+        scaled = folder.load(tmp_path, 64, memory_limit=limit, reading=Reading(bits=bits)).images[:]
+        assert len(np.unique(scaled)) == 256
+    bright = Image.fromarray(np.full((4, 4), 65535, np.uint16))
+    bright.save(tmp_path / "b" / "2.png")
+    if bits < 16:
+        with pytest.warns(UserWarning, match=f"above {2**bits - 1:,} is white, by --bits {bits}"):
+            images = folder.load(tmp_path, 64, reading=Reading(bits=bits)).images
+        assert (images[-1] == 255).all()
+
+
+def test_a_range_that_the_file_tells_is_used_whatever_the_bits(tmp_path):
+    (tmp_path / "1.pgm").write_bytes(b"P5 1 1 1023\n\x02\x00")
+    for bits in (10, 16):
+        reading = Reading(bits=bits)
+        (image,) = folder.read_images([tmp_path / "1.pgm"], 8, reading=reading).images
+        assert (image == 128).all()
+
+
 # --- turned pictures ---
 
 # How a camera stores an upright picture, by the EXIF orientation that says so.
@@ -196,7 +268,7 @@ def test_pictures_are_turned_upright(tmp_path, orientation, form):
     options["exif"][0x0112] = orientation
     path = tmp_path / "turned.png"
     path.write_bytes(encoded(stored, form, **options))
-    images, _, skipped, *_ = folder.read_images([path], 8)
+    images, _, skipped, *_ = folder.read_images([path], 8, reading=Reading("stretch"))
     assert skipped == ()
     np.testing.assert_allclose(images[0, 1::5, 1::5], colours, atol=12)
 
@@ -214,7 +286,7 @@ def test_odd_metadata_spoils_no_picture(tmp_path, odd):
     upright = np.repeat([[200], [20]], 32, 0).repeat(64, 1).astype(np.uint8)
     path = tmp_path / "odd.jpg"
     path.write_bytes(encoded(Image.fromarray(np.rot90(upright)), "JPEG", exif=exif(6, odd)))
-    images, _, skipped, *_ = folder.read_images([path], 8)
+    images, _, skipped, *_ = folder.read_images([path], 8, reading=Reading("stretch"))
     assert skipped == ()
     np.testing.assert_allclose(images[0, [1, 6], :, 0], np.repeat([[200], [20]], 8, 1), atol=2)
 
@@ -263,7 +335,7 @@ def test_one_name_below_two_folders_is_refused(tmp_path, names):
         load_dataset("folder", tmp_path, 8)
     separate = load_dataset("folder", tmp_path, 8, repeated_names="separate")
     assert separate.identities == tuple(sorted(names))
-    assert "each folder is an identity" in separate.notes[0]
+    assert "each folder is an identity" in separate.notes[-1]
     if names[0].endswith("anna"):
         make_identities(tmp_path, "zoe")
         merged = load_dataset("folder", tmp_path, 8, repeated_names="merge")
@@ -272,7 +344,7 @@ def test_one_name_below_two_folders_is_refused(tmp_path, names):
         assert merged.identities[first] == "anna"
         assert first == second
         assert len(merged.identities) == len(names)
-        assert "each name is one identity" in merged.notes[0]
+        assert "each name is one identity" in merged.notes[-1]
 
 
 def test_numbered_folders_of_different_alphabets_are_several_identities(tmp_path):
@@ -283,7 +355,7 @@ def test_numbered_folders_of_different_alphabets_are_several_identities(tmp_path
     make_identities(tmp_path, *names)
     data = load_dataset("folder", tmp_path, 8)
     assert data.identities == tuple(names)
-    assert data.notes == (
+    assert data.notes[-1:] == (
         "2 names of folders are there more than once, such as greek/character01 and "
         "latin/character01: each folder is an identity",
     )
@@ -333,7 +405,9 @@ def test_transparent_drawings_differ(tmp_path):
     ]
     assert data.notes == ("4 of 4 pictures are transparent: laid on white",)
     for limit in (0, 1e9):
-        ignored = folder.load(tmp_path, 8, memory_limit=limit, reading=Reading("ignore"))
+        ignored = folder.load(
+            tmp_path, 8, memory_limit=limit, reading=Reading(transparency="ignore")
+        )
         assert not ignored.images[:].any()
         assert ignored.notes == ("4 of 4 pictures are transparent: transparency ignored",)
 

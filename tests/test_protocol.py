@@ -11,7 +11,12 @@ from PIL import Image
 import margin_jax as mj
 from margin_jax import cli, comparison, plots
 from margin_jax.description import describe
-from margin_jax.evaluate import embed_identities, evaluate_run
+from margin_jax.evaluate import (
+    embed_folder,
+    embed_identities,
+    evaluate_run,
+    verify_images,
+)
 from margin_jax.protocol import plan_epoch, prepare_data, reading_of
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -79,6 +84,22 @@ def test_streamed_images_give_the_same_run(people, held, fit, tmp_path):
     assert timeless(fit(longer).history)[:2] == timeless(held.history)
     embedded = embed_identities(streamed, people)
     assert np.array_equal(embedded.vectors, embed_identities(held, people).vectors)
+
+
+def test_a_run_reads_other_pictures_as_its_own(people, held, fit, tmp_path):
+    run = fit(config(people, tmp_path / "run", fit="crop"))
+    assert run.history[0]["loss"] != held.history[0]["loss"]
+    assert run.data["notes"] == ["123 of 123 pictures are not square: cropped"]
+    own = run.embed(prepare_data(run.config).dataset.images)
+    for other in (embed_identities(run, people).vectors, embed_folder(run, people).vectors):
+        np.testing.assert_array_equal(other, own)
+    padded = dataclasses.replace(run, config=run.config.replace(fit="pad"))
+    assert not np.allclose(embed_folder(padded, people).vectors, own)
+    first, second = people / "p00" / "0.png", people / "p01" / "0.png"
+    distances = [verify_images(r, first, second) for r in (run, padded)]
+    row = embed_folder(run, people).files.index("p01/0.png")
+    assert distances[0] == pytest.approx(np.linalg.norm(own[0] - own[row]), rel=1e-4)
+    assert distances[1] != pytest.approx(distances[0], rel=1e-3)
 
 
 def test_waiting_for_data_is_recorded(held):
@@ -158,9 +179,10 @@ def test_description(people, tmp_path):
     assert f"{sum(sizes)} images of 33 identities, 12 x 12 in colour" in text
     assert "1 unreadable, skipped; first p00/broken.jpg" in text
     assert "images of an identity: 1 to 6, median 4" in text
-    assert text.splitlines()[4].split() == ["1", "3", "3"]
-    assert text.splitlines()[5].split() == ["2", "to", "3", "12", "30"]
-    assert text.splitlines()[6].split() == ["4", "to", "7", "18", "90"]
+    assert f"{sum(sizes)} of {sum(sizes)} pictures are not square: padded" in text
+    assert text.splitlines()[5].split() == ["1", "3", "3"]
+    assert text.splitlines()[6].split() == ["2", "to", "3", "12", "30"]
+    assert text.splitlines()[7].split() == ["4", "to", "7", "18", "90"]
     for sampler in ("pk", "balanced"):
         data = prepare_data(described.replace(sampler=sampler))
         share = data.described["coverage"]["used"] / data.described["coverage"]["images"]
@@ -222,10 +244,10 @@ def test_a_run_of_an_earlier_time_reads_pictures_as_it_did(people, tmp_path):
     """Its configuration does not have the options that came later."""
     saved = json.loads(config(people, tmp_path / "run").to_json())
     assert mj.TrainConfig.from_json(json.dumps(saved)) == config(people, None)
-    for name in ("transparency", "repeated_names"):
+    for name in ("fit", "bits", "transparency", "repeated_names"):
         del saved[name]
     earlier = mj.TrainConfig.from_json(json.dumps(saved))
-    assert reading_of(earlier).transparency == "ignore"
+    assert reading_of(earlier) == ("stretch", "ignore", 16)
     assert earlier.repeated_names == "separate"
 
 

@@ -15,7 +15,7 @@ app = typer.Typer()
 
 _USED = (
     *("data_dir", "manual_dir", "label_key", "image_size", "split", "strict", "max_identities"),
-    *("transparency", "repeated_names"),
+    *("fit", "bits", "transparency", "repeated_names"),
     *("memory_limit", "seed", "identities_per_batch", "images_per_identity", "small_identities"),
     "fillers",
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 from margin_jax.choices import check_choice
 from margin_jax.data import folder, glyphs, tfds
 from margin_jax.data.dataset import ImageDataset
-from margin_jax.data.images import Reading
+from margin_jax.data.images import FITS, Reading
 
 DATASETS = ("glyphs", "folder", "tfds:NAME")
 # The name of a dataset that is given as an object.
@@ -31,7 +31,9 @@ def load_dataset(
     manual_dir: str | Path | None = None,
     label_key: str | None = None,
     memory_limit: float = float("inf"),
+    fit: str = "pad",
     transparency: str = "white",
+    bits: int = 16,
     repeated_names: str = "error",
 ) -> ImageDataset:
     """The dataset of that name: glyphs, folder, or tfds:NAME[:CONFIG].
@@ -44,7 +46,10 @@ def load_dataset(
         manual_dir: of TensorFlow Datasets, files that would be downloaded, or that only you can.
         label_key: of TensorFlow Datasets, the feature that names the identity. Default: the label.
         memory_limit: in bytes; images of larger sets are decoded anew whenever they are asked for.
+        fit: how pictures become squares: "pad" repeats their edge, "crop" takes the middle,
+            "stretch" gives up their shape.
         transparency: what is transparent is laid on "white", or "ignore": the colours below count.
+        bits: how many of their 16 bits files use.
         repeated_names: of a folder, what folders of one name below different ones are: an "error",
             one identity ("merge") or several ("separate").
 
@@ -62,7 +67,7 @@ def load_dataset(
         return glyphs.load(image_size or glyphs.DEFAULT_SIZE)
     if name == OWN:
         raise ValueError("dataset own has to be given as an object: mj.fit(config, dataset=...)")
-    reading = Reading(transparency)
+    reading = Reading(check_choice("fit", fit, FITS), transparency, bits)
     where = None if data_dir is None else Path(data_dir)
     if name.startswith(tfds.PREFIX):
         return tfds.load(

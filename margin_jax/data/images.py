@@ -16,6 +16,7 @@ import numpy as np
 if TYPE_CHECKING:  # Pillow is loaded when the first image is
     from PIL import Image
 
+FITS = ("pad", "crop", "stretch")
 TRANSPARENCIES = ("white", "ignore")
 NO_IMAGE, NO_FILE = "not an image", "not a file"
 # What may be opened, known by its content. No other format of Pillow: some start another program
@@ -52,11 +53,16 @@ class Reading(NamedTuple):
     """How a picture becomes an array. A run keeps it, to read other pictures as its own.
 
     Attributes:
+        fit: how it becomes a square. "pad" keeps all of it and its shape, and repeats its edge,
+            which adds no border to look at; "crop" takes the middle; "stretch" gives up its shape.
         transparency: "white" lays what is transparent on white, on which most drawings are made;
             "ignore" takes the colours below, which nobody sees and which often are all black.
+        bits: how many of its 16 bits a file uses, as cameras and scanners of 10 or 12 do.
     """
 
+    fit: str = "pad"
     transparency: str = "white"
+    bits: int = 16
 
 
 USUAL = Reading()
@@ -137,9 +143,9 @@ def load_images(
 ) -> Loaded:
     """Decodes and resizes images, each of them once to see that it can be.
 
-    They are known by their content, whatever a file is called. Images become squares, without
-    keeping their aspect ratio. They are turned as their EXIF says; of an animation the first
-    picture counts, of 16 bits the upper 8; what is transparent is laid on white.
+    They are known by their content, whatever a file is called. Images become squares, and
+    keep their shape. They are turned as their EXIF says; of an animation the first picture counts,
+    of 16 bits the upper 8; what is transparent is laid on white.
     Skipped are damaged files, numbers of 32 bits or floating point, and pictures of more pixels
     than Pillow deems safe (89 million, its ``Image.MAX_IMAGE_PIXELS``).
 
@@ -150,12 +156,15 @@ def load_images(
         channels: 1 (grey) or 3 (RGB). Default: grey if every one of them is grey.
         memory_limit: in bytes; larger sets are not held in memory.
         reading: what is done to them on the way.
+
+    Warns:
+        UserWarning: for numbers of 16 bits that use fewer, or more, than `reading` says.
     """
     hold = count * image_size**2 * (channels or 3) <= memory_limit
     images = np.empty((count if hold else 1, image_size, image_size, channels or 1), np.uint8)
     kept: list[int] = []
     unread: dict[int, str] = {}
-    transparent = 0
+    transparent = oblong = deep = highest = 0
     with warnings.catch_warnings(action="ignore"):  # what Pillow doubts is read or skipped
         for start in range(0, count, _BLOCK):
             rows = np.arange(start, min(start + _BLOCK, count))
@@ -169,16 +178,39 @@ def load_images(
                     images[: len(kept)] = grey[: len(kept)]
                 images[len(kept) if hold else 0] = read.pixels
                 transparent += read.transparent
+                oblong += read.oblong
+                deep += read.highest is not None
+                highest = max(highest, read.highest or 0)
                 kept.append(row)
     notes = []
     if transparent:
         done = "laid on white" if reading.transparency == "white" else "transparency ignored"
         notes.append(f"{transparent:,} of {len(kept):,} pictures are transparent: {done}")
+    if oblong:
+        done = {"pad": "padded", "crop": "cropped", "stretch": "stretched"}[reading.fit]
+        notes.append(f"{oblong:,} of {len(kept):,} pictures are not square: {done}")
+    if deep:
+        _warn_of_depth(deep, highest, reading.bits)
     found = np.array(kept, int)
     if hold:
         return Loaded(images[: len(kept)], found, unread, tuple(notes))
     streamed = StreamedImages(encoded, found, image_size, images.shape[-1], reading)
     return Loaded(streamed, found, unread, tuple(notes))
+
+
+def _warn_of_depth(count: int, highest: int, bits: int) -> None:
+    """Says so if numbers of 16 bits are mostly black or partly white."""
+    used = min(b for b in (8, 10, 12, 14, 16) if highest < 2**b)
+    of = f"{count:,} pictures of 16 bits use {used}, their highest number is {highest:,}"
+    if used <= bits - 4:
+        greys = (highest >> (bits - 8)) + 1
+        warnings.warn(
+            f"{of}: they have {greys} greys left; --bits {used} scales them", stacklevel=3
+        )
+    elif highest >= 2**bits:
+        warnings.warn(
+            f"{of}: what is above {2**bits - 1:,} is white, by --bits {bits}", stacklevel=3
+        )
 
 
 def one_line(path: Path) -> str:
@@ -187,10 +219,19 @@ def one_line(path: Path) -> str:
 
 
 class _Decoded(NamedTuple):
-    """uint8[size, size, 1 or 3], and whether something of it was transparent."""
+    """An image and what it was.
+
+    Attributes:
+        pixels: uint8[size, size, 1 or 3].
+        transparent: whether something of it was.
+        oblong: whether it was no square.
+        highest: of numbers of 16 bits whose range the file does not tell.
+    """
 
     pixels: np.ndarray
     transparent: bool
+    oblong: bool
+    highest: int | None
 
 
 def _decode_all(
@@ -243,6 +284,8 @@ def _decode(
             # Pillow has 16 bits of a PGM as I, and scales them.
             if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
                 return "numbers of 32 bits, whose range nothing tells"
+            oblong, highest = image.width != image.height, None
+            scaled = image.format == "PPM" and image.tile[0].codec_name != "raw"
             # A JPEG is decoded at a half to an eighth of its size, where that is enough.
             image.draft(None, (2 * size, 2 * size))
             image.load()
@@ -254,7 +297,10 @@ def _decode(
                 ImageOps.exif_transpose(image, in_place=True)
             upright: Image.Image = image
             if image.mode.startswith("I"):
-                upright = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+                numbers = np.asarray(image)
+                highest = None if scaled else int(numbers.max())
+                upper = numbers >> (8 if scaled else reading.bits - 8)
+                upright = Image.fromarray(np.minimum(upper, 255).astype(np.uint8))
             grey = upright.mode in ("1", "L", "LA", "La") if channels is None else channels == 1
             mode = "L" if grey else "RGB"
             alpha = _alpha(upright, clear)
@@ -263,13 +309,34 @@ def _decode(
             if alpha is not None and reading.transparency == "white":
                 below, upright = upright, Image.new(mode, upright.size, "white")
                 upright.paste(below, mask=alpha)
-            if upright.size != (size, size):
-                upright = upright.resize((size, size), Image.Resampling.BILINEAR)
-            return _Decoded(np.asarray(upright).reshape(size, size, -1), alpha is not None)
+            pixels = _square(upright, size, reading.fit).reshape(size, size, -1)
+            return _Decoded(pixels, alpha is not None, oblong, highest)
     except UnidentifiedImageError:
         return _unidentified(file)
     except Exception as error:  # each decoder has its own kinds
         return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _square(image: "Image.Image", size: int, fit: str) -> np.ndarray:
+    """uint8[size, size] or uint8[size, size, 3]."""
+    from PIL import Image
+
+    width, height = image.size
+    inner, box = (size, size), None
+    if fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    elif fit == "pad":
+        scale = size / max(width, height)
+        inner = max(1, round(width * scale)), max(1, round(height * scale))
+    if image.size != inner or fit == "crop":
+        image = image.resize(inner, Image.Resampling.BILINEAR, box)
+    pixels = np.asarray(image)
+    if inner == (size, size):
+        return pixels
+    around = [((size - n) // 2, size - n - (size - n) // 2) for n in pixels.shape[:2]]
+    return np.pad(pixels, [*around, (0, 0)][: pixels.ndim], mode="edge")
 
 
 def _alpha(image: "Image.Image", clear: Any) -> "Image.Image | None":
