@@ -5,10 +5,12 @@ dictionaries will do that have what is drawn, ``vars`` of an `EpochRecord` for e
 """
 
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from margin_jax.data.images import one_line
 from margin_jax.epoch import QUANTILES
 from margin_jax.evaluation.verification import VerificationReport
 
@@ -239,7 +241,7 @@ def plot_contact_sheet(dataset: "ImageDataset", identities: int = 10, images: in
     axes.set_xticks([])
     axes.set_yticks(
         np.arange(len(shown)) * step_down + height / 2,
-        [f"{dataset.identities[i]:.24} ({sizes[i]:,})" for i in shown],
+        [f"{one_line(Path(dataset.identities[i])):.24} ({sizes[i]:,})" for i in shown],
         parse_math=False,
     )
     axes.tick_params(length=0)

@@ -207,7 +207,10 @@ def test_too_little_memory_is_one_line(error, message, monkeypatch, capsys):
         (lambda folder: folder / "missing", "there is no folder"),
         (lambda folder: (folder / "empty").mkdir() or folder / "empty", "no images below"),
         (lambda folder: folder / "a" / "1.png", "1.png is a file: give the folder"),
-        (lambda folder: folder / "a", "not 2 files in no folder"),  # images, but of no identity
+        (
+            lambda folder: folder / "a",
+            "2 files lie in no folder of their own: move",
+        ),  # images, but of no identity
         (lambda folder: folder, "at least 15 identities"),
     ],
 )

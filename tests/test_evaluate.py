@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     return mj.fit(mj.TrainConfig(max_identities=60, epochs=2, identities_per_batch=8, out=str(out)))
 
 
-LEFT_OUT = "2 left out that are no pictures of it; first {}.thumbnails: hidden or of the system"
+LEFT_OUT = "2 file(s) or folder(s) left out; first {}.thumbnails: hidden or of the system"
 
 
 @pytest.fixture(scope="module")

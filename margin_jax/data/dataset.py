@@ -13,7 +13,7 @@ def remarks(left_out: Sequence[str], notes: Sequence[str]) -> tuple[str, ...]:
     """What a person should know of how files were read, a line each; often nothing."""
     if not left_out:
         return tuple(notes)
-    return (f"{len(left_out):,} left out that are no pictures of it; first {left_out[0]}", *notes)
+    return (f"{len(left_out):,} file(s) or folder(s) left out; first {left_out[0]}", *notes)
 
 
 @dataclass(frozen=True)

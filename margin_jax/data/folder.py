@@ -93,10 +93,13 @@ def load(
     paths = [path for path in files if path.parent != root]
     left_out += [f"{one_line(path)}: in no identity's folder" for path in set(files) - set(paths)]
     if not paths:
-        flat = f", not {len(files):,} files in no folder of their own" if files else ""
+        flat = (
+            f"; {len(files):,} files lie in no folder of their own: move each identity's into one, "
+        )
+        flat += "or give the folder above if this is one identity's"
         raise ValueError(
             f"no images below {root}: expected a folder for each identity with its pictures in it, "
-            f"such as {Path(root.name, 'anna', '1.jpg')}{flat}"
+            f"such as {Path(root.name, 'anna', '1.jpg')}{flat if files else ''}"
         )
     found = read_images(paths, image_size, channels, memory_limit, reading)
     skipped = _below(root, found.skipped)
