@@ -16,9 +16,9 @@ of all devices. The rows:
   with rounded factors (TF32 or bfloat16), as the default of matrix products is. A count may differ
   from float64's where a triplet is within rounding of a tie; how many are is counted beside it;
 - *loss*: loss and gradient of N random rows of length 1 and D = 128, K of each label, Euclidean,
-  mean over active triplets. Beside it the floor, the same distances and their vjp alone in the best
-  of some block sizes; and PyTorch Metric Learning and sentence-transformers, where they are
-  installed and the device has the memory that they need;
+  mean over active triplets. Beside it the floor, the same distances and their vjp alone, at once or
+  from N = 8,192 on in the best of some block sizes; and PyTorch Metric Learning and
+  sentence-transformers, where they are installed and the device has the memory that they need;
 - *block*: the loss with blocks of so many anchors;
 - *way*: the loss with its loop over positives, and with sorting;
 - *step*: forward, backward and update of an encoder, with a fixed cotangent and with the loss;
@@ -32,13 +32,13 @@ What came of it, on one H200 with jax 0.11.2:
 
 - Loss, counts and gradient are float64's but for float32's rounding; no factor is rounded to TF32,
   as the default of a matrix product does, which errs by 2e-4.
-- Blocks of 64 anchors, which suit a CPU, had taken 1.4, 10.5, 83 and 566 ms at N = 1,024, 4,096,
-  16,384 and 65,536 with K = 8; those of 2^25 distances take 0.96, 2.2, 19 and 287.
-- In tiles of 2,048 × 16,384 distances alone, the loop over positives took 0.04 ns a distance at
-  K = 8, 0.13 at 32, 0.49 at 128 and 7.5 at 2,048, and sorting 0.08 to 0.1, so that the same class
-  size as on a CPU decides. A loop that takes 16 positives a turn had halved the loop's time up to
-  K = 16, and is not used: at N = 1,024 what is left is mostly launching, and the network of the
-  faces, at its 2,524 images a second, takes 400 times as long.
+- In a trial before, blocks of 64 anchors, which suit a CPU, took 1.4, 10.5, 83 and 566 ms at
+  N = 1,024, 4,096, 16,384 and 65,536 with K = 8; those of 2^25 distances take 0.96, 2.2, 19, 287.
+- In another, of tiles of 2,048 × 16,384 distances alone, the loop over positives took 0.04 ns a
+  distance at K = 8, 0.13 at 32, 0.49 at 128 and 7.5 at 2,048, and sorting 0.08 to 0.1, so that the
+  same class size as on a CPU decides. A loop that takes 16 positives a turn took half the loop's
+  time up to K = 16, and is not used: at N = 1,024 what is left is mostly launching, and the network
+  of the faces, at its 2,524 images a second, takes 400 times as long.
 - The faces are those of the 1,680 people of LFW with two pictures or more, at most 12 of each, the
   middle 150 pixels at 128, made 224. In 50 epochs DAMS acted once, after the 44th: 79 % of the
   triplets are easy in the 18th epoch, 95 % in the 44th.
@@ -155,10 +155,10 @@ def of_plain_loops(x, labels, distance):
 def loss(n, k, dtype="float32"):
     """Milliseconds and memory of loss and gradient, of the floor, and of the peers."""
     x, labels = bench.batch(n, str(k))
-    run, temporary_mb = compiled(bench.ours(jnp.asarray(x, dtype), labels))
-    sizes = [size for size in (256, 1024, 4096) if size * n <= 2**28]
+    run, temporary_mib = compiled(bench.ours(jnp.asarray(x, dtype), labels))
+    sizes = [size for size in (256, 1024, 4096) if size * n <= 2**28] if n > 4096 else []
     floors = [bench.floor_blocks(jnp.asarray(x), labels, size) for size in sizes]
-    floors = floors if n > 4096 else [bench.floor_whole(jnp.asarray(x), labels)]
+    floors = floors or [bench.floor_whole(jnp.asarray(x), labels)]
     ours, *best = in_turns([run, *floors])
     floor = min(best)
     row = {
@@ -166,7 +166,7 @@ def loss(n, k, dtype="float32"):
         "floor_ms": floor,
         "over_floor": ours / floor,
         "ns_a_pair": 1e6 * ours / n**2,
-        "temporary_mb": temporary_mb,
+        "temporary_mib": temporary_mib,
     }
     if dtype == "float32" and k == 8 and n <= 4096:
         row |= dict(peer(package, x, labels) for package in PEERS)
@@ -207,7 +207,7 @@ def pytorch_metric_learning(rows, targets):
 def sentence_transformers(rows, targets):
     from sentence_transformers.sentence_transformer import losses
 
-    distance = losses.BatchHardTripletLossDistanceFunction.eucledian_distance
+    distance = losses.BatchHardTripletLossDistanceFunction.euclidean_distance
     batch_all = losses.BatchAllTripletLoss(None, distance_metric=distance, margin=MARGIN)
     return batch_all.batch_all_triplet_loss(targets, rows)
 
@@ -228,10 +228,11 @@ def peer(package, x, labels):
         return package, "not installed"
     where = "cpu" if ON_CPU else "cuda"
     try:
-        targets = torch.tensor(labels, device=where).long()
+        targets, given = (torch.tensor(v, device=where) for v in (labels, x))
+        targets = targets.long()
 
         def run():
-            rows = torch.tensor(x, device=where, requires_grad=True)
+            rows = given.detach().requires_grad_()
             PEERS[package](rows, targets).backward()
             if where == "cuda":
                 torch.cuda.synchronize()
@@ -251,8 +252,8 @@ def block(n, k, size):
     triplets._block_size = lambda anchors, references, width: min(anchors, size)
     try:
         x, labels = bench.batch(n, str(k))
-        run, temporary_mb = compiled(bench.ours(x, labels))
-        return {"ms": in_turns([run])[0], "temporary_mb": temporary_mb}
+        run, temporary_mib = compiled(bench.ours(x, labels))
+        return {"ms": in_turns([run])[0], "temporary_mib": temporary_mib}
     finally:
         triplets._block_size = usual
 
@@ -289,7 +290,7 @@ def step(encoder, pixels, batch, dtype="float32"):
     images = jnp.asarray(images)
     x = to_embeddings / np.linalg.norm(to_embeddings, axis=1)[:, None]
     train_step = mj.make_train_step(network.apply, optimizer)
-    with_loss, temporary_mb = compiled(functools.partial(train_step, state, images, labels))
+    with_loss, temporary_mib = compiled(functools.partial(train_step, state, images, labels))
     ours, bare, alone = in_turns(
         [
             with_loss,
@@ -303,7 +304,7 @@ def step(encoder, pixels, batch, dtype="float32"):
         "loss_ms": alone,
         "loss_share": alone / ours,
         "images_per_second": 1e3 * batch / ours,
-        "temporary_mb": temporary_mb,
+        "temporary_mib": temporary_mib,
     }
 
 
@@ -445,7 +446,8 @@ def main():
     for function, arguments in plan(options):
         name = name_of(function, arguments)
         same = [r for r in rows if (r["device"], r["row"]) == (DEVICE, name)]
-        if (options.only and name[0] not in options.only) or (same and not options.again):
+        done = [r for r in same if "failed" not in r["found"]]
+        if (options.only and name[0] not in options.only) or (done and not options.again):
             continue
         if time.monotonic() > until:
             print(f"no time for {name}", flush=True)
@@ -458,7 +460,9 @@ def main():
         took = round(time.monotonic() - started, 1)
         row = {"device": DEVICE, "jax": jax.__version__, "row": name, "found": found, "took": took}
         rows = [r for r in rows if r not in same] + [row]
-        kept.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+        unfinished = kept.with_suffix(".partial")
+        unfinished.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+        unfinished.replace(kept)
         options.out.with_suffix(".md").write_text(table(rows), encoding="utf-8")
         shown = {k: v for k, v in found.items() if not isinstance(v, list)}
         print(name, f"{took:.0f} s", {k: number(v) for k, v in shown.items()}, flush=True)

@@ -208,6 +208,7 @@ class TrainConfig:
             "is that of the batch plus that of its images with the memory (arXiv 1912.06798). "
             "Default: no memory.",
             1,
+            92_681,
         ),
     ] = None
     memory_warmup: Annotated[

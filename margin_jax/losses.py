@@ -55,7 +55,8 @@ def batch_all_triplet_loss(
         margin: μ, a number or float[]; it may be traced and differentiated. Any finite value.
         distance: "euclidean", "squared_euclidean", "cosine" (1 − cos), "manhattan", "chebyshev", or
             a pure function ``f(x[B, D], y[N, D]) -> [B, N]``, whose derivative must be finite also
-            where two rows are equal, as an anchor and itself are.
+            where two rows are equal, as an anchor and itself are. On an accelerator its blocks are
+            D times smaller, as it may hold the differences of all coordinates.
         reduction: "mean_active", the mean over the active triplets of the selected kind; "mean",
             over all valid triplets; or "sum". A mean over nothing is 0, with gradient 0.
         mining: which active triplets train the network: "all", "semihard" or "hard". The released
@@ -74,11 +75,10 @@ def batch_all_triplet_loss(
         swap: measure the negative from the nearer of anchor and positive, min(d(a,n), d(p,n)), in
             the loss and in the kinds of triplet. `sum_an` of the statistics stays that of d(a,n).
             A tie sends the gradient to d(a,n). It needs a tile of distances and its vjp for each
-            positive: five to eight times the time of the plain loss for 1,024 rows, 8 of each
-            label, on two CPU cores (``experiments/benchmarks/loss.py``).
+            positive: several times the time of the plain loss (``experiments/results/loss.md``).
         soft: replace the hinge by ``log(1 + exp(d(a,p) − d(a,n) + μ))``. Every valid triplet then
             has a loss, so mining="all" selects all of them; the counts are still defined by the
-            margin. An exponential for every triplet: about twice the time, measured likewise.
+            margin. An exponential for every triplet: about twice the time.
         implementation: "loop" or "sorted", for tests and benchmarks: how positives are compared
             with negatives. They count alike and differ by rounding in the loss. "auto" takes the
             faster one for each block, by its largest class, at run time. With swap or soft only the
@@ -233,7 +233,7 @@ def _check_rows(
     where: ArrayLike | None,
 ) -> tuple[Array, Array, Array]:
     """Checked rows in at least float32, padding of ones, their labels and their mask."""
-    x, given = jnp.asarray(rows), labels if isinstance(labels, Array) else np.asarray(labels)
+    x, given = jnp.asarray(rows), _as_given(labels)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} must be floating point; got {x.dtype}")
     if x.ndim != 2 or 0 in x.shape:
@@ -260,6 +260,14 @@ def _check_rows(
     # Not even NaN in the padding may reach a gradient (0 × NaN is NaN), nor a division by the
     # length of a row, which a distance of the user's own may do.
     return jnp.where(real[:, None], x, 1), y, real
+
+
+def _as_given(labels: ArrayLike) -> Array | np.ndarray:
+    """On the host where they are, so that what 32 bits do not hold is not cut before it is seen."""
+    on_host = isinstance(labels, list | tuple) and not any(
+        isinstance(label, Array) for label in jax.tree.leaves(labels)
+    )
+    return np.asarray(labels) if on_host or isinstance(labels, np.ndarray) else jnp.asarray(labels)
 
 
 def _of_one_type(labels: Array, reference_labels: Array) -> tuple[Array, Array]:

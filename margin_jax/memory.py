@@ -20,7 +20,7 @@ class Memory:
     Attributes:
         embeddings: float32[rows, dim], as they were when they were embedded.
         labels: int32[rows].
-        real: bool[rows], False for what has never been filled.
+        real: bool[rows], False for what has never been filled, or with numbers that are not finite.
     """
 
     embeddings: Array
@@ -65,7 +65,8 @@ class Memory:
         batch = Memory(
             jax.lax.stop_gradient(embeddings).astype(self.embeddings.dtype),
             labels.astype(self.labels.dtype),
-            jnp.ones(labels.shape, bool),
+            # One step gone wrong, which an optimiser may skip, is not remembered.
+            jnp.all(jnp.isfinite(embeddings), axis=1),
         )
         # It moves a few megabytes a step, and needs no place to write at.
         after: Memory = jax.tree.map(

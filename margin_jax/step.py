@@ -108,7 +108,8 @@ def make_train_step(
           all parts. Running statistics go through the parts in order, an update each, once: after
           a step they are what that network would have after k batches.
 
-        ``microbatch`` equal to the batch is the step without.
+        ``microbatch`` equal to the batch is the step without. By parts, `apply_fn` must return
+        batch statistics of the structure and types that it was given.
 
     Cross-batch memory:
         With a state of ``create_state(..., memory=Memory.empty(rows, dim))`` the loss is ::
@@ -118,21 +119,25 @@ def make_train_step(
         both as :func:`~margin_jax.batch_all_triplet_loss` has them, with the same options, each
         reduced over its own triplets: the anchors of both are the batch's rows, positives and
         negatives are the batch's other rows in the first and the memory's rows in the second (Wang
-        et al. 2020, `arXiv 1912.06798 <https://arxiv.org/abs/1912.06798>`_, as released). The
+        et al. 2020, `arXiv 1912.06798 <https://arxiv.org/abs/1912.06798>`_). The
         memory is a constant to differentiation. It holds the last `rows` embeddings of earlier
         steps, as they were then; those of this step are added after the loss, in the order of the
-        batch, so no anchor meets itself. An image that was embedded before, and is still in the
-        memory, is a positive of itself at another time.
+        batch, so no anchor meets itself (in the released code, which adds them before, it does).
+        An image that was embedded before, and is still in the memory, is a positive of itself at
+        another time. Embeddings that are not finite are never compared with.
 
         `memory_warmup`: from the first step on, rows are added, but only from this step on they
         are compared with; before, `memory_stats` are those of no triplet. While a network changes
-        fast, old embeddings mislead it; the paper begins after 1,000 steps.
+        fast, old embeddings mislead it. (The released code begins after 1,000 steps, with an empty
+        memory.)
 
         Schedules see the statistics of the batch; those of the memory are kept apart.
 
     Raises:
         ValueError: for a negative `memory_warmup`; from the step, for embeddings that are not as
-            long as the memory's.
+            long as the memory's, and for a batch and a memory of more rows than
+            :func:`~margin_jax.batch_all_triplet_loss` draws from.
+        TypeError: from the step, for labels that a memory's int32 does not hold, as int64 are.
         ValueError: for a microbatch below 1, or that the mesh's devices do not divide; from the
             step, for one that does not divide the batch.
         ValueError: for a mesh without an axis "data", or whose axes are not of the type Auto, as

@@ -59,7 +59,7 @@ class Compared(NamedTuple):
         semihard, hard: int32[B], counts.
         sum_ap, sum_ap_squared: float[B], sums of d(a,p) and of its square.
         to_tile: float[B, N], gradient of the sum of `loss` with respect to the tile.
-        to_margin: float[], with respect to the margin.
+        to_margin: float[B], with respect to the margin, a sum for each anchor.
         to_references: float[N, D], with respect to the references by another way than the tile, or
             0 if there is none.
     """
@@ -135,11 +135,10 @@ def compare(
             return carry
         count = n_chosen.astype(tile.dtype)
         return carry._replace(
-            to_tile=(carry.to_tile - chosen.astype(tile.dtype)).at[row, p].add(count),
-            to_margin=carry.to_margin + jnp.sum(count),
+            to_tile=(carry.to_tile - chosen.astype(tile.dtype)).at[row, p].add(count)
         )
 
-    return _for_each_positive(largest, add_positive, _nothing(tile, margin, 0.0))
+    return _for_each_positive(largest, add_positive, _nothing(tile, 0.0))
 
 
 def compare_values(
@@ -192,21 +191,19 @@ def compare_values(
             to_references = (to_references + to_all).at[p].add(to_rows)
         return carry._replace(
             to_tile=to_tile.at[row, p].add(to_p),
-            to_margin=carry.to_margin + jnp.sum(to_p),
+            to_margin=carry.to_margin + to_p,
             to_references=to_references,
         )
 
-    return _for_each_positive(
-        largest, add_positive, _nothing(tile, margin, jnp.zeros_like(references))
-    )
+    return _for_each_positive(largest, add_positive, _nothing(tile, jnp.zeros_like(references)))
 
 
-def _nothing(tile: Array, margin: Array, to_references: Array | float) -> Compared:
+def _nothing(tile: Array, to_references: Array | float) -> Compared:
     """The sums before the first positive."""
     rows = jnp.zeros_like(tile, shape=tile.shape[:1])
     counts = jnp.zeros_like(rows, dtype=jnp.int32)
-    to_tile, to_margin = jnp.zeros_like(tile), jnp.zeros_like(margin)
-    return Compared(rows, counts, counts, rows, rows, to_tile, to_margin, to_references)
+    to_tile = jnp.zeros_like(tile)
+    return Compared(rows, counts, counts, rows, rows, to_tile, rows, to_references)
 
 
 def _add(carry: Compared, d_ap: Array, loss: Array, active: Array, hard: Array) -> Compared:

@@ -4,10 +4,12 @@ For one anchor, batch-all is a hinge between all pairs of two sets, its positive
 (RankSVM: Joachims 2006; Airola et al. 2011). Sorted once, the positives tell of every negative by a
 binary search how many of them it is active or hard with, and running sums over them give the loss;
 how many negatives have each place, summed up to a positive, is what that one is active with.
-Comparisons are those of the loop, so counts and gradient are the same to the last bit; only the
-loss is summed in another order.
+Comparisons are those of the loop, so the counts and the gradient of every distance are the same to
+the last bit; only the loss is summed in another order.
 
-Time is that of two binary searches for each distance: it grows with the logarithm of the class.
+Time is that of two binary searches for each distance, and for semihard triplets of a third one: it
+grows with the logarithm of the class. In the code a *place* is how many of the sorted positives lie
+below a distance.
 """
 
 import functools
@@ -63,14 +65,14 @@ def compare_sorted(
 
     reach = jnp.where(real, reach, 0)
     if mining == "semihard":
-        chosen, n_chosen = hard_from - active_from, n_active - n_hard
+        chosen = hard_from - active_from
         loss = _sum_between(reach, active_from, hard_from, tile)
     else:
-        first, n_chosen = {"all": (active_from, n_active), "hard": (hard_from, n_hard)}[mining]
+        first = {"all": active_from, "hard": hard_from}[mining]
         chosen = capacity - first
         loss = _sum_to_top(reach, real, first, tile)
 
-    to_tile, to_margin = jnp.zeros_like(tile), jnp.zeros_like(margin)
+    to_tile = jnp.zeros_like(tile)
     if with_gradient:
         changes = {
             "all": [(active_from, 1)],
@@ -83,7 +85,6 @@ def compare_sorted(
         column = jnp.arange(columns, dtype=jnp.int32)[None, :]
         positive = (start <= column) & (column < stop) & (column != itself)
         to_tile = jnp.where(positive, with_positive, jnp.where(negative, -chosen, 0)).astype(dtype)
-        to_margin += jnp.sum(n_chosen.astype(dtype))
     return Compared(
         loss=jnp.sum(jnp.where(negative, loss, 0), axis=1),
         semihard=n_active - n_hard,
@@ -91,7 +92,7 @@ def compare_sorted(
         sum_ap=jnp.sum(d_ap, axis=1),
         sum_ap_squared=jnp.sum(d_ap * d_ap, axis=1),
         to_tile=to_tile,
-        to_margin=to_margin,
+        to_margin=jnp.zeros_like(tile, shape=tile.shape[:1]),
         to_references=0.0,
     )
 

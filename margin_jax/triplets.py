@@ -129,7 +129,8 @@ def _block_size(anchors: int, references: int, width: int) -> int:
     distances = 2**18
     if device.platform != "cpu":
         memory = (device.memory_stats() or {}).get("bytes_limit", 2**32)
-        distances = min(2**25, memory // 256 // 4) // width
+        # A power of two: it is the same on all hosts of a job, whatever else takes some memory.
+        distances = min(2**25, 2 ** ((memory // 1024).bit_length() - 1)) // width
     return min(anchors, max(64, distances // references))
 
 
@@ -165,7 +166,7 @@ def _scan(
         loss, stats, compared = _tile(tile, references, margin, window, terms, True)
         to_x, to_y = pull(compared.to_tile)
         to_references += to_y + compared.to_references
-        return (to_references, to_margin + compared.to_margin), (loss, stats, to_x)
+        return (to_references, to_margin + jnp.sum(compared.to_margin)), (loss, stats, to_x)
 
     start = (jnp.zeros_like(references), jnp.zeros_like(margin))
     # Of ones: a distance of the user's own may divide by a row's length.
@@ -224,31 +225,18 @@ def _compare(
     usual = columns if columns <= _SMALL else _FEW
     few = {"auto": usual, "loop": columns, "sorted": 0}[terms.implementation]
     by_loop = compare(tile, margin, window, jnp.where(largest > few, 0, largest), *options)
-    if columns <= few:
-        return by_loop
-    # The length of what is sorted is part of a program. Up to an eighth of the columns it weighs
-    # little beside placing them all; so one program for small classes, and one for any.
-    capacities = [c for c in (columns // 8,) if c > few] + [columns]
-    way = jnp.sum(largest > jnp.array([few, *capacities[:-1]], jnp.int32), dtype=jnp.int32)
-    ways = [functools.partial(_by_sorting, capacity, *options) for capacity in capacities]
-    compared: Compared = jax.lax.switch(way, [_as_it_is, *ways], by_loop, tile, margin, window)
-    return compared
-
-
-def _as_it_is(by_loop: Compared, *_: object) -> Compared:
-    return by_loop
-
-
-def _by_sorting(
-    capacity: int,
-    mining: str,
-    with_gradient: bool,
-    _: Compared,
-    tile: Array,
-    margin: Array,
-    window: Windows,
-) -> Compared:
-    return compare_sorted(tile, margin, window, mining, with_gradient, capacity)
+    compared = by_loop
+    if columns > few:
+        # The length of what is sorted is part of a program. Up to an eighth of the columns it
+        # weighs little beside placing them all; so one program for small classes, one for any.
+        capacities = [c for c in (columns // 8,) if c > few] + [columns]
+        way = jnp.sum(largest > jnp.array([few, *capacities[:-1]], jnp.int32), dtype=jnp.int32)
+        sort = functools.partial(compare_sorted, tile, margin, window, *options)
+        by_sorting = [functools.partial(sort, capacity) for capacity in capacities]
+        compared = jax.lax.switch(way, [lambda: by_loop, *by_sorting])
+    active = compared.semihard + compared.hard
+    chosen = {"all": active, "semihard": compared.semihard, "hard": compared.hard}[terms.mining]
+    return compared._replace(to_margin=chosen.astype(tile.dtype))
 
 
 @jax.custom_batching.custom_vmap

@@ -78,7 +78,7 @@ def test_rows_are_kept_as_they_come_and_measured_once(accelerator, monkeypatch, 
         run(accelerator, monkeypatch, tmp_path / "found")
     rows.pop(2)
     found = run(accelerator, monkeypatch, tmp_path / "found")
-    assert asked == [1, 2, 3, 4]  # and not 1 and 2 again
+    assert asked == [1, 2, 3, 2, 4]  # what failed again, and not 1
     assert [row["row"] for row in found] == [["loss", n, 8] for n in (1, 2, 4)]
     assert found[1]["found"] == {"failed": "MemoryError: out of memory"}
     assert {row["device"] for row in found} == {accelerator.DEVICE}
@@ -90,7 +90,7 @@ def test_rows_are_kept_as_they_come_and_measured_once(accelerator, monkeypatch, 
     assert "| 2, 8 | – | – | MemoryError: out of memory |" in table
 
     run(accelerator, monkeypatch, tmp_path / "found", "--again")
-    assert asked[4:] == [1, 2, 4]
+    assert asked[5:] == [1, 2, 4]
     assert run(accelerator, monkeypatch, tmp_path / "other", "--minutes", "0") == []
     assert "no time for ['loss', 4, 8]" in capsys.readouterr().out
 

@@ -77,5 +77,7 @@ def test_what_it_does_not_do_is_refused():
     images = jnp.zeros((1, 8, 8, 4))
     for options in ({"feature_group_count": 2}, {"kernel_dilation": 2}):
         conv = nn.Conv(4, (3, 3), conv_general_dilated=conv_general_dilated, **options)
-        with pytest.raises(ValueError, match=r"expected no dilation, groups or precision; got \{"):
+        with pytest.raises(
+            ValueError, match=r"expected no dilation, groups, precision or type; got \{"
+        ):
             conv.init(jax.random.key(0), images)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from flax import nnx
 
 import margin_jax as mj
 from margin_jax import tile, triplets
@@ -241,6 +242,11 @@ def test_blocks_change_nothing(monkeypatch, size, case):
         ("cpu", None, 128),
         ("gpu", {"bytes_limit": 100 * 2**30}, 2**14),  # 2^25 distances are its most
         ("gpu", {"bytes_limit": 8 * 2**30}, 2**12),  # 32 MB a tile
+        (
+            "gpu",
+            {"bytes_limit": int(15.9 * 2**30)},
+            2**12,
+        ),  # so that what else takes some decides nothing
         ("tpu", None, 2**11),
         ("tpu", {"bytes_limit": 2**20}, 64),
     ],
@@ -886,6 +892,17 @@ def test_labels_that_do_not_fit_are_refused():
     """Hashed identities, say: cut to 32 bits they would merge without a word."""
     with pytest.raises(ValueError, match="must fit int32; got 0 to 4294967296"):
         mj.batch_all_triplet_loss(np.ones((4, 2), np.float32), np.array([0, 0, 2**32, 2**32]), 0.2)
+
+
+@pytest.mark.parametrize("kind", ["variable", "list"])
+def test_labels_may_be_what_jax_takes_for_an_array(kind):
+    def stats(labels):
+        as_given = nnx.Variable(labels) if kind == "variable" else list(labels)
+        return mj.batch_all_triplet_loss(ONES, as_given, 0.2)[1]
+
+    labels = jnp.array([0, 0, 1, 1])
+    for run in (stats, jax.jit(stats)):
+        assert run(labels).totals()["valid"] == 8
 
 
 def test_a_margin_that_is_nan_is_not_silent():

@@ -56,6 +56,13 @@ def steps(train_step, state, data, mesh=None):
     return states, outputs
 
 
+def test_a_step_gone_wrong_is_not_remembered():
+    memory = mj.Memory.empty(4, 2).push(
+        jnp.array([[1.0, 2.0], [jnp.nan, 0.0], [3.0, jnp.inf]]), jnp.array([0, 1, 2])
+    )
+    assert memory.real.tolist() == [False, True, False, False]
+
+
 @pytest.mark.parametrize("sizes", [[3, 3, 3, 3], [5, 1, 7], [9, 2], [4]])
 def test_it_is_a_queue(sizes):
     """Against a deque, with batches that fill it, pass its end, and are larger than it."""

@@ -135,7 +135,7 @@ def test_references(mining):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_no_number_makes_the_loss_none(bad):
+def test_what_is_no_number_makes_the_loss_nan(bad):
     rng = np.random.default_rng(4)
     x, labels = rows("grid", rng), labelled("two", rng)
     x[5, 0] = bad
@@ -311,6 +311,18 @@ def test_it_lowers_for_accelerators_and_promotes_nothing(mining):
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert len(products) >= 3
     assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
+@pytest.mark.parametrize("implementation", ["loop", "sorted"])
+def test_the_gradient_of_the_margin_is_the_count_of_triplets(implementation):
+    """More of them than float32 can count one by one."""
+    x, labels = np.random.default_rng(11).normal(size=(600, 4)).astype(np.float32), np.arange(600)
+    run = compiled(implementation, distance="euclidean")
+    arguments = x, (labels // 300).astype(np.int32), np.float32(0.5), np.ones(600, bool)
+    (_, stats), (_, to_margin) = run(*arguments)
+    active = sum(stats.totals()[kind] for kind in ("semihard", "hard"))
+    assert active > 2**24
+    np.testing.assert_allclose(to_margin, active, rtol=1e-7)
 
 
 def test_unknown_ways_are_refused():

@@ -257,6 +257,11 @@ def row(n, classes):
         "ours_over_floor": ratio(groups[0], "ours", floor),
         "over_ours": {name: ratio(group, name, "ours") for group in groups[1:] for name in group},
         "nanoseconds_a_pair": 1e9 * median(times["ours"]) / n**2,
+        "peers": {
+            name: f"{package.replace('_', '-')} {importlib.metadata.version(package)}"
+            for name, package in PEERS.items()
+            if name in times
+        },
         "peak_mb": {},
     }
     for name in ("ours", floor, "cube", *PEERS):
@@ -266,11 +271,7 @@ def row(n, classes):
 
 
 def table(rows, machine):
-    peers = {
-        name: f"{package.replace('_', '-')} {importlib.metadata.version(package)}"
-        for name, package in PEERS.items()
-        if any(name in r["median_ms"] for r in rows)
-    }
+    peers = {name: title for r in rows for name, title in r["peers"].items()}
     lines = [
         f"Loss and gradient on a {machine}; jax {jax.__version__}; float32, D = {DIM}, Euclidean.",
         "Made by `python experiments/benchmarks/loss.py`. Milliseconds are medians; the ratio to",
@@ -350,17 +351,22 @@ def main():
 
     kept = arguments.out.with_suffix(".json")
     sizes = SMALL + UNEVEN + LARGE + ([HUGE] if jax.default_backend() != "cpu" else [])
+    record = {"machine": arguments.machine, "jax": jax.__version__}
     found = {}
     if arguments.sizes:
-        found = {(r["n"], r["classes"]): r for r in json.loads(kept.read_text())["rows"]}
+        saved = json.loads(kept.read_text(encoding="utf-8"))
+        if {**saved, **record} != saved:
+            parser.error(f"--sizes goes on with rows of the same machine and jax; got {record}")
+        found = {(r["n"], r["classes"]): r for r in saved["rows"]}
     for n, classes in sizes:
         if not arguments.sizes or f"{n},{classes}" in arguments.sizes:
             found[n, classes] = row(n, classes)
             rows = [found[size] for size in sizes if size in found]
-            print(table([found[n, classes]], arguments.machine).splitlines()[-1], flush=True)
-            arguments.out.with_suffix(".md").write_text(table(rows, arguments.machine))
-            record = {"machine": arguments.machine, "jax": jax.__version__, "rows": rows}
-            kept.write_text(json.dumps(record, indent=1) + "\n")
+            text = table(rows, arguments.machine)
+            lines = [line for line in text.splitlines() if line.startswith(f"| {n:,} | ")]
+            print(lines[-1], flush=True)
+            arguments.out.with_suffix(".md").write_text(text, encoding="utf-8")
+            kept.write_text(json.dumps({**record, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

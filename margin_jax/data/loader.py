@@ -52,6 +52,7 @@ def read_ahead(images: Images, plan: Sequence[np.ndarray] | np.ndarray) -> Itera
         while waiting:
             yield waiting.popleft().result()
     finally:  # also when nobody asks for the rest
-        for future in waiting:  # not by `shutdown`, which can not at the end of a process
+        # Not by `shutdown(cancel_futures=True)`, which fails while the interpreter goes down.
+        for future in waiting:
             future.cancel()
         pool.shutdown(wait=False)

@@ -35,11 +35,15 @@ def conv_general_dilated(
     Raises:
         ValueError: for other options than the defaults.
     """
+    if x.ndim != 4:
+        raise ValueError(f"expected images [batch, H, W, C]; got shape {x.shape}")
     dilated = any(
         n != 1 for name in ("lhs_dilation", "rhs_dilation") for n in options.get(name, ())
     )
-    if dilated or options.get("feature_group_count", 1) != 1 or options.get("precision"):
-        raise ValueError(f"expected no dilation, groups or precision; got {options}")
+    grouped = any(options.get(f"{name}_group_count", 1) != 1 for name in ("feature", "batch"))
+    typed = any(options.get(name) for name in ("precision", "preferred_element_type"))
+    if dilated or grouped or typed:
+        raise ValueError(f"expected no dilation, groups, precision or type; got {options}")
     strides = tuple(map(int, window_strides))
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
