@@ -62,6 +62,9 @@ _UNSAID = {"fit": "stretch", "transparency": "ignore", "repeated_names": "separa
 _PATHS = ("data_dir", "manual_dir", "weights", "split", "out")
 
 
+_PATHS = ("data_dir", "manual_dir", "weights", "split", "out")
+
+
 def as_file_name(text: str) -> str:
     """A schedule or a dataset without signs that mean something to a shell or a file system."""
     return text.translate(str.maketrans(":,/", "---", "= "))
