@@ -12,6 +12,8 @@ time killed at a random moment between the start of the process and its end, and
 - *kills*: SIGKILL, until there have been that many;
 - *terms*: SIGTERM, as machines that are about to vanish send it;
 - *jobs*: SIGKILL to both processes of a two-process job;
+- *races*: two processes that start, resume or overwrite one folder, a random time apart: one
+  trains, the other one is refused;
 - *disks*: a disk that is full in the middle of a run, and a folder that can not be written to any
   more. They need the right to mount a file system of memory; without it they are left out, and the
   result says so.
@@ -20,8 +22,9 @@ Every life that comes to its end must leave the history and the report of the un
 the last bit but for timing. What happened is written after every trial; the exit status is 1 if
 anything was lost.
 
-The last result is in ``experiments/results/reliability.json``: nothing lost. Two CPU cores, jax
-0.10.2, half an hour, for half of which other work ran; the disks were file systems in memory.
+The last result is in ``experiments/results/reliability.json``, from before there were races:
+nothing lost. Two CPU cores, jax 0.10.2, half an hour, for half of which other work ran; the disks
+were file systems in memory.
 """
 
 import argparse
@@ -51,12 +54,14 @@ PATIENCE = 600  # seconds, for one process
 DISK = 20  # megabytes: some checkpoints, but not many
 
 
-def train(out: Path, cache: Path, *more: str) -> subprocess.Popen[str]:
+def train(
+    out: Path, cache: Path, *more: str, how: tuple[str, ...] = ("--resume",)
+) -> subprocess.Popen[str]:
     """`margin-jax train`, begun or resumed."""
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "margin_jax", "train", *OPTIONS, "--out", str(out)),
-            *("--resume", "--compilation-cache", str(cache), *more),
+            *(*how, "--compilation-cache", str(cache), *more),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -190,6 +195,28 @@ class Campaign:
             told["lives"] += 1
             self.write()
 
+    def races(self, wanted: int) -> None:
+        """Pairs of processes in one folder, a random time apart: whatever both want, one of them.
+
+        The second one is refused while the first one lives; after it, it finds a finished run.
+        """
+        told = self.result["races"] = {"pairs": 0, "refused": 0}
+        ways: list[tuple[str, ...]] = [("--resume",), ("--overwrite",), ()]
+        for _ in range(wanted):
+            out = self.folder()
+            processes = [train(out, self.cache, how=self.random.choice(ways))]
+            time.sleep(self.random.uniform(0, self.seconds))
+            processes.append(train(out, self.cache, how=self.random.choice(ways)))
+            ends = [finish(process) for process in processes]
+            refused = [words for status, words in ends if status]
+            known = all("is in use by" in words or "holds a run" in words for words in refused)
+            if len(refused) > 1 or not known:
+                self.result["lost"].append(f"races: {ends}")
+            told["pairs"] += 1
+            told["refused"] += len(refused)
+            self.compare("races", out)
+            self.write()
+
     def disks(self) -> None:
         """A disk that fills up in the middle, and one that can only be read any more."""
         for what in ("full", "read only"):
@@ -255,6 +282,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--terms", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=5)
+    parser.add_argument("--races", type=int, default=50)
     parser.add_argument("--no-disks", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     results = Path(__file__).parent / "results"
@@ -265,6 +293,7 @@ def main() -> None:
         campaign.kills(given.kills, signal.SIGKILL)
         campaign.kills(given.terms, signal.SIGTERM)
         campaign.jobs(given.jobs)
+        campaign.races(given.races)
         if not given.no_disks:
             campaign.disks()
     print(given.out.read_text())

@@ -10,7 +10,8 @@ CAMPAIGN = Path(__file__).parent.parent / "experiments" / "reliability.py"
 
 def test_nothing_is_lost_by_kills(tmp_path):
     out = tmp_path / "result.json"
-    options = ["--kills", "3", "--terms", "1", "--jobs", "0", "--no-disks", "--out", str(out)]
+    options = ["--kills", "3", "--terms", "1", "--jobs", "0", "--races", "1", "--no-disks"]
+    options += ["--out", str(out)]
     shown = subprocess.run(
         [sys.executable, str(CAMPAIGN), *options], capture_output=True, text=True, timeout=400
     )
@@ -20,3 +21,4 @@ def test_nothing_is_lost_by_kills(tmp_path):
     assert result["SIGKILL"]["signals"] == 3
     assert result["SIGKILL"]["lives"] >= 1
     assert result["SIGTERM"]["signals"] == 1
+    assert result["races"]["pairs"] == 1

@@ -462,6 +462,15 @@ def test_nobody_else_may_begin_resume_or_overwrite_a_run_that_is_trained(tiny_fi
     assert {path.name for path in out.iterdir()} == {path.name for path in whole.path.iterdir()}
 
 
+def test_a_run_in_brackets_trains_resumes_and_loads(tiny_fit, tmp_path):
+    out = tmp_path / "lr[0.1]" / "run *"
+    tiny_fit(out, epochs=1)
+    run = tiny_fit(out, epochs=2, resume=True)
+    assert read_history(out) == run.history
+    assert [record["epoch"] for record in run.history] == [1, 2]
+    assert run.path == out
+
+
 def test_a_run_that_appears_while_the_data_are_loaded_is_left_alone(
     tiny_fit, tmp_path, monkeypatch
 ):
