@@ -184,7 +184,7 @@ ENCODER, OPTIMIZER = make_encoder("small_cnn", 8), optax.sgd(0.05)
 
 def compiled(microbatch, devices=1):
     """A step of 256 images, never run."""
-    mesh, shape = make_mesh(devices, microbatch or 256), (12, 12, 1)
+    mesh, shape = make_mesh(devices, microbatch or 256), (24, 24, 1)
     state = mj.create_state(
         *ENCODER.init(jax.random.key(0), shape), OPTIMIZER, SCHEDULE, jax.random.key(1)
     )
