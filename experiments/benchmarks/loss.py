@@ -26,8 +26,8 @@ Aims, on two CPU cores, and what came of them:
 - With large classes at most 4 times the floor at (1024, 64), 3.5 with a long tail, 8 with ten
   classes and 10 with two at N = 4,096: 3.2, 2.2, 3.4, 6.0. Its loop over positives takes 1.4 to 1.9
   times as long in the first two, and 6.6 times with ten classes.
-- At least 25 times faster than PyTorch Metric Learning at (512, 8), 40 times at (1024, 8): 53 and 39
-  in turns with it, where ours is slower than alone; 52 and 98 by the medians alone.
+- At least 25 times faster than PyTorch Metric Learning at (512, 8), 40 times at (1024, 8): 53 and
+  39 in turns with it, where ours is slower than alone; 52 and 98 by the medians alone.
   sentence-transformers, which compares only pairs that exist, takes 9 and 5 times as long in turns.
 - N = 8,192 in under 1 GB, N = 32,768 in under 1.2 GB: 0.49 and 0.67 GB. At most 1.5 times the cost
   per pair of N = 2,048: 13.7 to 10.8 ns, 1.3 times.
