@@ -169,7 +169,7 @@ def loss(n, k, dtype="float32"):
         "temporary_mib": temporary_mib,
     }
     if dtype == "float32" and k == 8 and n <= 4096:
-        row |= dict(peer(package, x, labels) for package in PEERS)
+        row |= dict(peer(name, x, labels) for name in PEERS)
     return row
 
 
@@ -194,56 +194,24 @@ def compiled(run):
     return functools.partial(program, *run.args), temporary / 2**20
 
 
-def pytorch_metric_learning(rows, targets):
-    from pytorch_metric_learning import distances, losses
-
-    return losses.TripletMarginLoss(
-        margin=MARGIN,
-        distance=distances.LpDistance(normalize_embeddings=False),
-        triplets_per_anchor="all",
-    )(rows, targets)
+PEERS = bench.PEERS
 
 
-def sentence_transformers(rows, targets):
-    from sentence_transformers.sentence_transformer import losses
-
-    distance = losses.BatchHardTripletLossDistanceFunction.euclidean_distance
-    batch_all = losses.BatchAllTripletLoss(None, distance_metric=distance, margin=MARGIN)
-    return batch_all.batch_all_triplet_loss(targets, rows)
-
-
-PEERS = {
-    "pytorch-metric-learning": pytorch_metric_learning,
-    "sentence-transformers": sentence_transformers,
-}
-
-
-def peer(package, x, labels):
+def peer(name, x, labels):
     """``(package and version, milliseconds)`` on the same device, or why there are none."""
+    package = PEERS[name].replace("_", "-")
     try:
-        import torch
-
         title = f"{package} {importlib.metadata.version(package)}, ms"
+        run = bench.METHODS[name](x, labels, "cpu" if ON_CPU else "cuda")
     except ImportError:
         return package, "not installed"
-    where = "cpu" if ON_CPU else "cuda"
     try:
-        targets, given = (torch.tensor(v, device=where) for v in (labels, x))
-        targets = targets.long()
-
-        def run():
-            rows = given.detach().requires_grad_()
-            PEERS[package](rows, targets).backward()
-            if where == "cuda":
-                torch.cuda.synchronize()
-
-        run()
-        found = in_turns([run], budget=3.0)[0]
-        if where == "cuda":
-            torch.cuda.empty_cache()
-        return title, found
+        return title, in_turns([run], budget=3.0)[0]
     except Exception as error:
         return title, f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+    finally:
+        if not ON_CPU:  # what it keeps of the device's memory is missing in the next row
+            sys.modules["torch"].cuda.empty_cache()
 
 
 def block(n, k, size):

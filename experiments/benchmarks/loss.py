@@ -54,6 +54,9 @@ import numpy as np
 import margin_jax as mj
 from margin_jax.distances import euclidean
 
+# Before PyTorch is imported: idle threads of one library that spin would slow the other down.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 RESULTS = Path(__file__).parent.parent / "results"
 DIM, MARGIN = 128, 0.2
 SMALL = [(n, k) for n in (64, 256, 1024, 4096) for k in ("2", "4", "8")]
@@ -131,41 +134,42 @@ def cube(x, labels):
     return functools.partial(run, jnp.asarray(x), jnp.asarray(labels))
 
 
-def pytorch_metric_learning(x, labels):
-    # Idle threads of one library that spin would slow the other down.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
+def pytorch_metric_learning(x, labels, device="cpu"):
     from pytorch_metric_learning import distances, losses
 
-    torch.set_num_threads(os.cpu_count())
     loss_fn = losses.TripletMarginLoss(
         margin=MARGIN,
         distance=distances.LpDistance(normalize_embeddings=False),
         triplets_per_anchor="all",
     )
-    targets = torch.tensor(labels).long()
-
-    def run():
-        rows = torch.tensor(x, requires_grad=True)
-        loss_fn(rows, targets).backward()
-        return rows.grad
-
-    return run
+    return in_torch(loss_fn, x, labels, device)
 
 
-def sentence_transformers(x, labels):
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
+def sentence_transformers(x, labels, device="cpu"):
     from sentence_transformers.sentence_transformer import losses
 
-    torch.set_num_threads(os.cpu_count())
     distance = losses.BatchHardTripletLossDistanceFunction.euclidean_distance
     batch_all = losses.BatchAllTripletLoss(None, distance_metric=distance, margin=MARGIN)
-    targets = torch.tensor(labels).long()
+
+    def loss_fn(rows, targets):
+        return batch_all.batch_all_triplet_loss(targets, rows)
+
+    return in_torch(loss_fn, x, labels, device)
+
+
+def in_torch(loss_fn, x, labels, device):
+    """Loss and gradient of rows that are on the device, finished when it returns."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count())
+    given, targets = (torch.tensor(v, device=device) for v in (x, labels))
+    targets = targets.long()
 
     def run():
-        rows = torch.tensor(x, requires_grad=True)
-        batch_all.batch_all_triplet_loss(targets, rows).backward()
+        rows = given.detach().requires_grad_()
+        loss_fn(rows, targets).backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
         return rows.grad
 
     return run
@@ -355,6 +359,8 @@ def main():
     record = {"machine": arguments.machine, "jax": jax.__version__}
     found = {}
     if arguments.sizes:
+        if not kept.exists():
+            parser.error(f"--sizes measures rows of {kept} again; there is none")
         saved = json.loads(kept.read_text(encoding="utf-8"))
         if {**saved, **record} != saved:
             parser.error(f"--sizes goes on with rows of the same machine and jax; got {record}")
