@@ -97,7 +97,7 @@ def make_step(reduction: str):
     def apply(params, batch_stats, samples, *, train, key):
         return network.apply({"params": params}, samples), batch_stats
 
-    step = mj.make_train_step(apply, optimizer, reduction=reduction, histogram=True)
+    step = mj.make_train_step(apply, optimizer, mj.TripletLoss(reduction=reduction), histogram=True)
     return network, optimizer, step
 
 

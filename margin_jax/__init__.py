@@ -8,7 +8,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from margin_jax.effective import effective_margin_histogram
-from margin_jax.losses import batch_all_triplet_loss
+from margin_jax.loss import Loss, TripletLoss
+from margin_jax.losses import batch_all_triplet_loss, triplet_stats
 from margin_jax.mining import mining_schedule
 from margin_jax.schedules import (
     Schedule,
@@ -105,6 +106,7 @@ __all__ = [
     "EpochStats",
     "EpochTotals",
     "ImageDataset",
+    "Loss",
     "Memory",
     "RetrievalReport",
     "Run",
@@ -112,6 +114,7 @@ __all__ = [
     "ScheduleState",
     "TrainConfig",
     "TrainState",
+    "TripletLoss",
     "TripletStats",
     "VerificationReport",
     "all_pairs_report",
@@ -149,6 +152,7 @@ __all__ = [
     "retrieval_report",
     "target_easy_fraction",
     "train_epoch",
+    "triplet_stats",
     "verification_report",
     "warmup_schedule",
 ]

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from margin_jax import loss as losses
 from margin_jax.augmentation import make_augment
 from margin_jax.choices import check_choice, one_of
 from margin_jax.data import DATASETS, OWN, check_dataset, tfds
@@ -22,8 +23,8 @@ from margin_jax.data.splits import check_split
 from margin_jax.distances import DISTANCES
 from margin_jax.files import local_path, parse_json
 from margin_jax.losses import REDUCTIONS
-from margin_jax.mining import mining_schedule
-from margin_jax.schedules import SCHEDULES, Schedule, spec
+from margin_jax.mining import mining_schedule, mining_starts
+from margin_jax.schedules import SCHEDULES, Schedule, make_schedule, resolve_schedule
 from margin_jax.tile import MININGS
 
 
@@ -38,6 +39,8 @@ class Option(NamedTuple):
 
 # Parameters of schedules that have an option of their own.
 _SCHEDULE_OPTIONS = ("margin", "margin_end", "threshold", "increase", "epochs")
+# And of losses; mining has one too, which may change with the epochs.
+_LOSS_OPTIONS = ("distance", "reduction")
 SELECTIONS = ("auc", "loss")
 # Names from modules that load Flax and optax, which --help need not wait for; a test compares them.
 _ENCODERS = (
@@ -57,9 +60,6 @@ _NOT_THE_RESULT = {"out", "overwrite", "resume", "allow_changes", "checkpoint_st
 _NOT_THE_RESULT |= {"memory_limit", "manual_dir"}
 # Runs of an earlier time, whose configuration does not say, were made as if it said this.
 _UNSAID = {"fit": "stretch", "transparency": "ignore", "repeated_names": "separate"}
-
-
-_PATHS = ("data_dir", "manual_dir", "weights", "split", "out")
 
 
 _PATHS = ("data_dir", "manual_dir", "weights", "split", "out")
@@ -180,6 +180,15 @@ class TrainConfig:
     ] = 0.95
     increase: Annotated[float, Option("Margin", "dams: what is then added to the margin.")] = 0.05
 
+    loss: Annotated[
+        str,
+        Option(
+            "Loss",
+            "What trains the network: NAME or NAME:KEY=VALUE,...; triplet, with distance, "
+            "reduction, mining, swap and soft, of which the next options set the first three. "
+            f"{one_of(losses.LOSSES)}",
+        ),
+    ] = "triplet"
     distance: Annotated[str, Option("Loss", f"Between embeddings. {one_of(DISTANCES)}")] = (
         "euclidean"
     )
@@ -195,7 +204,8 @@ class TrainConfig:
         str,
         Option(
             "Loss",
-            f"Which active triplets train; all,11:semihard changes in epoch 11. {one_of(MININGS)}",
+            "Which active triplets train; batch_hard: of each image the hardest one; "
+            f"all,11:semihard changes in epoch 11. {one_of(MININGS)}",
         ),
     ] = "all"
     histogram: Annotated[
@@ -371,7 +381,7 @@ class TrainConfig:
             if not parameters[name] >= 0:
                 raise ValueError(f"{name} must be at least 0; got {parameters[name]}")
         self.make_schedule()
-        mining_schedule(self.mining)
+        self._settle_loss()
         make_augment(self.augment)
         if self.split is not None:
             check_split(self.split)
@@ -411,14 +421,33 @@ class TrainConfig:
 
     def make_schedule(self) -> Schedule:
         """The schedule with its parameters."""
-        return spec.make_schedule(self.schedule, self._schedule_options())
+        return make_schedule(self.schedule, self._schedule_options())
 
     def schedule_parameters(self) -> tuple[str, dict[str, Any]]:
         """The schedule's name, and the value of each of its parameters."""
-        return spec.resolve(self.schedule, self._schedule_options())
+        return resolve_schedule(self.schedule, self._schedule_options())
 
     def _schedule_options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _SCHEDULE_OPTIONS}
+
+    def make_loss(self, epoch: int) -> losses.Loss:
+        """The loss of an epoch, from 1; not one's own."""
+        return losses.make_loss(self.loss, self._loss_options(epoch))
+
+    def _loss_options(self, epoch: int) -> dict[str, Any]:
+        options = {name: getattr(self, name) for name in _LOSS_OPTIONS}
+        return options | {"mining": mining_schedule(self.mining)(epoch)}
+
+    def _settle_loss(self) -> None:
+        """Checks the loss, and keeps what its text says where reports look it up."""
+        mining_schedule(self.mining)
+        if self.loss == losses.OWN:
+            return
+        _, values = losses.resolve_loss(self.loss, self._loss_options(1))
+        for name in set(_LOSS_OPTIONS) & set(values):
+            object.__setattr__(self, name, values[name])
+        for epoch in mining_starts(self.mining):
+            self.make_loss(epoch)
 
     @property
     def folder(self) -> Path:

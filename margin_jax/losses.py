@@ -61,7 +61,10 @@ def batch_all_triplet_loss(
             over all valid triplets; or "sum". A mean over nothing is 0, with gradient 0.
         mining: which active triplets train the network: "all", "semihard" or "hard". The released
             code of the paper calls these "hard", "semihard" and "superhard", each as a mean over
-            the selected triplets; its "none" is (reduction="mean", mining="all").
+            the selected triplets; its "none" is (reduction="mean", mining="all"). Or "batch_hard":
+            of each anchor the one triplet of its farthest positive and its nearest negative, the
+            first of equals; a mean is then over anchors, those with a loss or all that have a
+            triplet. The counts remain those of all triplets.
         where: bool[batch], True for real rows, False for padding. Default: all real.
         references: float[refs, dim], other rows to draw positives and negatives from, instead of
             the batch itself. No row of it counts as the anchor itself.
@@ -100,9 +103,9 @@ def batch_all_triplet_loss(
         is to be divided by the number of devices.
 
     Raises:
-        ValueError: wrong shapes, an unknown option, a margin known to be NaN or infinite, labels
-            known not to fit int32, more rows to draw from than 92,681, beyond which the triplets
-            of one anchor could exceed an int32.
+        ValueError: wrong shapes, an unknown option, swap with batch_hard, a margin known to be NaN
+            or infinite, labels known not to fit int32, more rows to draw from than 92,681, beyond
+            which the triplets of one anchor could exceed an int32.
         TypeError: embeddings that are not floating point, labels that are not integers, or of two
             types that no third one holds, a mask that is not boolean; when the loss is
             differentiated twice or in forward mode.
@@ -115,7 +118,7 @@ def batch_all_triplet_loss(
         {'valid': 8, 'easy': 5, 'semihard': 0, 'hard': 3}
 
     References:
-        Batch-all: Hermans et al. 2017, `arXiv 1703.07737 <https://arxiv.org/abs/1703.07737>`_.
+        Batch-all and batch-hard: Hermans et al. 2017, `arXiv 1703.07737 <https://arxiv.org/abs/1703.07737>`_.
         Swap: Balntas et al. 2016, "Learning local feature descriptors with triplets and shallow
         convolutional neural networks".
         Easy triplets as the signal for the margin: `arXiv 2603.26389
@@ -124,7 +127,7 @@ def batch_all_triplet_loss(
     x, x_labels, x_real = _check_rows("embeddings", "labels", "where", embeddings, labels, where)
     mu = _check_margin(margin, x.dtype)
     check_choice("reduction", reduction, REDUCTIONS)
-    check_choice("mining", mining, tile.MININGS)
+    check_kinds(mining, swap=swap)
     check_choice("implementation", implementation, triplets.IMPLEMENTATIONS)
     distance_fn = get_distance(distance)
 
@@ -181,12 +184,65 @@ def batch_all_triplet_loss(
     total = over_devices(total)
     if reduction == "sum":
         return total, stats
-    everything = stats.valid if soft else stats.active  # what has a loss
-    selected = {"all": everything, "semihard": stats.semihard, "hard": stats.hard}[mining]
-    averaged = selected if reduction == "mean_active" else stats.valid
+    valid = stats.valid
+    everything = valid if soft else stats.active  # what has a loss
+    if mining == "batch_hard":  # one of each anchor, active if any of the anchor's triplets is
+        valid, everything = valid > 0, everything > 0
+    selected = {"semihard": stats.semihard, "hard": stats.hard}.get(mining, everything)
+    averaged = selected if reduction == "mean_active" else valid
     # Summed as floats: only the last bit of the mean can differ, and int32 could overflow.
     count = over_devices(jnp.sum(averaged.astype(total.dtype)))
     return total / jnp.where(count > 0, count, 1), stats
+
+
+def triplet_stats(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    margin: ArrayLike,
+    *,
+    distance: str | DistanceFn = "euclidean",
+    where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> TripletStats:
+    """Statistics of all triplets of a batch, for a loss that counts none; without any gradient.
+
+    With them, a margin schedule watches whatever trains the network: which triplets would be easy
+    at the margin in force.
+
+    Args:
+        embeddings, labels, margin, distance, where, axis_name: as for
+            :func:`~margin_jax.batch_all_triplet_loss`.
+
+    Raises:
+        ValueError, TypeError: as that function.
+
+    Example:
+        >>> import jax.numpy as jnp, margin_jax as mj
+        >>> x = jnp.array([[0.0], [1.0], [1.5], [9.0]])
+        >>> mj.triplet_stats(x, jnp.array([0, 0, 1, 1]), 0.2).totals()
+        {'valid': 8, 'easy': 5, 'semihard': 0, 'hard': 3}
+    """
+    constants = jax.lax.stop_gradient((jnp.asarray(embeddings), margin))
+    _, stats = batch_all_triplet_loss(
+        constants[0],
+        labels,
+        constants[1],
+        distance=distance,
+        where=where,
+        axis_name=axis_name,
+    )
+    return stats
+
+
+def check_kinds(mining: str, *, swap: bool) -> None:
+    """Checks which triplets are to train.
+
+    Raises:
+        ValueError: an unknown kind, or one that has no swap.
+    """
+    check_choice("mining", mining, tile.MININGS)
+    if swap and mining == "batch_hard":
+        raise ValueError("swap is for mining all, semihard or hard; got it with batch_hard")
 
 
 def _by_label(labels: Array, real: Array, where: ArrayLike | None) -> Array:

@@ -31,8 +31,8 @@ from margin_jax.sharding import AXIS
 
 # (params, batch_stats, images, key) -> (embeddings, batch_stats), in training
 Embed = Callable[[Any, Any, Array, Array], tuple[Array, Any]]
-# embeddings -> (loss, whatever else it tells)
-LossFn = Callable[[Array], tuple[Array, Any]]
+# (its parameters, embeddings) -> (loss, whatever else it tells)
+LossFn = Callable[[Any, Array], tuple[Array, Any]]
 
 
 class Differentiated(NamedTuple):
@@ -43,20 +43,21 @@ class Differentiated(NamedTuple):
         told: what else the loss tells.
         embeddings: float[batch, dim], in the order of the batch.
         batch_stats: the network's, after the batch.
-        gradient: of the loss, with respect to the parameters.
+        gradient: of the loss, with respect to the network's parameters and to the loss's own.
     """
 
     loss: Array
     told: Any
     embeddings: Array
     batch_stats: Any
-    gradient: Any
+    gradient: tuple[Any, Any]
 
 
 def differentiate(
     embed: Embed,
     loss_fn: LossFn,
     params: Any,
+    loss_params: Any,
     batch_stats: Any,
     images: Array,
     key: Array,
@@ -73,6 +74,7 @@ def differentiate(
             constant to differentiation.
         loss_fn: the loss of the whole batch's embeddings.
         params, batch_stats: of the network.
+        loss_params: of the loss.
         images: [batch, ...].
         key: of the network. By parts, part i has the i-th of ``split(fold_in(key, 3), parts)``.
         microbatch: rows of a part; it divides the batch. Default, and if it is the batch: all.
@@ -82,7 +84,7 @@ def differentiate(
         ValueError: a microbatch that does not divide the batch.
     """
     if microbatch is None or microbatch == len(images):
-        return _at_once(embed, loss_fn, params, batch_stats, images, key)
+        return _at_once(embed, loss_fn, params, loss_params, batch_stats, images, key)
     if len(images) % microbatch:
         raise ValueError(
             f"microbatch must divide the batch, here of {len(images)} rows; got {microbatch}"
@@ -104,7 +106,9 @@ def differentiate(
 
     after, by_part = jax.lax.scan(embed_part, batch_stats, given)
     embeddings = jnp.swapaxes(by_part, 0, 1).reshape(len(images), *by_part.shape[2:])
-    (loss, told), to_embeddings = jax.value_and_grad(loss_fn, has_aux=True)(embeddings)
+    (loss, told), (of_loss, to_embeddings) = jax.value_and_grad(
+        loss_fn, argnums=(0, 1), has_aux=True
+    )(loss_params, embeddings)
 
     def pull_part(
         carry: tuple[Any, Any], part: tuple[tuple[Array, Array], Array]
@@ -120,18 +124,24 @@ def differentiate(
 
     start = batch_stats, jax.tree.map(jnp.zeros_like, params)
     (_, gradient), _ = jax.lax.scan(pull_part, start, (given, split(to_embeddings)))
-    return Differentiated(loss, told, embeddings, after, gradient)
+    return Differentiated(loss, told, embeddings, after, (gradient, of_loss))
 
 
 def _at_once(
-    embed: Embed, loss_fn: LossFn, params: Any, batch_stats: Any, images: Array, key: Array
+    embed: Embed,
+    loss_fn: LossFn,
+    params: Any,
+    loss_params: Any,
+    batch_stats: Any,
+    images: Array,
+    key: Array,
 ) -> Differentiated:
-    def of_params(params: Any) -> tuple[Array, tuple[Any, Array, Any]]:
+    def of_params(params: Any, loss_params: Any) -> tuple[Array, tuple[Any, Array, Any]]:
         embeddings, after = embed(params, batch_stats, images, key)
-        loss, told = loss_fn(embeddings)
+        loss, told = loss_fn(loss_params, embeddings)
         return loss, (told, embeddings, after)
 
-    (loss, (told, embeddings, after)), gradient = jax.value_and_grad(of_params, has_aux=True)(
-        params
-    )
+    (loss, (told, embeddings, after)), gradient = jax.value_and_grad(
+        of_params, argnums=(0, 1), has_aux=True
+    )(params, loss_params)
     return Differentiated(loss, told, embeddings, after, gradient)

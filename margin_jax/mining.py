@@ -29,6 +29,20 @@ def mining_schedule(kinds: str | Mapping[int, str]) -> Callable[[int], str]:
         The filters of the code released with `arXiv 2603.26389
         <https://arxiv.org/abs/2603.26389>`_: "hard" there is "all" here, "superhard" is "hard".
     """
+    starts = mining_starts(kinds)
+
+    def mining(epoch: int) -> str:
+        return [kind for start, kind in starts.items() if start <= max(epoch, 1)][-1]
+
+    return mining
+
+
+def mining_starts(kinds: str | Mapping[int, str]) -> dict[int, str]:
+    """The first epoch of each kind, in rising order, from 1.
+
+    Raises:
+        ValueError: as :func:`mining_schedule`.
+    """
     first_epochs = _parse(kinds) if isinstance(kinds, str) else list(kinds.items())
     starts = [start for start, _ in first_epochs]
     if starts[:1] != [1] or starts != sorted(set(starts)):
@@ -37,11 +51,7 @@ def mining_schedule(kinds: str | Mapping[int, str]) -> Callable[[int], str]:
         )
     for _, kind in first_epochs:
         check_choice("mining", kind, MININGS)
-
-    def mining(epoch: int) -> str:
-        return [kind for start, kind in first_epochs if start <= max(epoch, 1)][-1]
-
-    return mining
+    return dict(first_epochs)
 
 
 def _parse(text: str) -> list[tuple[int, str]]:

@@ -159,8 +159,10 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 }
 
 
-def _late_and_now(params: Any) -> dict[str, str]:
-    """A label for each entry of the parameters."""
+def _late_and_now(params: Any) -> Any:
+    """A label for each entry of the parameters; those of a loss, which come second, are now."""
+    if isinstance(params, tuple):
+        return _late_and_now(params[0]), "now"
     if TRUNK not in params:
         raise ValueError(
             f"freeze holds the parameters under {TRUNK!r} still, and the network has none; "

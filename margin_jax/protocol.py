@@ -14,6 +14,7 @@ from margin_jax.data.images import Reading, one_line
 from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
 from margin_jax.data.sampler import Coverage, choose_batch, pk_batches
 from margin_jax.data.splits import Split, make_split
+from margin_jax.loss import Loss, describe_loss
 
 if TYPE_CHECKING:  # it loads Flax, which data do not need
     from margin_jax.models import Encoder
@@ -41,6 +42,14 @@ class RunData(NamedTuple):
     validation: np.ndarray
     pairs: dict[str, Pairs]
     described: dict[str, Any]
+
+    def classes(self) -> np.ndarray:
+        """int32[rows of the dataset]: the training identities from 0 on, -1 for all others."""
+        trained, classes = np.unique(self.dataset.labels[self.train], return_inverse=True)
+        found = np.full(len(self.dataset.labels), -1, np.int32)
+        found[self.train] = classes
+        assert len(trained) == len(self.split.train)
+        return found
 
 
 def load(config: TrainConfig) -> ImageDataset:
@@ -142,7 +151,10 @@ def plan_epoch(
 
 
 def prepare_data(
-    config: TrainConfig, dataset: ImageDataset | None = None, encoder: "Encoder | None" = None
+    config: TrainConfig,
+    dataset: ImageDataset | None = None,
+    encoder: "Encoder | None" = None,
+    loss: Loss | None = None,
 ) -> RunData:
     """Loads, splits and draws pairs: all that can go wrong with the data goes wrong here.
 
@@ -150,6 +162,7 @@ def prepare_data(
         config: what to load and how to split it.
         dataset: the images, if they are loaded already.
         encoder: the network, if it is your own.
+        loss: likewise.
 
     Raises:
         ValueError: saying what was expected and what came.
@@ -197,6 +210,8 @@ def prepare_data(
         described["sha256"] = dataset.digest()
     if config.encoder == OWN and encoder is not None:
         described["network"] = encoder.description(dataset.images.shape[1:])
+    if loss is not None:
+        described["loss"] = describe_loss(loss)
     return RunData(dataset, split, rows["train"], rows["validation"], pairs, described)
 
 

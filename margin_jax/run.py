@@ -43,7 +43,8 @@ from margin_jax.lock import LOCK, locked
 from margin_jax.models import Encoder, make_encoder
 from margin_jax.protocol import RunData
 from margin_jax.report_lines import report_rows, table, training_line
-from margin_jax.schedules import spec
+from margin_jax.schedules import SCHEDULES
+from margin_jax.spec import leaves_open
 
 CONFIG, DATA, PAIRS = "config.json", "data.json", "pairs.npz"
 HISTORY, REPORT, FIGURES = "history.jsonl", "report.json", "figures"
@@ -364,7 +365,7 @@ def _check_same(config: TrainConfig, described: dict[str, Any], folder: Path) ->
     saved = read_config(folder).experiment()
     asked = config.experiment()
     # What is laid out over the whole run can not be made longer.
-    laid_out = spec.has_parameter(config.schedule, "epochs")
+    laid_out = leaves_open(config.schedule, SCHEDULES, "epochs")
     laid_out |= config.learning_rate_schedule in ("exponential", "warmup_linear")
     if not laid_out and asked["epochs"] > saved["epochs"]:
         saved["epochs"] = asked["epochs"]

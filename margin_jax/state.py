@@ -22,9 +22,10 @@ class TrainState:
         key: a typed PRNG key; step s uses ``fold_in(key, s)``.
         params: the encoder's parameters.
         batch_stats: its running statistics, ``{}`` if it has none.
-        opt_state: the optimiser's state.
+        opt_state: the optimiser's state, of :attr:`trained`.
         schedule: the schedule's state, which holds the margin in force.
         memory: of embeddings of earlier batches; None without one.
+        loss_params: the loss's own parameters, ``{}`` if it has none.
     """
 
     step: Array
@@ -34,6 +35,19 @@ class TrainState:
     opt_state: Any
     schedule: ScheduleState
     memory: Memory | None = None
+    loss_params: Any = dataclasses.field(default_factory=dict)
+
+    @property
+    def trained(self) -> Any:
+        """What the optimiser updates: `params`, or ``(params, loss_params)`` if there are any."""
+        return _trained(self.params, self.loss_params)
+
+    def with_trained(self, trained: Any) -> "TrainState":
+        """A copy with other values of :attr:`trained`."""
+        params, loss_params = trained, self.loss_params
+        if jax.tree.leaves(loss_params):
+            params, loss_params = trained
+        return self.replace(params=params, loss_params=loss_params)
 
     @property
     def margin(self) -> Array:
@@ -53,6 +67,7 @@ def create_state(
     key: Array,
     *,
     memory: Memory | None = None,
+    loss_params: Any = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -63,16 +78,23 @@ def create_state(
         schedule: the one that is given to :func:`~margin_jax.train_epoch`.
         key: ``jax.random.key(...)``, of dropout and augmentation.
         memory: ``Memory.empty(rows, dim)``, to train with a cross-batch memory.
+        loss_params: of a loss that has parameters, from its ``init``; default: none.
     """
-    params, batch_stats = jax.tree.map(
-        lambda v: v if isinstance(v, Array) else jnp.asarray(v), (params, batch_stats)
+    loss_params = {} if loss_params is None else loss_params
+    params, batch_stats, loss_params = jax.tree.map(
+        lambda v: v if isinstance(v, Array) else jnp.asarray(v), (params, batch_stats, loss_params)
     )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=key,
         params=params,
         batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(_trained(params, loss_params)),
         schedule=schedule.init(),
         memory=memory,
+        loss_params=loss_params,
     )
+
+
+def _trained(params: Any, loss_params: Any) -> Any:
+    return (params, loss_params) if jax.tree.leaves(loss_params) else params

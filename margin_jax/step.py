@@ -13,9 +13,8 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from margin_jax.augmentation import Augment
-from margin_jax.distances import DistanceFn
 from margin_jax.effective import effective_margin_histogram
-from margin_jax.losses import batch_all_triplet_loss
+from margin_jax.loss import Loss, TripletLoss, check_loss, takes_references
 from margin_jax.memory import Memory
 from margin_jax.microbatch import differentiate
 from margin_jax.sharding import AXIS, replicated
@@ -52,16 +51,16 @@ class StepOutput(NamedTuple):
     memory_stats: TripletStats | None = None
 
 
+_TRIPLETS = TripletLoss()
+
 TrainStep = Callable[[TrainState, Array, Array], tuple[TrainState, StepOutput]]
 
 
 def make_train_step(
     apply_fn: ApplyFn,
     optimizer: optax.GradientTransformation,
+    loss: Loss = _TRIPLETS,
     *,
-    distance: str | DistanceFn = "euclidean",
-    reduction: str = "mean_active",
-    mining: str = "all",
     histogram: bool = False,
     augment: Augment | None = None,
     microbatch: int | None = None,
@@ -76,7 +75,9 @@ def make_train_step(
         apply_fn: ``apply_fn(params, batch_stats, images, *, train, key) -> (embeddings,
             batch_stats)``, pure.
         optimizer: any optax gradient transformation; those that want the loss get it as `value`.
-        distance, reduction, mining: as in :func:`~margin_jax.batch_all_triplet_loss`.
+        loss: what trains the network, such as ``TripletLoss(reduction="mean")``, or one of your own
+            (:class:`~margin_jax.Loss`). Its parameters, if it has any, are those of a state of
+            ``create_state(..., loss_params=loss.init(key, embedding_size, classes))``.
         histogram: also sample the batch's effective margins, as
             :func:`~margin_jax.effective_margin_histogram` does, for a schedule that
             ``needs_histogram``, or for the record.
@@ -116,15 +117,15 @@ def make_train_step(
 
             L(batch, batch) + L(batch, memory)
 
-        both as :func:`~margin_jax.batch_all_triplet_loss` has them, with the same options, each
-        reduced over its own triplets: the anchors of both are the batch's rows, positives and
-        negatives are the batch's other rows in the first and the memory's rows in the second (Wang
-        et al. 2020, `arXiv 1912.06798 <https://arxiv.org/abs/1912.06798>`_). The
-        memory is a constant to differentiation. It holds the last `rows` embeddings of earlier
-        steps, as they were then; those of this step are added after the loss, in the order of the
-        batch, so no anchor meets itself (in the released code, which adds them before, it does).
-        An image that was embedded before, and is still in the memory, is a positive of itself at
-        another time. Embeddings that are not finite are never compared with.
+        both as :class:`~margin_jax.TripletLoss` has them, with the same options, each reduced over
+        its own triplets: the anchors of both are the batch's rows, positives and negatives are the
+        batch's other rows in the first and the memory's rows in the second (Wang et al. 2020,
+        `arXiv 1912.06798 <https://arxiv.org/abs/1912.06798>`_). The memory is a constant to
+        differentiation. It holds the last `rows` embeddings of earlier steps, as they were then;
+        those of this step are added after the loss, in the order of the batch, so no anchor meets
+        itself (in the released code, which adds them before, it does). An image that was embedded
+        before, and is still in the memory, is a positive of itself at another time. Embeddings that
+        are not finite are never compared with.
 
         `memory_warmup`: from the first step on, rows are added, but only from this step on they
         are compared with; before, `memory_stats` are those of no triplet. While a network changes
@@ -134,10 +135,12 @@ def make_train_step(
         Schedules see the statistics of the batch; those of the memory are kept apart.
 
     Raises:
-        ValueError: for a negative `memory_warmup`; from the step, for embeddings that are not as
-            long as the memory's, and for a batch and a memory of more rows than
-            :func:`~margin_jax.batch_all_triplet_loss` draws from.
-        TypeError: from the step, for labels that a memory's int32 does not hold, as int64 are.
+        TypeError: for a loss that is none or can not be hashed; from the step, for labels that a
+            memory's int32 does not hold, as int64 are.
+        ValueError: for a negative `memory_warmup`; from the step, for a memory with a loss that
+            takes no references, for embeddings that are not as long as the memory's, and for a
+            batch and a memory of more rows than :func:`~margin_jax.batch_all_triplet_loss` draws
+            from.
         ValueError: for a microbatch below 1, or that the mesh's devices do not divide; from the
             step, for one that does not divide the batch.
         ValueError: for a mesh without an axis "data", or whose axes are not of the type Auto, as
@@ -163,20 +166,22 @@ def make_train_step(
     everywhere = None if mesh is None else replicated(mesh)
     devices = 1 if mesh is None else mesh.size
     batch_loss: Callable[..., tuple[Array, TripletStats]] = functools.partial(
-        batch_all_triplet_loss,
-        distance=distance,
-        reduction=reduction,
-        mining=mining,
-        axis_name=AXIS if devices > 1 else None,
+        check_loss(loss), axis_name=AXIS if devices > 1 else None
     )
 
     def losses(
-        embeddings: Array, labels: Array, margin: Array, memory: Memory | None
+        params: Any, embeddings: Array, labels: Array, margin: Array, memory: Memory | None
     ) -> tuple[Array, tuple[TripletStats, TripletStats | None]]:
-        loss, stats = batch_loss(embeddings, labels, margin)
+        value, stats = batch_loss(params, embeddings, labels, margin)
         if memory is None:
-            return loss, (stats, None)
+            return value, (stats, None)
+        if not takes_references(loss):
+            raise ValueError(
+                f"a cross-batch memory needs a loss that takes references, as TripletLoss does; "
+                f"got {type(loss).__name__}"
+            )
         remembered, memory_stats = batch_loss(
+            params,
             embeddings,
             labels,
             margin,
@@ -184,7 +189,7 @@ def make_train_step(
             reference_labels=memory.labels,
             reference_where=memory.real,
         )
-        return loss + remembered, (stats, memory_stats)
+        return value + remembered, (stats, memory_stats)
 
     loss_fn = losses
     if devices > 1:
@@ -192,7 +197,7 @@ def make_train_step(
         loss_fn = jax.shard_map(
             losses,
             mesh=mesh,
-            in_specs=(P(AXIS), P(AXIS), P(), P(AXIS)),
+            in_specs=(P(), P(AXIS), P(AXIS), P(), P(AXIS)),
             out_specs=(P(), P(AXIS)),
         )
 
@@ -210,10 +215,11 @@ def make_train_step(
         memory = state.memory
         if memory is not None:
             memory = _compared(memory, state.step >= memory_warmup, devices)
-        loss, (stats, memory_stats), embeddings, batch_stats, gradient = differentiate(
+        value, (stats, memory_stats), embeddings, batch_stats, (of_params, of_loss) = differentiate(
             embed,
-            lambda embeddings: loss_fn(embeddings, labels, state.margin, memory),
+            lambda params, embeddings: loss_fn(params, embeddings, labels, state.margin, memory),
             state.params,
+            state.loss_params,
             state.batch_stats,
             images,
             key,
@@ -227,18 +233,18 @@ def make_train_step(
             if everywhere is not None:  # few rows of it are drawn, anywhere in the batch
                 stats = jax.lax.with_sharding_constraint(stats, everywhere)
             sampled = effective_margin_histogram(
-                embeddings, labels, stats, jax.random.fold_in(key, 1), distance=distance
+                embeddings, labels, stats, jax.random.fold_in(key, 1), distance=loss.distance
             )
-        updates, opt_state = update(gradient, state.opt_state, state.params, value=loss)
-        new_state = state.replace(
+        gradient = state.replace(params=of_params, loss_params=of_loss).trained
+        updates, opt_state = update(gradient, state.opt_state, state.trained, value=value)
+        new_state = state.with_trained(optax.apply_updates(state.trained, updates)).replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
             memory=None if state.memory is None else state.memory.push(embeddings, labels),
         )
         norm = optax.tree.norm(gradient)
-        return new_state, StepOutput(loss, stats, sampled, norm, memory_stats)
+        return new_state, StepOutput(value, stats, sampled, norm, memory_stats)
 
     return train_step
 

@@ -14,7 +14,7 @@ from jax import Array
 
 from margin_jax.distances import DistanceFn
 
-MININGS = ("all", "semihard", "hard")
+MININGS = ("all", "semihard", "hard", "batch_hard")
 
 
 class Windows(NamedTuple):
@@ -38,7 +38,8 @@ class Terms(NamedTuple):
 
     Attributes:
         distance: ``f(x[B, D], y[N, D]) -> [B, N]``, differentiable and pure.
-        mining: which active triplets count in the loss: "all", "semihard" or "hard".
+        mining: which triplets count in the loss: "all" active ones, "semihard", "hard", or
+            "batch_hard": one for each anchor.
         swap: whether the negative's distance is the smaller of d(a,n) and d(p,n).
         soft: whether the loss is softplus(v) of the violation v instead of max(0, v).
         implementation: "loop", "sorted", or "auto": whichever is faster.
@@ -196,6 +197,40 @@ def compare_values(
         )
 
     return _for_each_positive(largest, add_positive, _nothing(tile, jnp.zeros_like(references)))
+
+
+def compare_hardest(
+    tile: Array,
+    margin: Array,
+    window: Windows,
+    counted: Compared,
+    soft: bool,
+    with_gradient: bool,
+) -> Compared:
+    """The farthest positive of every anchor against its nearest negative, and no other triplet.
+
+    Of equal distances it is the first one. The counts remain those of all triplets, as `counted`.
+    """
+    column = jnp.arange(tile.shape[1], dtype=jnp.int32)[None, :]
+    start, stop, itself, _ = (v[:, None] for v in window)
+    to_positive = jnp.where(
+        (start <= column) & (column < stop) & (column != itself), tile, -jnp.inf
+    )
+    to_negative = jnp.where(negatives(window, tile.shape[1]), tile, jnp.inf)
+    d_ap, d_an = jnp.max(to_positive, axis=1), jnp.min(to_negative, axis=1)
+    exists = (d_ap > -jnp.inf) & (d_an < jnp.inf)
+    reach = jnp.where(exists, d_ap + margin, 0)
+    d_an = jnp.where(exists, d_an, 0)
+    violation = reach - d_an
+    chosen = exists if soft else exists & (d_an < reach)
+    value = jax.nn.softplus(violation) if soft else violation
+    slope = jnp.where(chosen, jax.nn.sigmoid(violation) if soft else 1.0, 0.0).astype(tile.dtype)
+    to_tile = counted.to_tile
+    if with_gradient:
+        p, n = jnp.argmax(to_positive, axis=1)[:, None], jnp.argmin(to_negative, axis=1)[:, None]
+        signs = (column == p).astype(tile.dtype) - (column == n).astype(tile.dtype)
+        to_tile = slope[:, None] * signs
+    return counted._replace(loss=jnp.where(chosen, value, 0.0), to_tile=to_tile, to_margin=slope)
 
 
 def _nothing(tile: Array, to_references: Array | float) -> Compared:

@@ -20,8 +20,8 @@ from margin_jax.data.dataset import ImageDataset
 from margin_jax.data.loader import load_batches
 from margin_jax.epoch import DivergedError, EpochPart, EpochRecord, end_epoch, train_steps
 from margin_jax.files import append_line
+from margin_jax.loss import OWN, Loss, check_loss
 from margin_jax.memory import Memory
-from margin_jax.mining import mining_schedule
 from margin_jax.models import Encoder, pretrained
 from margin_jax.optimizers import make_optimizer
 from margin_jax.progress import ProgressBar
@@ -53,6 +53,7 @@ def fit(
     *,
     dataset: ImageDataset | None = None,
     encoder: Encoder | None = None,
+    loss: Loss | None = None,
     on_epoch: OnEpoch | None = None,
     progress: bool = False,
 ) -> Run:
@@ -63,6 +64,7 @@ def fit(
         dataset: your own images, with ``TrainConfig(dataset="own")``; or those that the
             configuration names, if they are loaded already.
         encoder: your own network, with ``TrainConfig(encoder="own")``.
+        loss: your own loss, with ``TrainConfig(loss="own")``; its distance is the configuration's.
         on_epoch: called after each epoch with its record (a line of ``history.jsonl``).
         progress: show a progress bar.
 
@@ -92,7 +94,7 @@ def fit(
         else:  # which divides the batch
             mesh = make_mesh(config.devices, config.microbatch, what="microbatch")
         setting, state = multihost.agreed(
-            functools.partial(_set_up, config, dataset, encoder, mesh)
+            functools.partial(_set_up, config, dataset, encoder, loss, mesh)
         )
         # Last, so that nothing is removed or written for what turns out to be impossible.
         changed = multihost.on_first(lambda: run.prepare_folder(config, setting.data)) or ""
@@ -119,11 +121,13 @@ class Setting(NamedTuple):
 
     Attributes:
         data, encoder, schedule, mesh: as the configuration says.
+        classes: int32[rows of the dataset], labels as the loss sees them.
         train_step: of an epoch, from 1.
         validate: ``validate(state, record)``, the figures that validation adds to a record.
     """
 
     data: RunData
+    classes: np.ndarray
     encoder: Encoder
     schedule: Schedule
     mesh: Mesh
@@ -159,27 +163,33 @@ class Place(NamedTuple):
 
 
 def _set_up(
-    config: TrainConfig, dataset: ImageDataset | None, encoder: Encoder | None, mesh: Mesh
+    config: TrainConfig,
+    dataset: ImageDataset | None,
+    encoder: Encoder | None,
+    loss: Loss | None,
+    mesh: Mesh,
 ) -> tuple[Setting, TrainState]:
     """All that a run needs, and the state it starts with, on this host alone."""
     encoder = run.get_encoder(config, encoder)
+    _check_own(config, loss)
     # A run that goes on has its weights already, and their file may be gone.
     published = None
     if config.begins_with_weights and not (config.resume and run.is_saved(config.folder)):
         published = _published(config)
-    data = prepare_data(config, dataset, encoder)
+    data = prepare_data(config, dataset, encoder, loss)
     augment = make_augment(config.augment)
     if augment is not None:  # images that are too small for it are refused here
         one = jax.ShapeDtypeStruct((1, *data.dataset.images.shape[1:]), np.uint8)
         jax.eval_shape(augment, one, jax.random.key(0))
     schedule = config.make_schedule()
-    mining = mining_schedule(config.mining)
+
+    def loss_of(epoch: int) -> Loss:
+        return config.make_loss(epoch) if loss is None else loss
+
     compiled = functools.partial(
         _optimizer_and_step,
         encoder,
         _optimizer(config, data),
-        config.distance,
-        config.reduction,
         config.histogram or schedule.needs_histogram,
         augment,
         config.microbatch,
@@ -192,14 +202,28 @@ def _set_up(
         params, batch_stats = _begin_with(published, config, encoder, params, batch_stats)
     elif not config.begins_with_weights:
         batch_stats = encoder.with_normalisation(batch_stats, *image_moments(data))
-    optimizer, _ = compiled(mining(1))
-    memory = None
-    if config.memory is not None:
-        memory = Memory.empty(config.memory, _dim(encoder, params, batch_stats, data))
-    state = create_state(params, batch_stats, optimizer, schedule, train_key, memory=memory)
+    optimizer, _ = compiled(loss_of(1))
+    dim = _dim(encoder, params, batch_stats, data)
+    memory = None if config.memory is None else Memory.empty(config.memory, dim)
+    loss_params = loss_of(1).init(jax.random.fold_in(init_key, 1), dim, len(data.split.train))
+    state = create_state(
+        params,
+        batch_stats,
+        optimizer,
+        schedule,
+        train_key,
+        memory=memory,
+        loss_params=loss_params,
+    )
     validate = make_validator(config, data, encoder, mesh)
     setting = Setting(
-        data, encoder, schedule, mesh, lambda epoch: compiled(mining(epoch))[1], validate
+        data,
+        data.classes(),
+        encoder,
+        schedule,
+        mesh,
+        lambda epoch: compiled(loss_of(epoch))[1],
+        validate,
     )
     return setting, state
 
@@ -277,7 +301,7 @@ def _train_epoch(
         notice,
         place.step,
         load_batches(
-            data.dataset.images, data.dataset.labels, plan, setting.mesh, first_step=part.steps
+            data.dataset.images, setting.classes, plan, setting.mesh, first_step=part.steps
         ),
     )
     bar.start(float(state.margin), len(plan), part.loss)
@@ -340,23 +364,19 @@ def _until(notice: multihost.Notice, step: int, batches: Iterable[T]) -> Iterato
 def _optimizer_and_step(
     encoder: Encoder,
     optimizer: tuple[Any, ...],
-    distance: str,
-    reduction: str,
     histogram: bool,
     augment: Augment | None,
     microbatch: int | None,
     memory_warmup: int,
     mesh: Mesh,
-    mining: str,
+    loss: Loss,
 ) -> tuple[optax.GradientTransformation, TrainStep]:
     """Cached, so that runs which differ in nothing that is compiled share one compilation."""
     rule = make_optimizer(*optimizer)
     train_step = make_train_step(
         encoder.apply,
         rule,
-        distance=distance,
-        reduction=reduction,
-        mining=mining,
+        loss,
         histogram=histogram,
         augment=augment,
         microbatch=microbatch,
@@ -372,6 +392,24 @@ def _dim(encoder: Encoder, params: Any, batch_stats: Any, data: RunData) -> int:
     embed = functools.partial(encoder.apply, train=False, key=None)
     embeddings, _ = jax.eval_shape(embed, params, batch_stats, image)
     return int(embeddings.shape[-1])
+
+
+def _check_own(config: TrainConfig, loss: Loss | None) -> None:
+    """Refuses a loss of one's own that is missing, not asked for, or of another distance.
+
+    Raises:
+        ValueError, TypeError: with what was expected.
+    """
+    if (loss is not None) != (config.loss == OWN):
+        raise ValueError(
+            f"a loss is given if, and only if, the configuration says loss {OWN!r}; it says "
+            f"{config.loss!r}"
+        )
+    if loss is not None and check_loss(loss).distance != config.distance:
+        raise ValueError(
+            f"a loss of your own must have the configuration's distance, {config.distance!r}, "
+            f"since reports compare by it; got {loss.distance!r}"
+        )
 
 
 def _optimizer(config: TrainConfig, data: RunData) -> tuple[Any, ...]:

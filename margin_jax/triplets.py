@@ -29,7 +29,15 @@ from jax import Array
 
 from margin_jax.distances import PRODUCTS
 from margin_jax.stats import TripletStats
-from margin_jax.tile import Compared, Terms, Windows, compare, compare_values, negatives
+from margin_jax.tile import (
+    Compared,
+    Terms,
+    Windows,
+    compare,
+    compare_hardest,
+    compare_values,
+    negatives,
+)
 from margin_jax.tile_sorted import compare_sorted
 
 IMPLEMENTATIONS = ("auto", "loop", "sorted")
@@ -191,7 +199,10 @@ def _tile(
     negative = negatives(window, tile.shape[1])
     size = window.stop - window.start
     largest = _largest(size)
-    if terms.swap or terms.soft:
+    if terms.mining == "batch_hard":
+        counted = _compare(tile, margin, window, largest, terms._replace(mining="all"), False)
+        compared = compare_hardest(tile, margin, window, counted, terms.soft, with_gradient)
+    elif terms.swap or terms.soft:
         compared = compare_values(tile, references, margin, window, largest, terms, with_gradient)
     else:
         compared = _compare(tile, margin, window, largest, terms, with_gradient)

@@ -126,6 +126,13 @@ def batch_all(
             pairs[name] += [to[j][0] for j in group]
             sums[name][a] = sum(to[j][0] for j in group)
             sums[f"{name}_squared"][a] = sum(to[j][0] ** 2 for j in group)
+        hardest = None
+        if mining == "batch_hard" and positives and negatives:  # the first of equals, by label
+            negatives.sort(key=lambda j: y_labels[j])
+            hardest = (
+                max(positives, key=lambda j: to[j][0]),
+                min(negatives, key=lambda j: to[j][0]),
+            )
         for p in positives:
             for n in negatives:
                 (d_ap, ap_to_a, ap_to_p), (d_an, an_to_a, an_to_n) = to[p], to[n]
@@ -136,7 +143,8 @@ def batch_all(
                     an_to_a = np.zeros_like(an_to_a)
                 kind = "easy" if d_an >= d_ap + margin else "semihard" if d_an > d_ap else "hard"
                 count[kind][a] += 1
-                if mining == kind or (mining == "all" and (soft or kind != "easy")):
+                chosen = mining == "all" or (p, n) == hardest
+                if mining == kind or (chosen and (soft or kind != "easy")):
                     violation = d_ap - d_an + margin
                     losses.append(math.log1p(math.exp(violation)) if soft else violation)
                     slope = 1 / (1 + math.exp(-violation)) if soft else 1
@@ -145,7 +153,10 @@ def batch_all(
                     to_y[p] += slope * (ap_to_p - an_to_p)
                     to_y[n] -= slope * an_to_n
 
-    over = {"mean_active": len(losses), "mean": len(effective), "sum": 1}[reduction] or 1
+    all_there_are = len(effective)
+    if mining == "batch_hard":
+        all_there_are = np.count_nonzero(count["positives"] * count["negatives"])
+    over = {"mean_active": len(losses), "mean": all_there_are, "sum": 1}[reduction] or 1
     return Answer(
         loss=sum(losses) / over,
         to_embeddings=(to_x + to_y if references is None else to_x) / over,

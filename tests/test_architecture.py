@@ -12,6 +12,7 @@ PACKAGE = Path(mj.__file__).parent
 # A module imports only modules above it.
 ORDER = [
     "choices",
+    "spec",
     "files",
     "lock",
     "report_lines",
@@ -23,6 +24,7 @@ ORDER = [
     "tile_sorted",
     "triplets",
     "losses",
+    "loss",
     "mining",
     "augmentation",
     "schedules.base",
@@ -30,7 +32,6 @@ ORDER = [
     "schedules.feedback",
     "schedules.combinators",
     "schedules",
-    "schedules.spec",
     "schedules.response",
     "sharding",
     "multihost",

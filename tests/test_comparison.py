@@ -63,14 +63,12 @@ def _step_arguments(run):
     return (
         run.encoder,
         ("adam", config.learning_rate, "constant", 1, 1, 0),
-        config.distance,
-        config.reduction,
         config.histogram,
         make_augment(config.augment),
         config.microbatch,
         config.memory_warmup,
         mesh,
-        config.mining,
+        config.make_loss(1),
     )
 
 

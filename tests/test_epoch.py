@@ -202,7 +202,7 @@ def test_a_changing_margin_never_recompiles():
 
 def test_options_reach_the_loss():
     options = {"distance": "cosine", "reduction": "sum", "mining": "semihard"}
-    train_step = mj.make_train_step(apply_fn, optax.sgd(0.0), **options)
+    train_step = mj.make_train_step(apply_fn, optax.sgd(0.0), mj.TripletLoss(**options))
     state = new_state(mj.constant(0.4), optax.sgd(0.0))
     images, labels = batches()[0]
     _, output = train_step(state, images, labels)

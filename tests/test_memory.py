@@ -94,7 +94,8 @@ def test_it_is_a_queue(sizes):
 def test_the_loss_is_that_of_the_batch_and_that_of_the_memory(options):
     """Step by step against the plain loops: loss, gradient, and counts told apart."""
     data = batches()
-    states, outputs = steps(mj.make_train_step(linear, OPTIMIZER, **options), new_state(), data)
+    train_step = mj.make_train_step(linear, OPTIMIZER, mj.TripletLoss(**options))
+    states, outputs = steps(train_step, new_state(), data)
     queue = collections.deque(maxlen=ROWS)
     params = np.asarray(new_state().params, np.float64)
     compared = 0

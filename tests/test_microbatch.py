@@ -159,7 +159,14 @@ def test_dropout_is_another_in_every_part():
         return apply_fn(params, batch_stats, images, train=True, key=key)
 
     found = differentiate(
-        embed, lambda x: (x.sum(), ()), params, batch_stats, images, jax.random.key(0), microbatch=8
+        embed,
+        lambda _, x: (x.sum(), ()),
+        params,
+        {},
+        batch_stats,
+        images,
+        jax.random.key(0),
+        microbatch=8,
     )
     parts = np.asarray(found.embeddings).reshape(8, 3, 5).swapaxes(0, 1)
     assert not np.allclose(parts[0], parts[1])

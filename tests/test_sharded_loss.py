@@ -98,6 +98,7 @@ OPTIONS = [
     {"reduction": "mean", "mining": "semihard", "distance": "cosine"},
     {"reduction": "sum", "mining": "hard", "distance": "manhattan"},
     {"swap": True, "soft": True},
+    {"mining": "batch_hard"},
 ]
 
 

@@ -56,7 +56,7 @@ def plot_schedules(
     """
     from margin_jax import plots
     from margin_jax.run import HISTORY, read_history
-    from margin_jax.schedules import response, spec
+    from margin_jax.schedules import make_schedule, response
 
     if history is not None and stimulus is not None:
         raise ValueError("they answer to a stimulus or to a history; got both")
@@ -73,8 +73,7 @@ def plot_schedules(
         world, title = response.recorded(records), f"Effective margins as in {folder}"
     defaults = {"margin": margin, "margin_end": margin_end, "epochs": len(world.mean)}
     responses = {
-        name: response.respond(spec.make_schedule(name, defaults), world)
-        for name in names or SCHEDULES
+        name: response.respond(make_schedule(name, defaults), world) for name in names or SCHEDULES
     }
     plots.plot_responses(responses, title).savefig(out)
     for name, answer in responses.items():

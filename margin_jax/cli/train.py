@@ -12,7 +12,7 @@ from margin_jax.config import TrainConfig
 from margin_jax.files import local_path
 from margin_jax.report_lines import HEADER, figures, report_rows, training_line
 from margin_jax.schedules import SCHEDULES
-from margin_jax.schedules.spec import split_specs
+from margin_jax.spec import split_specs
 
 if TYPE_CHECKING:
     from margin_jax.run import Run

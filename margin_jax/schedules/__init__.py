@@ -1,6 +1,7 @@
 """Margin schedules, to margins what optax's schedules are to learning rates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from margin_jax.schedules.base import Schedule, ScheduleState
 from margin_jax.schedules.combinators import (
@@ -16,6 +17,7 @@ from margin_jax.schedules.feedback import (
     target_easy_fraction,
 )
 from margin_jax.schedules.open_loop import constant, cosine, exponential, from_optax, linear, litm
+from margin_jax.spec import resolve
 
 # Those that a name and numbers describe; the command line knows them.
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
@@ -29,6 +31,31 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "quantile_margin": quantile_margin,
     "target_easy_fraction": target_easy_fraction,
 }
+
+
+def resolve_schedule(text: str, defaults: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of a schedule in a text, and the value of each of its parameters.
+
+    Args:
+        text: ``NAME``, ``NAME:MARGIN`` or ``NAME:KEY=VALUE,...``.
+        defaults: values of parameters that the text leaves open, by name; those that the schedule
+            does not have are of no effect.
+
+    Raises:
+        ValueError: an unknown name or key, a key said twice, or a value that is no number.
+    """
+    return resolve("a schedule", text, SCHEDULES, defaults, first="margin")
+
+
+def make_schedule(text: str, defaults: Mapping[str, Any]) -> Schedule:
+    """The schedule that a text describes, as :func:`resolve_schedule` reads it.
+
+    Raises:
+        ValueError: also for values that the schedule refuses.
+    """
+    name, values = resolve_schedule(text, defaults)
+    return SCHEDULES[name](**values)
+
 
 __all__ = [
     "SCHEDULES",
@@ -45,7 +72,9 @@ __all__ = [
     "join_schedules",
     "linear",
     "litm",
+    "make_schedule",
     "quantile_margin",
+    "resolve_schedule",
     "target_easy_fraction",
     "warmup_schedule",
 ]

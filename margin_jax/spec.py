@@ -1,0 +1,118 @@
+"""The one language of everything with parameters: ``dams``, ``constant:0.05``, ``dams:cap=1``.
+
+A text is ``NAME`` or ``NAME:KEY=VALUE,...``, the keys being parameters of what is named.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from margin_jax.choices import check_choice
+
+# Of each parameter: float, int, bool or str.
+Kinds = Mapping[str, type]
+_REFUSED = {
+    float: "is no number",
+    int: "is no whole number",
+    bool: "is neither true nor false",
+    str: "is empty",
+}
+
+
+def kinds(function: Callable[..., Any]) -> dict[str, type]:
+    """The parameters of a function or a class, by its signature."""
+    parameters = inspect.signature(function).parameters.values()
+    # What may be something else besides, as a distance may be a function, is text here.
+    return {p.name: p.annotation if p.annotation in _REFUSED else str for p in parameters}
+
+
+def parse(
+    what: str, text: str, known: Mapping[str, Kinds], *, first: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The name in a text, and the parameters that it says.
+
+    Args:
+        what: is named, with its article, as in "a schedule".
+        text: ``NAME`` or ``NAME:KEY=VALUE,...``.
+        known: the names, with the parameters of each.
+        first: the parameter whose key may be left out: ``NAME:VALUE`` or ``NAME:VALUE,KEY=...``.
+
+    Raises:
+        ValueError: an unknown name or key, a key said twice, a value of another kind.
+    """
+    name, _, rest = text.partition(":")
+    noun = what.partition(" ")[2]
+    check_choice(noun, name, known)
+    form = "NAME or NAME:KEY=VALUE,..."
+    if first is not None:
+        form = f"NAME, NAME:{first.upper()} or NAME:KEY=VALUE,..."
+    values: dict[str, Any] = {}
+    for i, part in enumerate(rest.split(",") if rest else []):
+        key, equals, value = part.strip().partition("=")
+        if not equals and i == 0 and first is not None:
+            key, value = first, key
+        check_choice(f"a parameter of {name}", key, known[name])
+        if key in values:
+            raise ValueError(f"{what} says each parameter once; got {text!r}, {key} twice")
+        kind = known[name][key]
+        try:
+            values[key] = _value(kind, value)
+        except ValueError:
+            raise ValueError(
+                f"{what} is {form}; got {text!r}, where {key} {_REFUSED[kind]}"
+            ) from None
+    return name, values
+
+
+def resolve(
+    what: str,
+    text: str,
+    functions: Mapping[str, Callable[..., Any]],
+    defaults: Mapping[str, Any],
+    *,
+    first: str | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """The name in a text, and the value of each parameter of the function of that name.
+
+    Args:
+        what, text, first: as in :func:`parse`.
+        functions: by name; what a text leaves open is as their signatures say, unless
+        defaults: says it, by the name of the parameter; others are of no effect.
+
+    Raises:
+        ValueError: as :func:`parse`.
+    """
+    name, said = parse(what, text, {n: kinds(f) for n, f in functions.items()}, first=first)
+    parameters = inspect.signature(functions[name]).parameters
+    values = {key: p.default for key, p in parameters.items() if p.default is not p.empty}
+    values |= {key: defaults[key] for key in parameters if key in defaults}
+    return name, values | said
+
+
+def leaves_open(text: str, functions: Mapping[str, Callable[..., Any]], parameter: str) -> bool:
+    """Whether what a text names has a parameter that the text does not say."""
+    name, _, rest = text.partition(":")
+    said = {part.strip().partition("=")[0] for part in rest.split(",")}
+    return parameter in inspect.signature(functions[name]).parameters and parameter not in said
+
+
+def split_specs(text: str) -> list[str]:
+    """The texts in a list with commas, which also stand between the values of one of them."""
+    specs: list[str] = []
+    for part in text.split(","):
+        before_value, equals, _ = part.partition("=")
+        if equals and ":" not in before_value and specs:
+            specs[-1] += f",{part.strip()}"
+        else:
+            specs.append(part.strip())
+    return specs
+
+
+def _value(kind: type, text: str) -> Any:
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError
+        return text.lower() == "true"
+    if not text:
+        raise ValueError
+    return kind(text)
