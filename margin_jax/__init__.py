@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         verification_report,
     )
     from margin_jax.memory import Memory
-    from margin_jax.models import Encoder
+    from margin_jax.models.encoder import Encoder
     from margin_jax.plots import (
         plot_comparison,
         plot_contact_sheet,
@@ -66,7 +66,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "Comparison": "comparison",
-    "Encoder": "models",
+    "Encoder": "models.encoder",
     "ImageDataset": "data.dataset",
     "DivergedError": "epoch",
     "compare": "comparison",

@@ -19,7 +19,7 @@ from margin_jax.config import TrainConfig, as_file_name
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.files import to_json, write_text
 from margin_jax.lock import locked
-from margin_jax.models import Encoder
+from margin_jax.models.encoder import Encoder
 from margin_jax.protocol import load, prepare_data, settle_batches
 from margin_jax.training import fit
 

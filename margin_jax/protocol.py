@@ -17,7 +17,7 @@ from margin_jax.data.splits import Split, make_split
 from margin_jax.loss import Loss, describe_loss
 
 if TYPE_CHECKING:  # it loads Flax, which data do not need
-    from margin_jax.models import Encoder
+    from margin_jax.models.encoder import Encoder
 
 PUBLISHED_PAIRS = 1_000
 PAIRS = 100_000

@@ -13,7 +13,7 @@ from margin_jax.evaluation.verification import (
     choose_threshold,
     verification_report,
 )
-from margin_jax.models import Encoder
+from margin_jax.models.encoder import Encoder
 from margin_jax.protocol import RunData
 from margin_jax.run import best_epoch
 

@@ -40,7 +40,8 @@ from margin_jax.files import (
     write_text,
 )
 from margin_jax.lock import LOCK, locked
-from margin_jax.models import Encoder, make_encoder
+from margin_jax.models import make_encoder
+from margin_jax.models.encoder import Encoder
 from margin_jax.protocol import RunData
 from margin_jax.report_lines import report_rows, table, training_line
 from margin_jax.schedules import SCHEDULES

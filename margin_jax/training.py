@@ -22,7 +22,8 @@ from margin_jax.epoch import DivergedError, EpochPart, EpochRecord, end_epoch, t
 from margin_jax.files import append_line
 from margin_jax.loss import OWN, Loss, check_loss
 from margin_jax.memory import Memory
-from margin_jax.models import Encoder, pretrained
+from margin_jax.models import pretrained
+from margin_jax.models.encoder import Encoder
 from margin_jax.optimizers import make_optimizer
 from margin_jax.progress import ProgressBar
 from margin_jax.protocol import (

@@ -15,7 +15,7 @@ from margin_jax.epoch import DivergedError, EpochRecord
 from margin_jax.evaluation.embedding import embed_images, pair_distances
 from margin_jax.evaluation.verification import choose_threshold, verification_report
 from margin_jax.losses import batch_all_triplet_loss
-from margin_jax.models import Encoder
+from margin_jax.models.encoder import Encoder
 from margin_jax.protocol import RunData
 from margin_jax.state import TrainState
 

@@ -61,6 +61,7 @@ ORDER = [
     "models.nn2",
     "models.mlp",
     "models.heads",
+    "models.encoder",
     "models",
     "models.pretrained",
     "optimizers",
