@@ -21,9 +21,11 @@ from margin_jax.data.images import FITS, TRANSPARENCIES
 from margin_jax.data.sampler import SAMPLERS, SMALL_IDENTITIES
 from margin_jax.data.splits import check_split
 from margin_jax.distances import DISTANCES
+from margin_jax.encoders import DTYPES, ENCODERS, PRETRAINED, resolve_encoder
 from margin_jax.files import local_path, parse_json
 from margin_jax.losses import REDUCTIONS
 from margin_jax.mining import mining_schedule, mining_starts
+from margin_jax.optimizers import LEARNING_RATES, OPTIMIZERS, make_optimizer
 from margin_jax.schedules import SCHEDULES, Schedule, make_schedule, resolve_schedule
 from margin_jax.tile import MININGS
 
@@ -41,20 +43,9 @@ class Option(NamedTuple):
 _SCHEDULE_OPTIONS = ("margin", "margin_end", "threshold", "increase", "epochs")
 # And of losses; mining has one too, which may change with the epochs.
 _LOSS_OPTIONS = ("distance", "reduction")
+# And of encoders, with what they are unless they are said.
+_ENCODER_OPTIONS = {"width": 1.0, "small_stem": False, "dtype": "float32"}
 SELECTIONS = ("auc", "loss")
-# Names from modules that load Flax and optax, which --help need not wait for; a test compares them.
-_ENCODERS = (
-    "small_cnn",
-    "efficientnet_b0",
-    "efficientnet_lite0",
-    "mobilenet_v3_small",
-    "nn2",
-    "mlp",
-)
-_PRETRAINED = ("efficientnet_b0", "efficientnet_lite0", "mobilenet_v3_small")
-_DTYPES = ("float32", "bfloat16")
-_OPTIMIZERS = ("adam", "adagrad", "rmsprop")
-_LEARNING_RATES = ("constant", "exponential", "step97", "warmup_linear")
 # Fields that decide where and how a run goes, but not its result.
 _NOT_THE_RESULT = {"out", "overwrite", "resume", "allow_changes", "checkpoint_steps", "devices"}
 _NOT_THE_RESULT |= {"memory_limit", "manual_dir"}
@@ -234,14 +225,17 @@ class TrainConfig:
     epochs: Annotated[int, Option("Training", "Times through the training identities.", 1)] = 30
     # Of larger seeds JAX takes 32 bits.
     seed: Annotated[int, Option("Training", "Of weights, split, batches, pairs.", 0, 2**32 - 1)] = 0
-    optimizer: Annotated[str, Option("Training", f"{one_of(_OPTIMIZERS)}")] = "adam"
+    optimizer: Annotated[
+        str,
+        Option("Training", f"NAME or NAME:KEY=VALUE,..., as in adam:b1=0.8. {one_of(OPTIMIZERS)}"),
+    ] = "adam"
     learning_rate: Annotated[float, Option("Training", "At its highest.")] = 1e-3
     learning_rate_schedule: Annotated[
         str,
         Option(
             "Training",
             "constant; exponential: to 1 % over the run; step97: 3 % less every 2.4 epochs; "
-            f"warmup_linear: up over a tenth, then down to 1 %. {one_of(_LEARNING_RATES)}",
+            f"warmup_linear: up over a tenth, then down to 1 %. {one_of(LEARNING_RATES)}",
         ),
     ] = "constant"
     identities_per_batch: Annotated[
@@ -290,13 +284,20 @@ class TrainConfig:
             "by commas: random changes to the training images.",
         ),
     ] = "none"
-    encoder: Annotated[str, Option("Network", f"The network. {one_of(_ENCODERS)}")] = "small_cnn"
+    encoder: Annotated[
+        str,
+        Option(
+            "Network",
+            "The network: NAME or NAME:KEY=VALUE,..., as in nn2:small_stem=true; the next options "
+            f"set the same. {one_of(ENCODERS)}",
+        ),
+    ] = "small_cnn"
     pretrained: Annotated[
         bool,
         Option(
             "Network",
             "Begin with weights trained on ImageNet, from the Hugging Face hub. For "
-            "efficientnet_b0, efficientnet_lite0 and mobilenet_v3_small.",
+            f"{', '.join(PRETRAINED)}.",
         ),
     ] = False
     weights: Annotated[
@@ -314,7 +315,7 @@ class TrainConfig:
     width: Annotated[
         float, Option("Network", "small_cnn: channels, as a multiple of 32, 64, 128 and 128.")
     ] = 1.0
-    dtype: Annotated[str, Option("Network", f"Of the computation. {one_of(_DTYPES)}")] = "float32"
+    dtype: Annotated[str, Option("Network", f"Of the computation. {one_of(DTYPES)}")] = "float32"
     devices: Annotated[
         int | None,
         Option("Training", "Devices that share a batch. Default: all accelerators, or one CPU.", 1),
@@ -352,19 +353,17 @@ class TrainConfig:
         """Checks everything that can be checked without looking at the data."""
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
-        for name in ("learning_rate", "width"):
-            if getattr(self, name) == 0:
-                raise ValueError(f"{name} must be above 0; got 0.0")
+        if self.learning_rate == 0:
+            raise ValueError("learning_rate must be above 0; got 0.0")
         check_dataset(_dataset_as_meant(self.dataset))
+        self._settle_encoder()
         choices: dict[str, Iterable[str]] = {
             "distance": DISTANCES,
             "reduction": REDUCTIONS,
             "small_identities": SMALL_IDENTITIES,
             "sampler": SAMPLERS,
-            "encoder": (*_ENCODERS, OWN),
-            "dtype": _DTYPES,
-            "optimizer": _OPTIMIZERS,
-            "learning_rate_schedule": _LEARNING_RATES,
+            "dtype": DTYPES,
+            "learning_rate_schedule": LEARNING_RATES,
             "select": SELECTIONS,
             "fit": FITS,
             "transparency": TRANSPARENCIES,
@@ -372,10 +371,7 @@ class TrainConfig:
         }
         for name, names in choices.items():
             check_choice(name, getattr(self, name), names)
-        if self.encoder == OWN and (self.small_stem or self.dtype != "float32"):
-            raise ValueError("small_stem and dtype are for encoders by name; got them with own")
-        if self.width != 1 and self.encoder != "small_cnn":
-            raise ValueError(f"width is for small_cnn; got {self.width} with {self.encoder}")
+        make_optimizer(self.optimizer, self.learning_rate, self.learning_rate_schedule, 1, 1)
         _, parameters = self.schedule_parameters()
         for name in {"margin", "margin_end"} & set(parameters):
             if not parameters[name] >= 0:
@@ -406,10 +402,10 @@ class TrainConfig:
         if self.overwrite and self.resume:
             raise ValueError("overwrite and resume exclude each other")
         if self.begins_with_weights:
-            check_choice("encoder with weights", self.encoder, _PRETRAINED)
+            check_choice("encoder with weights", self.encoder_name, PRETRAINED)
         if self.pretrained and self.weights is not None:
             raise ValueError("pretrained and weights exclude each other")
-        if self.freeze and self.encoder == "small_cnn":
+        if self.freeze and self.encoder_name == "small_cnn":
             raise ValueError("freeze is for encoders with a head of their own; got small_cnn")
         for name in _PATHS:
             value = getattr(self, name)
@@ -448,6 +444,32 @@ class TrainConfig:
             object.__setattr__(self, name, values[name])
         for epoch in mining_starts(self.mining):
             self.make_loss(epoch)
+
+    @property
+    def encoder_name(self) -> str:
+        """The encoder's name, or "own"."""
+        return self.encoder.partition(":")[0]
+
+    def encoder_parameters(self) -> tuple[str, dict[str, Any]]:
+        """The encoder's name, and the value of each of its parameters; not of one's own."""
+        return resolve_encoder(
+            self.encoder, {name: getattr(self, name) for name in _ENCODER_OPTIONS}
+        )
+
+    def _settle_encoder(self) -> None:
+        """Checks the encoder, and that options are ones that it has."""
+        own = self.encoder == OWN
+        name, values = (OWN, {}) if own else self.encoder_parameters()
+        for option, usual in _ENCODER_OPTIONS.items():
+            if option in values:
+                object.__setattr__(self, option, values[option])
+            elif getattr(self, option) != usual:
+                having = [n for n, named in ENCODERS.items() if option in named.parameters]
+                raise ValueError(
+                    f"{option} is for {', '.join(having or ENCODERS)}; got it with encoder {name}"
+                )
+        if self.width <= 0:
+            raise ValueError(f"width must be above 0; got {self.width}")
 
     @property
     def folder(self) -> Path:

@@ -1,6 +1,5 @@
 """The published optimisers, and how their learning rate goes over a run."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +11,16 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from margin_jax.choices import check_choice
+from margin_jax.spec import resolve
 
+# Below what a parameter of an optimiser must be, if it may not be any number.
+_MOST = {"b1": 1.0, "b2": 1.0, "decay": 1.0, "momentum": 1.0}
 # The key of the parameters that can be held still at first.
 TRUNK = "trunk"
 
 
 def make_optimizer(
-    name: str,
+    text: str,
     learning_rate: float,
     schedule: str,
     steps: int,
@@ -27,11 +29,12 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """An optimiser with PyTorch's update rules, for gradient g, learning rate η and step t from 1.
 
-    - "adam": ``m ← .9 m + .1 g``, ``v ← .999 v + .001 g²``,
-      ``θ ← θ − η · m / (1 − .9ᵗ) / (√(v / (1 − .999ᵗ)) + 1e-8)``;
-    - "adagrad": ``v ← v + g²``, ``θ ← θ − η · g / (√v + 1e-10)``;
-    - "rmsprop": ``g ← g + 1e-5 θ``, ``v ← .9 v + .1 g²``, ``b ← .9 b + g / (√v + 1e-8)``,
-      ``θ ← θ − η · b``.
+    - "adam": ``m ← b1 m + (1 − b1) g``, ``v ← b2 v + (1 − b2) g²``,
+      ``θ ← θ − η · m / (1 − b1ᵗ) / (√(v / (1 − b2ᵗ)) + eps)``, with b1 = .9, b2 = .999, eps = 1e-8;
+    - "adagrad": ``v ← v + g²``, ``θ ← θ − η · g / (√v + eps)``, with eps = 1e-10;
+    - "rmsprop": ``g ← g + weight_decay θ``, ``v ← decay v + (1 − decay) g²``,
+      ``b ← momentum b + g / (√v + eps)``, ``θ ← θ − η · b``, with decay = momentum = .9, eps = 1e-8
+      and weight_decay = 1e-5.
 
     With `freeze`, the parameters under "trunk" and all that the optimiser remembers of them (t
     included) stay as they are for so many epochs; their gradients are not used. Then they start as
@@ -40,19 +43,25 @@ def make_optimizer(
     move.)
 
     Args:
-        name: "adam", "adagrad" or "rmsprop".
+        text: "adam", "adagrad" or "rmsprop"; or with parameters as "adam:b1=0.8,eps=1e-6".
         learning_rate, schedule, steps, steps_per_epoch: see :func:`learning_rate_schedule`.
         freeze: epochs of `steps_per_epoch` steps.
 
     Raises:
-        ValueError: an unknown name, or a number out of range. From ``init``: nothing to freeze.
+        ValueError: an unknown name or parameter, or a number out of range. From ``init``: nothing
+            to freeze.
 
     References:
         The optimisers of the code released with `arXiv 2603.26389
         <https://arxiv.org/abs/2603.26389>`_; RMSprop with those numbers is EfficientNet's, Tan & Le
         2019, `arXiv 1905.11946 <https://arxiv.org/abs/1905.11946>`_.
     """
-    rule = OPTIMIZERS[check_choice("optimizer", name, OPTIMIZERS)]()
+    name, parameters = resolve("an optimizer", text, OPTIMIZERS, {})
+    for parameter, value in parameters.items():
+        if not 0 <= value < _MOST.get(parameter, math.inf):
+            bound = f" and below {_MOST[parameter]:g}" if parameter in _MOST else " and finite"
+            raise ValueError(f"{parameter} of {name} must be at least 0{bound}; got {value}")
+    rule = OPTIMIZERS[name](**parameters)
     rate = learning_rate_schedule(schedule, learning_rate, steps, steps_per_epoch)
     if freeze < 0:
         raise ValueError(f"freeze must be at least 0; got {freeze}")
@@ -132,28 +141,34 @@ LEARNING_RATES: dict[str, Callable[[Array, int, int], Array]] = {
 }
 
 
-def _adagrad() -> optax.GradientTransformation:
+def _adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+
+
+def _adagrad(eps: float = 1e-10) -> optax.GradientTransformation:
     """Optax's own has its ε inside the root."""
 
     def update(gradient: Any, squares: Any, params: Any = None) -> tuple[Any, Any]:
         squares = jax.tree.map(lambda v, g: v + g * g, squares, gradient)
-        return jax.tree.map(lambda g, v: g / (jnp.sqrt(v) + 1e-10), gradient, squares), squares
+        return jax.tree.map(lambda g, v: g / (jnp.sqrt(v) + eps), gradient, squares), squares
 
     return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
 
 
-def _rmsprop() -> optax.GradientTransformation:
+def _rmsprop(
+    decay: float = 0.9, momentum: float = 0.9, eps: float = 1e-8, weight_decay: float = 1e-5
+) -> optax.GradientTransformation:
     """Optax's own has the learning rate inside the momentum, where a schedule would lag."""
     return optax.chain(
-        optax.add_decayed_weights(1e-5),
-        optax.scale_by_rms(decay=0.9, eps=1e-8, eps_in_sqrt=False),
-        optax.trace(decay=0.9),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_rms(decay=decay, eps=eps, eps_in_sqrt=False),
+        optax.trace(decay=momentum),
     )
 
 
 # The direction of a step, still to be multiplied by the learning rate.
-OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "adam": functools.partial(optax.scale_by_adam, b1=0.9, b2=0.999, eps=1e-8),
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": _adam,
     "adagrad": _adagrad,
     "rmsprop": _rmsprop,
 }

@@ -242,13 +242,11 @@ def get_encoder(config: TrainConfig, own: Encoder | None) -> Encoder:
             f"an encoder is given if, and only if, the configuration says encoder {OWN!r}; "
             f"it says {config.encoder!r}"
         )
-    return own or make_encoder(
-        config.encoder,
-        config.embedding_size,
-        width=config.width,
-        dtype=config.dtype,
-        small_stem=config.small_stem,
-        colour=config.begins_with_weights,
+    if own is not None:
+        return own
+    name, parameters = config.encoder_parameters()
+    return make_encoder(
+        name, config.embedding_size, colour=config.begins_with_weights, **parameters
     )
 
 

@@ -18,6 +18,7 @@ from margin_jax.checkpoint import Checkpoint, SaveError
 from margin_jax.config import TrainConfig
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.data.loader import load_batches
+from margin_jax.encoders import PRETRAINED
 from margin_jax.epoch import DivergedError, EpochPart, EpochRecord, end_epoch, train_steps
 from margin_jax.files import append_line
 from margin_jax.loss import OWN, Loss, check_loss
@@ -430,8 +431,8 @@ def _optimizer(config: TrainConfig, data: RunData) -> tuple[Any, ...]:
 
 def _published(config: TrainConfig) -> tuple[Any, Any]:
     """``(params, batch_stats)`` of the trunk that a run begins with."""
-    path = pretrained.fetch(config.encoder) if config.weights is None else config.weights
-    return pretrained.load_weights(config.encoder, path)
+    path = pretrained.fetch(config.encoder_name) if config.weights is None else config.weights
+    return pretrained.load_weights(config.encoder_name, path)
 
 
 def _begin_with(
@@ -439,6 +440,6 @@ def _begin_with(
 ) -> tuple[Any, Any]:
     """Takes over a published trunk, and the normalisation of images that goes with it."""
     params, batch_stats = encoder.with_trunk(params, batch_stats, *trunk)
-    of_images = pretrained.PRETRAINED[config.encoder]
+    of_images = PRETRAINED[config.encoder_name]
     mean, std = np.array(of_images.mean), np.array(of_images.std)
     return params, encoder.with_normalisation(batch_stats, mean, std)

@@ -158,7 +158,10 @@ BAD = {
     "unknown optimizer": (["train", "--optimizer", "adm"], "Did you mean 'adam'?"),
     "unknown learning rate": (["train", "--learning-rate-schedule", "exp"], "warmup_linear; got"),
     "width 0": (["train", "--width", "0"], "width must be above 0"),
-    "a width it does not have": (["train", "--width", "2", "--encoder", "mlp"], "width is for"),
+    "a width it does not have": (
+        ["train", "--width", "2", "--encoder", "mlp"],
+        "width is for small_cnn",
+    ),
     "a stem it does not have": (["train", "--small-stem", "--encoder", "mlp"], "small_stem is for"),
     "both": (["train", "--overwrite", "--resume"], "exclude each other"),
     "a save every 0 steps": (["train", "--checkpoint-steps", "0"], "must be at least 1; got 0"),

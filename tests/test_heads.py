@@ -11,10 +11,10 @@ from flax import linen as nn
 from flax.errors import InvalidRngError
 
 from margin_jax.evaluation.embedding import embed_images
-from margin_jax.models import Encoder
-from margin_jax.models.heads import HEADS, Head, Siamese
+from margin_jax.models import Encoder, make_module
+from margin_jax.models.efficientnet import published_head
+from margin_jax.models.heads import Head, Siamese
 from margin_jax.models.mlp import MLP
-from margin_jax.models.nn2 import NN2
 
 
 def pictures(n, channels=1, seed=0):
@@ -39,7 +39,7 @@ def small(dtype=jnp.float32):
     ],
 )
 def test_published_heads(name, features, sizes, dropout):
-    head = HEADS[name](embedding_size=128, dtype=jnp.bfloat16)
+    head = make_module(name, 128, dtype="bfloat16").head
     variables = jax.eval_shape(
         functools.partial(head.init, train=False), jax.random.key(0), jnp.zeros((1, features))
     )
@@ -47,11 +47,6 @@ def test_published_heads(name, features, sizes, dropout):
     assert kernels == sizes
     assert head.dropout == dropout
     assert head.dtype == jnp.bfloat16
-
-
-def test_every_trunk_has_a_linear_layer_to_the_embedding():
-    assert all(head().embedding_size == 128 for head in HEADS.values())
-    assert HEADS["nn2"](embedding_size=7).embedding_size == 7
 
 
 def identity_head(size, dropout):
@@ -140,7 +135,7 @@ def test_trunk_and_head_are_apart_and_both_train():
 
 
 def test_batch_statistics_of_the_trunk_are_apart_too():
-    encoder = Encoder(Siamese(NN2(small_stem=True), HEADS["nn2"](embedding_size=16)))
+    encoder = Encoder(make_module("nn2", 16, small_stem=True))
     params, batch_stats = jax.eval_shape(
         lambda key: encoder.init(key, (28, 28, 1)), jax.random.key(0)
     )
@@ -182,6 +177,7 @@ def test_mlp_has_the_layers_it_is_told():
 
 def test_equal_networks_share_compilations():
     """A step is cached by its encoder."""
-    first, second = (Encoder(Siamese(MLP((4,)), HEADS["efficientnet_b0"]())) for _ in range(2))
+    head = published_head(128, jnp.float32)
+    first, second = (Encoder(Siamese(MLP((4,)), head)) for _ in range(2))
     assert first is not second
     assert (hash(first), first) == (hash(second), second)

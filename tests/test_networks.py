@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 import margin_jax as mj
-from margin_jax import config, models, optimizers, training
+from margin_jax import training
+from margin_jax.encoders import DTYPES, ENCODERS
 from margin_jax.models import make_encoder, pretrained
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -39,16 +40,8 @@ def plain(fit):
     return [record["loss"] for record in fit("plain").history]
 
 
-def test_the_names_that_help_shows_are_those_there_are():
-    assert config._ENCODERS == models.ENCODERS
-    assert config._DTYPES == models.DTYPES
-    assert set(config._PRETRAINED) == set(pretrained.PRETRAINED)
-    assert tuple(optimizers.OPTIMIZERS) == config._OPTIMIZERS
-    assert tuple(optimizers.LEARNING_RATES) == config._LEARNING_RATES
-
-
-@pytest.mark.parametrize("name", models.ENCODERS)
-@pytest.mark.parametrize("dtype", models.DTYPES)
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_every_encoder_gives_float32_embeddings_from_float32_parameters(name, dtype):
     encoder = make_encoder(name, 16, dtype=dtype)
     assert encoder is make_encoder(name, 16, dtype=dtype)

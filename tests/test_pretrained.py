@@ -23,8 +23,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from margin_jax.models import pretrained
-from margin_jax.models.pretrained import PRETRAINED, convert, fetch, load_weights
+from margin_jax.encoders import PRETRAINED
+from margin_jax.models import make_module, pretrained
+from margin_jax.models.pretrained import convert, fetch, load_weights
 
 FIXTURES = Path(__file__).parent / "fixtures" / "encoders.npz"
 TIMM = {
@@ -78,7 +79,7 @@ def drawn(name):
 
 @functools.cache
 def jitted(name, train=False, **options):
-    trunk = PRETRAINED[name].trunk(**options)
+    trunk = make_module(name, 1, **options).trunk
 
     def features(params, batch_stats, images):
         variables = {"params": params, "batch_stats": batch_stats}
@@ -130,7 +131,7 @@ def test_parameters_are_as_many_as_published():
 
 @every_encoder
 def test_every_variable_has_one_tensor(name):
-    trunk = PRETRAINED[name].trunk()
+    trunk = make_module(name, 1).trunk
     images = jnp.zeros((1, 32, 32, 3))
     made = jax.eval_shape(functools.partial(trunk.init, train=False), jax.random.key(0), images)
     params, batch_stats = convert(name, drawn(name))
@@ -199,7 +200,7 @@ def test_training_moves_every_batch_statistic(name):
 @every_encoder
 def test_bfloat16_convolves_in_bfloat16_with_float32_variables(name):
     """Traced only: XLA compiles bfloat16 for CPUs slowly."""
-    trunk = PRETRAINED[name].trunk(dtype=jnp.bfloat16)
+    trunk = make_module(name, 1, dtype="bfloat16").trunk
     init = functools.partial(trunk.init, train=False)
     made = jax.eval_shape(init, jax.random.key(0), draw_images())
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {np.dtype(np.float32)}
@@ -213,7 +214,7 @@ def test_bfloat16_convolves_in_bfloat16_with_float32_variables(name):
 @every_encoder
 def test_the_small_stem_keeps_twice_the_size_with_the_same_variables(name):
     def last_map(small_stem):
-        trunk = PRETRAINED[name].trunk(small_stem=small_stem)
+        trunk = make_module(name, 1, small_stem=small_stem).trunk
         images = jnp.zeros((1, 64, 64, 1))
         options = {"train": False, "capture_intermediates": True, "mutable": True}
         init = functools.partial(trunk.init, **options)

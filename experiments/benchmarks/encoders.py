@@ -53,7 +53,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import margin_jax as mj
-from margin_jax.models import ENCODERS, make_encoder
+from margin_jax.encoders import ENCODERS
+from margin_jax.models import make_encoder
 
 DIM = 128
 TIMM = {"efficientnet_b0": "efficientnet_b0", "mobilenet_v3_small": "mobilenetv3_small_100"}
@@ -124,7 +125,7 @@ def measure(steps, budget):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=ENCODERS)
+    parser.add_argument("--encoders", nargs="+", choices=list(ENCODERS), default=list(ENCODERS))
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 32] if ON_CPU else [1024])
     parser.add_argument("--pixels", nargs="+", type=int, default=[96, 224] if ON_CPU else [96])
     parser.add_argument("--seconds", type=float, default=10, help="of measuring, a row")

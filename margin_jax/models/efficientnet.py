@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from margin_jax.models.heads import Head, Siamese
 from margin_jax.models.inverted_residual import (
     PYTORCH,
     Framework,
@@ -98,3 +99,17 @@ class EfficientNetB0(nn.Module):
         x = convolution(1280, 1, dtype=self.dtype, name="conv_head")(x)
         x = act(norm(name="bn2")(x))
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
+def build(embedding_size: int, *, dtype: DTypeLike, small_stem: bool) -> Siamese:
+    """The trunk with the published head."""
+    trunk = EfficientNetB0(dtype=dtype, small_stem=small_stem)
+    return Siamese(trunk, published_head(embedding_size, dtype))
+
+
+def published_head(embedding_size: int, dtype: DTypeLike) -> Head:
+    """512, 256 and the embedding, "with ReLU and dropout .5/.3" (arXiv 2603.26389).
+
+    Here the dropouts follow both hidden layers.
+    """
+    return Head(embedding_size, hidden=(512, 256), dropout=(0.0, 0.5, 0.3), dtype=dtype)

@@ -1,8 +1,10 @@
 """EfficientNet-Lite0."""
 
 import jax
+from jax.typing import DTypeLike
 
-from margin_jax.models.efficientnet import EfficientNetB0, Variant
+from margin_jax.models.efficientnet import EfficientNetB0, Variant, published_head
+from margin_jax.models.heads import Siamese
 from margin_jax.models.inverted_residual import TENSORFLOW
 
 
@@ -21,3 +23,9 @@ class EfficientNetLite0(EfficientNetB0):
     """
 
     variant = Variant(jax.nn.relu6, False, TENSORFLOW)
+
+
+def build(embedding_size: int, *, dtype: DTypeLike, small_stem: bool) -> Siamese:
+    """The trunk with the published head of EfficientNet-B0."""
+    trunk = EfficientNetLite0(dtype=dtype, small_stem=small_stem)
+    return Siamese(trunk, published_head(embedding_size, dtype))

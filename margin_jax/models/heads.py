@@ -1,8 +1,5 @@
 """From a trunk's features to an embedding: the published heads, and the whole of both."""
 
-import functools
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -46,18 +43,6 @@ class Head(nn.Module):
             x = nn.relu(nn.Dense(size, dtype=self.dtype)(x))
         x = nn.Dropout(self.dropout[-1], deterministic=not train)(x)
         return nn.Dense(self.embedding_size, dtype=self.dtype)(x)
-
-
-# Described as "ReLU and dropout .5/.3" (arXiv 2603.26389); here they follow both hidden layers.
-_EFFICIENTNET = functools.partial(Head, hidden=(512, 256), dropout=(0.0, 0.5, 0.3))
-# The published head of each trunk, called with embedding_size and dtype.
-HEADS: dict[str, Callable[..., Head]] = {
-    "efficientnet_b0": _EFFICIENTNET,
-    "efficientnet_lite0": _EFFICIENTNET,
-    "mobilenet_v3_small": functools.partial(Head, dropout=(0.2,)),
-    "nn2": Head,
-    "mlp": Head,
-}
 
 
 class Siamese(nn.Module):

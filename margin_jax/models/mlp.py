@@ -7,6 +7,8 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from margin_jax.models.heads import Head, Siamese
+
 
 class MLP(nn.Module):
     """A trunk of linear layers, each followed by ReLU. It is made for one size of image.
@@ -26,3 +28,8 @@ class MLP(nn.Module):
         for features in self.hidden:
             x = nn.relu(nn.Dense(features, dtype=self.dtype)(x))
         return x
+
+
+def build(embedding_size: int, *, dtype: DTypeLike) -> Siamese:
+    """The trunk with one linear layer."""
+    return Siamese(MLP(dtype=dtype), Head(embedding_size, dtype=dtype))

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 
+from margin_jax.models.heads import Head, Siamese
 from margin_jax.models.inverted_residual import InvertedResidual, batch_norm, convolution
 
 
@@ -88,3 +89,9 @@ class LastBlock(nn.Module):
         """[batch, H, W, 96] to [batch, H, W, 576]."""
         x = convolution(576, 1, dtype=self.dtype, name="conv")(x)
         return SWISH(batch_norm(train, dtype=self.dtype, name="bn1")(x))
+
+
+def build(embedding_size: int, *, dtype: DTypeLike, small_stem: bool) -> Siamese:
+    """The trunk with one linear layer behind a dropout of .2."""
+    trunk = MobileNetV3Small(dtype=dtype, small_stem=small_stem)
+    return Siamese(trunk, Head(embedding_size, dropout=(0.2,), dtype=dtype))

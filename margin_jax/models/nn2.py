@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from margin_jax.models.convolution import conv_general_dilated
+from margin_jax.models.heads import Head, Siamese
 
 
 class Block(NamedTuple):
@@ -149,3 +150,9 @@ def l2_pool(x: Array, stride: int = 1) -> Array:
     squares = jnp.square(x.astype(jnp.float32))
     mean = nn.avg_pool(squares, (3, 3), (stride, stride), "SAME", count_include_pad=False)
     return jnp.sqrt(jnp.maximum(mean, 1e-12)).astype(x.dtype)
+
+
+def build(embedding_size: int, *, dtype: DTypeLike, small_stem: bool) -> Siamese:
+    """The trunk with one linear layer."""
+    trunk = NN2(dtype=dtype, small_stem=small_stem)
+    return Siamese(trunk, Head(embedding_size, dtype=dtype))

@@ -13,42 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from margin_jax.choices import check_choice
-from margin_jax.models.efficientnet import EfficientNetB0
-from margin_jax.models.efficientnet_lite import EfficientNetLite0
-from margin_jax.models.mobilenet import MobileNetV3Small
+from margin_jax.encoders import PRETRAINED
+from margin_jax.models import make_module
 
 FILE = "model.safetensors"
 
-
-class Weights(NamedTuple):
-    """Published weights.
-
-    Attributes:
-        trunk: the module that they fit.
-        repo: where they lie on the Hugging Face hub, in the file ``model.safetensors``.
-        mean, std: normalisation of the images that they were trained on, red, green, blue, for
-            values from 0 to 1.
-    """
-
-    trunk: type[nn.Module]
-    repo: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-PRETRAINED = {
-    "efficientnet_b0": Weights(EfficientNetB0, "timm/efficientnet_b0.ra_in1k", *_IMAGENET),
-    "efficientnet_lite0": Weights(EfficientNetLite0, "timm/tf_efficientnet_lite0.in1k", *_HALF),
-    "mobilenet_v3_small": Weights(
-        MobileNetV3Small, "timm/mobilenetv3_small_100.lamb_in1k", *_IMAGENET
-    ),
-}
 
 # The last part of a variable's path → that of timm's name. The parts before are the same in both.
 _LEAVES = {
@@ -77,7 +49,8 @@ class Variable(NamedTuple):
 @functools.cache
 def variables(name: str) -> Mapping[str, Variable]:
     """Every variable of a trunk for images of three channels, by the name of timm's tensor."""
-    trunk = PRETRAINED[check_choice("pretrained encoder", name, PRETRAINED)].trunk()
+    check_choice("pretrained encoder", name, PRETRAINED)
+    trunk = make_module(name, 1).trunk
     init = functools.partial(trunk.init, train=False)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     flat = flatten_dict(jax.eval_shape(init, jax.random.key(0), images))

@@ -46,6 +46,12 @@ class SmallCNN(nn.Module):
         return l2_normalise(x.astype(jnp.float32))
 
 
+def build(embedding_size: int, *, dtype: DTypeLike, width: float) -> SmallCNN:
+    """With `width` times 32, 64, 128 and 128 channels."""
+    features = tuple(max(round(width * n), 1) for n in SmallCNN.features)
+    return SmallCNN(embedding_size, features, dtype)
+
+
 def max_pool(x: Array) -> Array:
     """The maximum of each 2 × 2 pixels; of fewer at the end of an odd height or width.
 

@@ -1,0 +1,80 @@
+"""The encoders that have names, without Flax: what the command line knows of them.
+
+A new one is an entry here, and a module of ``margin_jax.models`` with a function ``build``.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from margin_jax.spec import parse
+
+DTYPES = ("float32", "bfloat16")
+
+
+class Weights(NamedTuple):
+    """Published weights of a trunk.
+
+    Attributes:
+        repo: where they lie on the Hugging Face hub, in the file ``model.safetensors``.
+        mean, std: normalisation of the images that they were trained on, red, green, blue, for
+            values from 0 to 1.
+    """
+
+    repo: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Named(NamedTuple):
+    """An encoder that has a name.
+
+    Attributes:
+        module: of ``margin_jax.models``; its ``build(embedding_size, dtype=..., ...)`` makes one.
+        parameters: what else ``build`` takes, with the values that it has unless others are said.
+        weights: those that its trunk can begin with, if any are published.
+    """
+
+    module: str
+    parameters: Mapping[str, Any]
+    weights: Weights | None = None
+
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_STEM = {"small_stem": False}
+
+ENCODERS: dict[str, Named] = {
+    "small_cnn": Named("small_cnn", {"width": 1.0}),
+    "efficientnet_b0": Named(
+        "efficientnet", _STEM, Weights("timm/efficientnet_b0.ra_in1k", *_IMAGENET)
+    ),
+    "efficientnet_lite0": Named(
+        "efficientnet_lite", _STEM, Weights("timm/tf_efficientnet_lite0.in1k", *_HALF)
+    ),
+    "mobilenet_v3_small": Named(
+        "mobilenet", _STEM, Weights("timm/mobilenetv3_small_100.lamb_in1k", *_IMAGENET)
+    ),
+    "nn2": Named("nn2", _STEM),
+    "mlp": Named("mlp", {}),
+}
+PRETRAINED: dict[str, Weights] = {
+    name: named.weights for name, named in ENCODERS.items() if named.weights is not None
+}
+
+
+def resolve_encoder(text: str, defaults: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of an encoder in a text, and the value of each of its parameters.
+
+    Args:
+        text: ``NAME`` or ``NAME:KEY=VALUE,...``.
+        defaults: values of parameters that the text leaves open, by name.
+
+    Raises:
+        ValueError: an unknown name or key, a key said twice, or a value of another kind.
+    """
+    values = {name: {"dtype": DTYPES[0], **named.parameters} for name, named in ENCODERS.items()}
+    known = {name: {key: type(value) for key, value in own.items()} for name, own in values.items()}
+    name, said = parse("an encoder", text, known)
+    own = values[name]
+    own |= {key: defaults[key] for key in own if key in defaults}
+    return name, own | said
