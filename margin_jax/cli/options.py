@@ -7,7 +7,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from margin_jax.config import TrainConfig
+from margin_jax.config import PARTS, TrainConfig
+from margin_jax.config.file import read_options
+from margin_jax.files import local_path
 
 # Options as other programs call them.
 ELSEWHERE = {
@@ -35,6 +37,13 @@ ELSEWHERE = {
     **dict.fromkeys(("accumulate", "grad-accum", "gradient-accumulation"), "--microbatch"),
 }
 
+# What most runs set: it comes first in --help, all else in a panel of its part.
+_ORDINARY = {
+    *("dataset", "data_dir", "image_size", "schedule", "margin", "reduction", "epochs", "seed"),
+    *("learning_rate", "encoder", "out", "overwrite", "resume"),
+}
+_PANELS = {name: part.PANEL for part in PARTS for name in part.__annotations__}
+
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
@@ -42,7 +51,7 @@ def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator
     """Gives a command an option for every field of :class:`TrainConfig`: type, default and help.
 
     The command receives, as keywords, its own parameters and those options that were given on the
-    command line.
+    command line, or in the file of ``--config``, over which the command line goes.
 
     Args:
         without: fields that the command does not have.
@@ -51,11 +60,14 @@ def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator
     hints = get_type_hints(TrainConfig, include_extras=True)
     fields = [field for field in dataclasses.fields(TrainConfig) if field.name not in without]
 
+    names = {field.name for field in fields}
+
     def parameter(field: "dataclasses.Field[Any]") -> inspect.Parameter:
         kind, option = hints[field.name].__origin__, hints[field.name].__metadata__[0]
         # Else typer would offer --no-strict and the like, which say nothing more.
         names = [f"--{field.name.replace('_', '-')}"] if kind is bool else []
-        shown = typer.Option(*names, help=option.help, rich_help_panel=option.panel)
+        panel = None if field.name in _ORDINARY else _PANELS[field.name]
+        shown = typer.Option(*names, help=option.help, rich_help_panel=panel)
         return inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
@@ -73,12 +85,29 @@ def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator
                 source = context.get_parameter_source(field.name)
                 if source is None or source.name != "COMMANDLINE":
                     del values[field.name]
+            path = values.pop("config")
+            if path is not None:
+                said = read_options(local_path("config", path))
+                values = {name: said[name] for name in names if name in said} | values
             command(**values)
 
         context = inspect.Parameter(
             "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
         )
-        parameters = [context, *own, *map(parameter, fields)]
+        file = inspect.Parameter(
+            "config",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                str | None,
+                typer.Option(
+                    help="A TOML or JSON file of options by name, such as a run's config.json; "
+                    "those on the command line go over it."
+                ),
+            ],
+        )
+        shown = sorted(fields, key=lambda field: field.name not in _ORDINARY)
+        parameters = [context, *own, file, *map(parameter, shown)]
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_options.__annotations__ = {}
         paragraphs = (command.__doc__ or "").split("\n\n")  # typer would keep the line breaks

@@ -1,0 +1,158 @@
+"""What a run is: one frozen dataclass, also the source of the command line's options.
+
+An option has one name, the same in Python, on the command line and in a file, so the configuration
+is flat. It is put together from parts, one for each room that it is about; a function that needs
+the data alone says so with :class:`DataConfig`.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from margin_jax.config.data import DataConfig
+from margin_jax.config.loss import LossConfig, MarginConfig
+from margin_jax.config.network import NetworkConfig
+from margin_jax.config.option import Option, as_file_name, checked
+from margin_jax.config.training import TrainingConfig
+from margin_jax.files import local_path, parse_json
+from margin_jax.schedules import Schedule, make_schedule, resolve_schedule
+
+# Parameters of schedules that have an option of their own.
+_SCHEDULE_OPTIONS = ("margin", "margin_end", "threshold", "increase", "epochs")
+# Fields that decide where and how a run goes, but not its result.
+_NOT_THE_RESULT = {"out", "overwrite", "resume", "allow_changes", "checkpoint_steps", "devices"}
+_NOT_THE_RESULT |= {"memory_limit", "manual_dir"}
+# Runs of an earlier time, whose configuration does not say, were made as if it said this.
+_UNSAID = {"fit": "stretch", "transparency": "ignore", "repeated_names": "separate"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run lies, and whether it begins or goes on."""
+
+    PANEL: ClassVar[str] = "Run"
+
+    out: Annotated[
+        str | None,
+        Option(
+            "The run folder. Default: runs/DATASET-SCHEDULE-SEED; DATASET is folder-NAME of images "
+            "of your own.",
+            is_path=True,
+        ),
+    ] = None
+    overwrite: Annotated[bool, Option("Replace a run that is in the run folder.")] = False
+    resume: Annotated[
+        bool, Option("Go on from the last checkpoint, if the run folder has one.")
+    ] = False
+    allow_changes: Annotated[
+        bool, Option("Resume with another learning rate, mining, schedule (not all) or so.")
+    ] = False
+    checkpoint_steps: Annotated[
+        int, Option("Save the place every so many steps, too, not only after epochs.", 1)
+    ] = 1000
+
+    def _check_run(self) -> None:
+        if self.overwrite and self.resume:
+            raise ValueError("overwrite and resume exclude each other")
+
+
+# As --help shows them.
+PARTS = (DataConfig, MarginConfig, LossConfig, TrainingConfig, NetworkConfig, RunConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(  # fields of the last base come first
+    RunConfig, NetworkConfig, TrainingConfig, LossConfig, MarginConfig, DataConfig
+):
+    """Everything that decides how a run goes. The defaults train on glyphs with DAMS.
+
+    Raises:
+        ValueError: for values that no run can have; the message says what was expected.
+    """
+
+    def __post_init__(self) -> None:
+        """Checks everything that can be checked without looking at the data."""
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
+        self._check_data()
+        _, parameters = self.schedule_parameters()
+        for name in {"margin", "margin_end"} & set(parameters):
+            if not parameters[name] >= 0:
+                raise ValueError(f"{name} must be at least 0; got {parameters[name]}")
+        self.make_schedule()
+        self._check_loss()
+        self._check_training()
+        self._check_network()
+        self._check_run()
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if value is None or not field.type.__metadata__[0].is_path:  # type: ignore[union-attr]
+                continue
+            if name == "split" and not str(value).endswith(".json"):
+                continue
+            # Text, as JSON has no paths; absolute, so that a run can be resumed from anywhere.
+            path = local_path(name, value)
+            object.__setattr__(self, name, str(path if name == "out" else path.absolute()))
+
+    def make_schedule(self) -> Schedule:
+        """The schedule with its parameters."""
+        return make_schedule(self.schedule, self._schedule_options())
+
+    def schedule_parameters(self) -> tuple[str, dict[str, Any]]:
+        """The schedule's name, and the value of each of its parameters."""
+        return resolve_schedule(self.schedule, self._schedule_options())
+
+    def _schedule_options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _SCHEDULE_OPTIONS}
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.out or f"runs/{self.title}-{as_file_name(self.schedule)}-{self.seed}")
+
+    def replace(self, **changes: Any) -> "TrainConfig":
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def shrunk(self) -> "TrainConfig":
+        """With ``MARGIN_JAX_SMALL=1`` in the environment: the same run, made short for a test."""
+        if os.environ.get("MARGIN_JAX_SMALL") != "1":
+            return self
+        identities = min(self.identities_per_batch or 8, 8)
+        rows = identities * (self.images_per_identity or 2) + self.fillers
+        return self.replace(
+            epochs=min(self.epochs, 2),
+            max_identities=min(self.max_identities or 60, 60),
+            identities_per_batch=identities,
+            microbatch=None if self.microbatch is None else math.gcd(self.microbatch, rows),
+        )
+
+    def to_json(self) -> str:
+        """What ``config.json`` holds; where the run lies and how it was started stay out of it."""
+        return json.dumps(self.experiment(), indent=2) + "\n"
+
+    def experiment(self) -> dict[str, Any]:
+        """The fields that decide the result."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in _NOT_THE_RESULT}
+
+    @classmethod
+    def from_json(cls, text: str) -> "TrainConfig":
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: text that is not JSON, or has unknown fields (another version wrote it).
+        """
+        try:
+            values = parse_json(text)
+        except ValueError as error:
+            raise ValueError(f"not a configuration: {error}") from error
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or set(values) - known:
+            unknown = sorted(set(values) - known) if isinstance(values, dict) else values
+            raise ValueError(f"not a configuration of this version: unknown {unknown}")
+        return cls(**{**_UNSAID, **values})

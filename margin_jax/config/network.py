@@ -1,0 +1,88 @@
+"""Options of the network."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from margin_jax.choices import check_choice, one_of
+from margin_jax.config.option import Option
+from margin_jax.data import OWN
+from margin_jax.encoders import DTYPES, ENCODERS, PRETRAINED, resolve_encoder
+
+# Parameters of encoders that have an option of their own, with what they are unless they are said.
+_ENCODER_OPTIONS = {"width": 1.0, "small_stem": False, "dtype": "float32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The encoder and the weights that it begins with."""
+
+    PANEL: ClassVar[str] = "Network"
+
+    encoder: Annotated[
+        str,
+        Option(
+            "The network: NAME or NAME:KEY=VALUE,..., as in nn2:small_stem=true; --small-stem, "
+            f"--width and --dtype set the same. {one_of(ENCODERS)}",
+        ),
+    ] = "small_cnn"
+    pretrained: Annotated[
+        bool,
+        Option(
+            "Begin with weights trained on ImageNet, from the Hugging Face hub. For "
+            f"{', '.join(PRETRAINED)}.",
+        ),
+    ] = False
+    weights: Annotated[
+        str | None,
+        Option("Begin with the weights of a safetensors file of the same tensors.", is_path=True),
+    ] = None
+    freeze: Annotated[
+        int,
+        Option("Epochs, as long as the first, for the head alone; not of small_cnn."),
+    ] = 0
+    small_stem: Annotated[
+        bool,
+        Option("The first layer keeps the size, 28 to 64 pixels; not of small_cnn."),
+    ] = False
+    width: Annotated[
+        float, Option("small_cnn: channels, as a multiple of 32, 64, 128 and 128.")
+    ] = 1.0
+    dtype: Annotated[str, Option(f"Of the computation. {one_of(DTYPES)}")] = "float32"
+    embedding_size: Annotated[int, Option("Length of an embedding.", 1, 2**16)] = 128
+
+    def _check_network(self) -> None:
+        """Also that options are ones that the encoder has; and keeps what its text says of them."""
+        own = self.encoder == OWN
+        name, values = (OWN, {}) if own else self.encoder_parameters()
+        for option, usual in _ENCODER_OPTIONS.items():
+            if option in values:
+                object.__setattr__(self, option, values[option])
+            elif getattr(self, option) != usual:
+                having = [n for n, named in ENCODERS.items() if option in named.parameters]
+                raise ValueError(
+                    f"{option} is for {', '.join(having or ENCODERS)}; got it with encoder {name}"
+                )
+        check_choice("dtype", self.dtype, DTYPES)
+        if self.width <= 0:
+            raise ValueError(f"width must be above 0; got {self.width}")
+        if self.begins_with_weights:
+            check_choice("encoder with weights", self.encoder_name, PRETRAINED)
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained and weights exclude each other")
+        if self.freeze and self.encoder_name == "small_cnn":
+            raise ValueError("freeze is for encoders with a head of their own; got small_cnn")
+
+    @property
+    def encoder_name(self) -> str:
+        """The encoder's name, or "own"."""
+        return self.encoder.partition(":")[0]
+
+    def encoder_parameters(self) -> tuple[str, dict[str, Any]]:
+        """The encoder's name, and the value of each of its parameters; not of one's own."""
+        options = {name: getattr(self, name) for name in _ENCODER_OPTIONS}
+        return resolve_encoder(self.encoder, options)
+
+    @property
+    def begins_with_weights(self) -> bool:
+        """Whether the network is not drawn at random."""
+        return self.pretrained or self.weights is not None

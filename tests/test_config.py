@@ -1,0 +1,155 @@
+"""What a run is: texts with parameters, parts, and options from a file."""
+
+import dataclasses
+import json
+
+import pytest
+
+import margin_jax as mj
+from margin_jax import cli, spec
+from margin_jax.config import PARTS
+from margin_jax.config.file import read_options
+from margin_jax.encoders import ENCODERS, resolve_encoder
+
+
+def test_every_option_is_of_one_part():
+    names = [name for part in PARTS for name in part.__annotations__ if name != "PANEL"]
+    assert sorted(names) == sorted(field.name for field in dataclasses.fields(mj.TrainConfig))
+    assert len(names) == len(set(names))
+
+
+# Texts
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("nn2:small_stem=true,dtype=bfloat16", {"small_stem": True, "dtype": "bfloat16"}),
+        ("nn2:small_stem=false", {"small_stem": False}),
+        ("small_cnn:width=0.5", {"width": 0.5}),
+    ],
+)
+def test_an_encoder_s_text_says_what_its_options_do(text, options):
+    by_text = mj.TrainConfig(encoder=text)
+    by_options = mj.TrainConfig(encoder=text.partition(":")[0], **options)
+    assert by_text.encoder_parameters() == by_options.encoder_parameters()
+    for name, value in options.items():
+        assert getattr(by_text, name) == value
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_s_name_alone_is_enough(name):
+    found, values = resolve_encoder(name, {"width": 0.5, "no parameter": 1})
+    assert found == name
+    assert values.get("width", 0.5) == 0.5
+    assert {"dtype", *ENCODERS[name].parameters} == set(values)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "nn3"}, "encoder must be one of small_cnn.*Did you mean 'nn2'"),
+        ({"encoder": "nn2:width=2"}, "a parameter of nn2 must be one of dtype, small_stem; got"),
+        ({"encoder": "nn2:small_stem=1"}, "where small_stem is neither true nor false"),
+        ({"encoder": "nn2:dtype=float16"}, "dtype must be one of float32, bfloat16; got 'float16'"),
+        ({"encoder": "small_cnn:width=wide"}, "where width is no number"),
+        ({"encoder": "small_cnn:width=0"}, r"width must be above 0; got 0\.0"),
+        ({"encoder": "mlp", "width": 2.0}, "width is for small_cnn; got it with encoder mlp"),
+        ({"encoder": "own", "dtype": "bfloat16"}, "dtype is for small_cnn, .* with encoder own"),
+        ({"optimizer": "adam:b1=1"}, r"b1 of adam must be at least 0 and below 1; got 1\.0"),
+        ({"optimizer": "adam:eps=-1"}, r"eps of adam must be at least 0 and finite; got -1\.0"),
+        ({"optimizer": "adam:lr=1"}, "a parameter of adam must be one of b1, b2, eps; got 'lr'"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, adagrad, rmsprop; got 'sgd'"),
+    ],
+)
+def test_texts_that_mean_nothing(options, message):
+    with pytest.raises(ValueError, match=message):
+        mj.TrainConfig(**options)
+
+
+def test_kinds_are_those_of_the_signature():
+    def function(a: float, b: int = 1, c: bool = False, d: str = "", e: str | None = None):
+        pass
+
+    assert spec.kinds(function) == {"a": float, "b": int, "c": bool, "d": str, "e": str}
+    name, values = spec.resolve("a thing", "f:2,c=TRUE", {"f": function}, {"b": 7}, first="a")
+    assert (name, values) == ("f", {"a": 2.0, "b": 7, "c": True, "d": "", "e": None})
+
+
+# Files
+
+
+FILE = """
+seed = 3
+[data]
+max_identities = 40
+[loss]
+loss = "triplet:soft=true"
+[training]
+epochs = 2
+learning-rate = 0.01
+[run]
+out = "there"
+"""
+
+
+def test_a_file_says_options_alone_or_in_tables(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text(FILE, encoding="utf-8")
+    assert read_options(path) == {
+        "seed": 3,
+        "max_identities": 40,
+        "loss": "triplet:soft=true",
+        "epochs": 2,
+        "learning_rate": 0.01,
+        "out": "there",
+    }
+
+
+def test_a_run_s_own_configuration_is_one(tmp_path):
+    config = mj.TrainConfig(encoder="nn2:small_stem=true", split="40/10/50", memory=100)
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json(), encoding="utf-8")
+    assert mj.TrainConfig(**read_options(path)) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.toml", "epoch = 3", "an option of .*a.toml must be one of .*Did you mean 'epochs'"),
+        ("a.toml", "[training]\nseed = 1\n[data]\nepochs = 3", r"in \[data\] of .* must be one of"),
+        ("a.toml", "[trainin]\nepochs = 3", "a table of .* Did you mean 'training'"),
+        ("a.toml", "epochs = 3\n[training]\nepochs = 4", "each option once; got epochs twice"),
+        ("a.toml", "epochs: 3", "config must be TOML or JSON; .*a.toml: "),
+        ("a.json", "[1]", "config must have options by name; got .*a.json of"),
+        ("a.json", "{", "config must be TOML or JSON; .*a.json: "),
+        ("none.toml", None, "config must be a file; cannot read .*none.toml: No such file"),
+    ],
+)
+def test_files_that_are_none(tmp_path, capsys, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_options(tmp_path / name)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "--config", str(tmp_path / name)])
+    assert stopped.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_options_go_over_the_file(tmp_path, monkeypatch):
+    """And a command takes of a file what it has: a comparison sets schedule and seed itself."""
+    asked = {}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"epochs": 2, "margin": 0.7, "seed": 9, "schedule": "litm"}))
+    monkeypatch.setattr("margin_jax.training.fit", lambda config, **_: asked.update(train=config))
+    monkeypatch.setattr("margin_jax.cli.train.summary", lambda run: "")
+    monkeypatch.setattr(
+        "margin_jax.comparison.compare", lambda config, *_, **__: asked.update(compare=config)
+    )
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--config", str(path), "--epochs", "5"])
+    with pytest.raises((SystemExit, AttributeError)):
+        cli.main(["compare", "--config", str(path), "--margin", "0.3"])
+    assert (asked["train"].epochs, asked["train"].margin, asked["train"].seed) == (5, 0.7, 9)
+    assert (asked["compare"].epochs, asked["compare"].margin) == (2, 0.3)
