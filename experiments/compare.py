@@ -89,7 +89,7 @@ COLUMNS = (
 
 
 def cell_path(folder: Path, name: str, reduction: str, schedule: str, seed: int) -> Path:
-    from margin_jax.config import as_file_name
+    from margin_jax.config.option import as_file_name
 
     return folder / name / reduction / f"{as_file_name(schedule)}-seed{seed}.json"
 

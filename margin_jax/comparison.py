@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from margin_jax import multihost, plots, run
-from margin_jax.config import TrainConfig, as_file_name
+from margin_jax.config import TrainConfig
+from margin_jax.config.option import as_file_name
 from margin_jax.data.dataset import ImageDataset
 from margin_jax.files import to_json, write_text
 from margin_jax.lock import locked

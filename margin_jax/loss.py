@@ -46,6 +46,10 @@ class Loss(Protocol):
             :func:`~margin_jax.batch_all_triplet_loss`.
     """
 
+    def __hash__(self) -> int:
+        """Equal losses share their compiled programs."""
+        ...
+
     @property
     def distance(self) -> str | DistanceFn:
         """How its embeddings are compared, in training and after it."""
@@ -177,11 +181,6 @@ def check_loss(loss: Loss) -> Loss:
         TypeError: for what is none, or can not be hashed.
     """
     kind = type(loss).__name__
-    if isinstance(loss, type) or not isinstance(loss, Loss):
-        raise TypeError(
-            "a loss has a distance, init(key, embedding_size, classes) and is called as "
-            f"loss(params, embeddings, labels, margin, where=, axis_name=); got {kind}"
-        )
     try:
         hash(loss)
     except TypeError as error:
@@ -189,6 +188,11 @@ def check_loss(loss: Loss) -> Loss:
             f"a loss must be hashable, as a frozen dataclass of numbers, text and tuples is; got "
             f"{kind}: {error}"
         ) from error
+    if isinstance(loss, type) or not isinstance(loss, Loss):
+        raise TypeError(
+            "a loss has a distance, init(key, embedding_size, classes) and is called as "
+            f"loss(params, embeddings, labels, margin, where=, axis_name=); got {kind}"
+        )
     return loss
 
 

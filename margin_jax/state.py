@@ -39,7 +39,7 @@ class TrainState:
 
     @property
     def trained(self) -> Any:
-        """What the optimiser updates: `params`, or ``(params, loss_params)`` if there are any."""
+        """All that the optimiser updates, `params` or, with any, ``(params, loss_params)``."""
         return _trained(self.params, self.loss_params)
 
     def with_trained(self, trained: Any) -> "TrainState":

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from margin_jax.cli.options import config_options
-from margin_jax.config import TrainConfig, as_file_name
+from margin_jax.config import TrainConfig
+from margin_jax.config.option import as_file_name
 from margin_jax.data import tfds
 
 app = typer.Typer()
