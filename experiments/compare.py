@@ -102,7 +102,7 @@ def train_cell(
     Args:
         path: of the JSON.
         options: of `mj.TrainConfig`.
-        data: the `ImageDataset` that they name.
+        data: the `Dataset` that they name.
         scratch: a folder for run folders; the cell's is removed when its JSON is written.
         extra: what else its JSON shall say, such as the name of the data set.
 
@@ -128,7 +128,7 @@ def train_cell(
     tested = np.isin(data.identities, run.data["identities"]["test"])
     rows = np.flatnonzero(tested[data.labels])
     every = mj.all_pairs_report(
-        run.embed(data.images, rows), data.labels[rows], threshold=run.threshold
+        run.embed(data.examples, rows), data.labels[rows], threshold=run.threshold
     )
     history = [
         {**record, "hard_fraction": record["hard"] / record["valid"]} for record in run.history
@@ -188,8 +188,12 @@ def significant(value: float | None) -> float | None:
 
 def fingerprint(data: Any) -> dict:
     """What the images are, so that another machine can tell whether its own are the same."""
-    digest = hashlib.sha256(np.ascontiguousarray(data.images)).hexdigest()
-    return {"shape": list(data.images.shape), "identities": len(data.identities), "sha256": digest}
+    digest = hashlib.sha256(np.ascontiguousarray(data.examples)).hexdigest()
+    return {
+        "shape": list(data.examples.shape),
+        "identities": len(data.identities),
+        "sha256": digest,
+    }
 
 
 def machine() -> str:

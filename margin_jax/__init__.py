@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from margin_jax.comparison import Comparison, compare
     from margin_jax.config import TrainConfig
     from margin_jax.data import load_dataset
-    from margin_jax.data.dataset import ImageDataset
+    from margin_jax.data.dataset import Dataset
     from margin_jax.data.sampler import pk_batches
     from margin_jax.epoch import DivergedError, EpochRecord, train_epoch
     from margin_jax.evaluation.all_pairs import all_pairs_report
@@ -67,7 +67,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Comparison": "comparison",
     "Encoder": "models.encoder",
-    "ImageDataset": "data.dataset",
+    "Dataset": "data.dataset",
     "DivergedError": "epoch",
     "compare": "comparison",
     "EpochRecord": "epoch",
@@ -100,12 +100,12 @@ _LAZY = {
 
 __all__ = [
     "Comparison",
+    "Dataset",
     "DivergedError",
     "Encoder",
     "EpochRecord",
     "EpochStats",
     "EpochTotals",
-    "ImageDataset",
     "Loss",
     "Memory",
     "RetrievalReport",

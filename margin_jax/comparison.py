@@ -17,7 +17,7 @@ import numpy as np
 from margin_jax import multihost, plots, run
 from margin_jax.config import TrainConfig
 from margin_jax.config.option import as_file_name
-from margin_jax.data.dataset import ImageDataset
+from margin_jax.data.dataset import Dataset
 from margin_jax.files import to_json, write_text
 from margin_jax.lock import locked
 from margin_jax.models.encoder import Encoder
@@ -126,7 +126,7 @@ def compare(
     schedules: Sequence[str],
     seeds: Sequence[int],
     *,
-    dataset: ImageDataset | None = None,
+    dataset: Dataset | None = None,
     encoder: Encoder | None = None,
     on_cell: Callable[[str, int, dict[str, Any]], None] | None = None,
     progress: bool = False,
@@ -170,7 +170,7 @@ def compare(
 def _compare(
     config: TrainConfig,
     cells: dict[tuple[str, int], TrainConfig],
-    dataset: ImageDataset | None,
+    dataset: Dataset | None,
     encoder: Encoder | None,
     on_cell: Callable[[str, int, dict[str, Any]], None] | None,
     progress: bool,

@@ -86,7 +86,7 @@ def embed_identities(
         ValueError: files that are missing or unreadable, or not those the run was tested on.
     """
     if data_dir is not None:
-        size, _, channels = run.data["image_shape"]
+        size, channels = _size_and_channels(run)
         limit = run.config.memory_limit * 2**30
         dataset = image_folder.load(
             Path(data_dir),
@@ -97,7 +97,7 @@ def embed_identities(
             repeated_names=repeated_names or run.config.repeated_names,
         )
         return Embedded(
-            run.embed(dataset.images),
+            run.embed(dataset.examples),
             dataset.labels,
             skipped=dataset.skipped,
             remarks=remarks(dataset.left_out, dataset.notes),
@@ -117,7 +117,7 @@ def embed_identities(
     tested = np.isin(dataset.identities, run.data["identities"]["test"])
     rows = np.flatnonzero(tested[dataset.labels])
     pairs = Pairs(np.searchsorted(rows, saved_rows), same)
-    return Embedded(run.embed(dataset.images, rows), dataset.labels[rows], pairs)
+    return Embedded(run.embed(dataset.examples, rows), dataset.labels[rows], pairs)
 
 
 def evaluate_run(
@@ -216,7 +216,7 @@ def embed_folder(run: Run, root: str | Path) -> EmbeddedFolder:
     """
     image_folder.check_folder("what is embedded", Path(root))
     paths, hidden = image_folder.find_files(Path(root))
-    size, _, channels = run.data["image_shape"]
+    size, channels = _size_and_channels(run)
     limit = run.config.memory_limit * 2**30
     found = image_folder.read_images(paths, size, channels, limit, reading_of(run.config))
     lost = (*found.skipped, *found.left_out, *hidden)
@@ -244,8 +244,23 @@ def verify_images(run: Run, first: str | Path, second: str | Path) -> float:
     return float(run.distances(found.images, np.array([[0, 1]]))[0])
 
 
+def _size_and_channels(run: Run) -> tuple[int, int]:
+    """Of the pictures that a run reads from files.
+
+    Raises:
+        ValueError: if it was trained on something else.
+    """
+    shape = tuple(run.data["example_shape"])
+    if not run.embeds_pictures:
+        raise ValueError(
+            f"files are read for a run on pictures; {run.path} was trained on "
+            f"{run.data['example_dtype']} of shape {shape}: run.embed takes such arrays"
+        )
+    return shape[0], shape[2]
+
+
 def _read(run: Run, paths: list[Path]) -> image_folder.Found:
-    size, _, channels = run.data["image_shape"]
+    size, channels = _size_and_channels(run)
     return image_folder.read_images(paths, size, channels, reading=reading_of(run.config))
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from margin_jax.data.dataset import ImageDataset
+    from margin_jax.data.dataset import Dataset
     from margin_jax.figure import Figure
     from margin_jax.schedules.response import Response
 
@@ -207,28 +207,36 @@ def plot_responses(responses: "dict[str, Response]", title: str) -> "Figure":
     return figure
 
 
-def plot_contact_sheet(dataset: "ImageDataset", identities: int = 10, images: int = 10) -> "Figure":
+def plot_contact_sheet(dataset: "Dataset", identities: int = 10, images: int = 10) -> "Figure":
     """A row of images for each of some identities, from the largest to the smallest.
 
     Args:
-        dataset: the images.
+        dataset: of pictures.
         identities: rows at most, evenly spread over the images by the size of their identities.
         images: columns at most, evenly spread over the images of an identity.
+
+    Raises:
+        ValueError: for examples that are no pictures.
     """
     from margin_jax.figure import Figure  # slow to import
 
+    if not dataset.pictures:
+        examples = dataset.examples
+        raise ValueError(
+            f"a contact sheet is of pictures, uint8; got {examples.dtype} of shape {examples.shape}"
+        )
     sizes = np.bincount(dataset.labels, minlength=len(dataset.identities))
     by_size = np.argsort(-sizes, kind="stable")
     spread = (np.arange(identities) + 0.5) / identities * len(dataset.labels)
     shown = by_size[np.unique(np.searchsorted(np.cumsum(sizes[by_size]), spread))]
-    height, width, channels = dataset.images.shape[1:]
+    height, width, channels = dataset.examples.shape[1:]
     gap = 1 + max(height, width) // 24
     step_down, step_right = height + gap, width + gap
     sheet = np.full((len(shown) * step_down, images * step_right, channels), 255, np.uint8)
     for row, identity in enumerate(shown):
         own = np.flatnonzero(dataset.labels == identity)
         own = own[np.linspace(0, len(own) - 1, min(images, len(own))).astype(int)]
-        for column, image in enumerate(dataset.images[own]):
+        for column, image in enumerate(dataset.examples[own]):
             top, left = row * step_down, column * step_right
             sheet[top : top + height, left : left + width] = image
     figure = Figure(

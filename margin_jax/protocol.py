@@ -9,7 +9,7 @@ import numpy as np
 
 from margin_jax.config import TrainConfig
 from margin_jax.data import OWN, default_split, load_dataset
-from margin_jax.data.dataset import ImageDataset
+from margin_jax.data.dataset import Dataset, read_rows
 from margin_jax.data.images import Reading, one_line
 from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
 from margin_jax.data.sampler import Coverage, choose_batch, pk_batches
@@ -21,22 +21,22 @@ if TYPE_CHECKING:  # it loads Flax, which data do not need
 
 PUBLISHED_PAIRS = 1_000
 PAIRS = 100_000
-# Images that the normalisation is measured on, at most.
-_MOMENTS = 10_000
+# Pictures that the normalisation is measured on, at most, and values of other examples at a time.
+_PICTURES, _VALUES = 10_000, 2**22
 
 
 class RunData(NamedTuple):
     """What a run trains and tests on, all of it decided by the configuration and the files.
 
     Attributes:
-        dataset: all images.
+        dataset: all examples.
         split: identities of each part.
         train, validation: rows of `dataset`.
         pairs: "validation", "test", "published", and "hard" if there are any; rows of `dataset`.
         described: what goes into ``data.json``; by it a run is known when it goes on.
     """
 
-    dataset: ImageDataset
+    dataset: Dataset
     split: Split
     train: np.ndarray
     validation: np.ndarray
@@ -52,7 +52,7 @@ class RunData(NamedTuple):
         return found
 
 
-def load(config: TrainConfig) -> ImageDataset:
+def load(config: TrainConfig) -> Dataset:
     """The dataset that a configuration names.
 
     Raises:
@@ -76,10 +76,8 @@ def reading_of(config: TrainConfig) -> Reading:
     return Reading(config.fit, config.transparency, config.bits)
 
 
-def split_dataset(
-    config: TrainConfig, dataset: ImageDataset
-) -> tuple[Split, dict[str, np.ndarray]]:
-    """The identities of "train", "validation" and "test", and the rows of their images.
+def split_dataset(config: TrainConfig, dataset: Dataset) -> tuple[Split, dict[str, np.ndarray]]:
+    """The identities of "train", "validation" and "test", and the rows of their examples.
 
     Raises:
         ValueError: for too few identities, or lists that do not fit.
@@ -96,8 +94,8 @@ def split_dataset(
 
 
 def settle_batches(
-    config: TrainConfig, dataset: ImageDataset | None
-) -> tuple[TrainConfig, ImageDataset | None]:
+    config: TrainConfig, dataset: Dataset | None
+) -> tuple[TrainConfig, Dataset | None]:
     """The configuration with P and K, and the dataset, loaded if they have to follow it.
 
     Warns:
@@ -119,7 +117,7 @@ def settle_batches(
     return settled, dataset
 
 
-def _used(config: TrainConfig, dataset: ImageDataset) -> ImageDataset:
+def _used(config: TrainConfig, dataset: Dataset) -> Dataset:
     return dataset if config.max_identities is None else dataset.first(config.max_identities)
 
 
@@ -131,7 +129,7 @@ def _batch(config: TrainConfig, labels: np.ndarray) -> tuple[int, int]:
 
 
 def plan_epoch(
-    config: TrainConfig, dataset: ImageDataset, train: np.ndarray, epoch: int
+    config: TrainConfig, dataset: Dataset, train: np.ndarray, epoch: int
 ) -> tuple[np.ndarray, Coverage]:
     """The batches of an epoch, counted from 0: int[steps, batch], rows of the dataset.
 
@@ -152,7 +150,7 @@ def plan_epoch(
 
 def prepare_data(
     config: TrainConfig,
-    dataset: ImageDataset | None = None,
+    dataset: Dataset | None = None,
     encoder: "Encoder | None" = None,
     loss: Loss | None = None,
 ) -> RunData:
@@ -160,7 +158,7 @@ def prepare_data(
 
     Args:
         config: what to load and how to split it.
-        dataset: the images, if they are loaded already.
+        dataset: the examples, if they are loaded already.
         encoder: the network, if it is your own.
         loss: likewise.
 
@@ -177,6 +175,16 @@ def prepare_data(
                 f"names of identities must be text; {one_line(Path(name))} has bytes that are none"
                 ": rename the folder"
             ) from None
+    shape = dataset.examples.shape[1:]
+    if len(shape) != 3 and config.encoder_name not in (OWN, "mlp"):
+        raise ValueError(
+            f"encoder {config.encoder_name} takes examples of shape (height, width, channels); got "
+            f"{shape}: --encoder mlp takes any, and so can one of your own"
+        )
+    if config.begins_with_weights and not dataset.pictures:
+        raise ValueError(
+            f"published weights are for pictures, uint8; got examples of {dataset.examples.dtype}"
+        )
     split, rows = split_dataset(config, dataset)
 
     def draw(part: str, count: int, seed: int) -> Pairs:
@@ -195,8 +203,9 @@ def prepare_data(
 
     _, coverage = plan_epoch(config, dataset, rows["train"], 0)
     described = {
-        "images": len(labels),
-        "image_shape": list(dataset.images.shape[1:]),
+        "examples": len(labels),
+        "example_shape": list(shape),
+        "example_dtype": str(dataset.examples.dtype),
         "skipped": list(dataset.skipped),
         "left_out": list(dataset.left_out),
         "notes": list(dataset.notes),
@@ -209,23 +218,57 @@ def prepare_data(
     if config.dataset == OWN:
         described["sha256"] = dataset.digest()
     if config.encoder == OWN and encoder is not None:
-        described["network"] = encoder.description(dataset.images.shape[1:])
+        described["network"] = encoder.description(shape)
     if loss is not None:
         described["loss"] = describe_loss(loss)
     return RunData(dataset, split, rows["train"], rows["validation"], pairs, described)
 
 
-def image_moments(data: RunData) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the training images, float64[channels], for values 0 to 1.
+def moments(data: RunData) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the training examples: what the network's input has taken off.
 
-    Of more than ten thousand images, so many are measured, evenly spread.
+    Returns:
+        float64[features] each, over all but the last axis: of pictures the channels, for values 0
+        to 1. Of a feature that never changes the deviation is 1, of a channel .001.
+
+    Raises:
+        ValueError: for an example that is not finite, of whatever part of the split.
     """
-    some = np.linspace(0, len(data.train) - 1, min(len(data.train), _MOMENTS)).astype(int)
-    counts = np.zeros((data.dataset.images.shape[-1], 256), int)
+    return _of_pictures(data) if data.dataset.pictures else _of_floats(data)
+
+
+def _of_pictures(data: RunData) -> tuple[np.ndarray, np.ndarray]:
+    """Of more than ten thousand pictures, so many are measured, evenly spread."""
+    some = np.linspace(0, len(data.train) - 1, min(len(data.train), _PICTURES)).astype(int)
+    counts = np.zeros((data.dataset.examples.shape[-1], 256), int)
     for rows in np.array_split(data.train[some], -(-len(some) // 256)):
-        pixels = data.dataset.images[rows].reshape(-1, len(counts))
+        pixels = data.dataset.examples[rows].reshape(-1, len(counts))
         counts += np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
     value, total = np.arange(256) / 255, counts[0].sum()  # exact, with no float copy
     mean = counts @ value / total
     variance = np.maximum(counts @ value**2 / total - mean**2, 0)
     return mean, np.maximum(np.sqrt(variance), 1e-3)  # a channel that never changes is only shifted
+
+
+def _of_floats(data: RunData) -> tuple[np.ndarray, np.ndarray]:
+    """Of all training examples; the others are only looked at, as a run should not fail late."""
+    examples, train = data.dataset.examples, data.train
+    features = examples.shape[-1]
+    origin = read_rows(examples, train[:1]).reshape(-1, features)[0].astype(np.float64)
+    count, mean, squares = 0, np.zeros(features), np.zeros(features)
+    size = max(1, _VALUES // int(np.prod(examples.shape[1:])))
+    for start in range(0, len(examples), size):
+        block = read_rows(examples, np.arange(start, min(start + size, len(examples))))
+        own = train[slice(*np.searchsorted(train, [start, start + size]))] - start
+        # From an origin among them, so that what never changes is 0 exactly.
+        values = block[own].reshape(-1, features).astype(np.float64) - origin
+        if len(values) == 0:
+            continue
+        # Chan, Golub and LeVeque 1979: moments of the union from those of the parts.
+        share = len(values) / (count + len(values))
+        apart = values.mean(axis=0) - mean
+        squares += ((values - values.mean(axis=0)) ** 2).sum(axis=0) + apart**2 * count * share
+        mean += apart * share
+        count += len(values)
+    deviation = np.sqrt(squares / count)
+    return origin + mean, np.where(deviation > np.finfo(np.float32).tiny, deviation, 1.0)

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from margin_jax import plots
 from margin_jax.config import TrainConfig
-from margin_jax.evaluation.embedding import embed_images, pair_distances
+from margin_jax.evaluation.embedding import embed_examples, pair_distances
 from margin_jax.evaluation.verification import (
     VerificationReport,
     choose_threshold,
@@ -38,10 +38,10 @@ def make_report(
     Returns:
         What goes into ``report.json``, and the pictures by name.
     """
-    images = data.dataset.images
+    examples = data.dataset.examples
     used = np.unique(np.concatenate([pairs.rows.ravel() for pairs in data.pairs.values()]))
-    embedded = embed_images(encoder.apply, params, batch_stats, images, used, mesh)
-    vectors = np.zeros((len(images), embedded.shape[1]), np.float32)
+    embedded = embed_examples(encoder.apply, params, batch_stats, examples, used, mesh)
+    vectors = np.zeros((len(examples), embedded.shape[1]), np.float32)
     vectors[used] = embedded
     distances = {
         name: pair_distances(vectors, pairs.rows, config.distance)
@@ -49,9 +49,10 @@ def make_report(
     }
     ours = _verify(data, distances)
     raw = None
-    if isinstance(images, np.ndarray):  # else each of them would be decoded for each of its pairs
+    if isinstance(examples, np.ndarray):  # else each of them would be decoded for each of its pairs
         raw = _verify(
-            data, {name: pair_distances(images, pairs.rows) for name, pairs in data.pairs.items()}
+            data,
+            {name: pair_distances(examples, pairs.rows) for name, pairs in data.pairs.items()},
         )
 
     def figures(reports: dict[str, VerificationReport]) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def make_report(
         "epochs": len(history),
         "margin": history[epoch - 1]["margin"],
         "validation": ours["validation"].to_json(),
-        "test": {**figures(ours), "raw_pixels": raw and figures(raw)},
+        "test": {**figures(ours), "raw": raw and figures(raw)},
     }
     pictures = {
         "margin": plots.plot_margin(history, _easy_share_watched(config)),
@@ -74,7 +75,7 @@ def make_report(
             distances["test"], data.pairs["test"].same, ours["test"].threshold
         ),
         "roc": plots.plot_roc(
-            {"embedding": ours["test"], **({"raw pixels": raw["test"]} if raw else {})}
+            {"embedding": ours["test"], **({"raw values": raw["test"]} if raw else {})}
         ),
     }
     return report, pictures

@@ -27,12 +27,12 @@ def table(rows: Sequence[Row]) -> str:
 
 def report_rows(test: dict[str, Any]) -> list[Row]:
     """All that ``report.json`` has under "test"."""
-    raw = test["raw_pixels"]
+    raw = test["raw"]
     return [
         ("embedding", test),
         ("  published number", test["published"]),
         *([("  hard pairs", test["hard"])] if "hard" in test else []),
-        *([("raw pixels", raw)] if raw else []),
+        *([("raw values", raw)] if raw else []),
         *([("  hard pairs", raw["hard"])] if raw and "hard" in raw else []),
     ]
 

@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from margin_jax.checkpoint import Checkpoint
 from margin_jax.config import TrainConfig
 from margin_jax.data import OWN
-from margin_jax.data.images import Images, StreamedImages
-from margin_jax.evaluation.embedding import embed_images, pair_distances
+from margin_jax.data.dataset import Examples
+from margin_jax.data.images import StreamedImages
+from margin_jax.evaluation.embedding import embed_examples, pair_distances
 from margin_jax.evaluation.verification import VerificationReport, verification_report
 from margin_jax.files import (
     append_line,
@@ -70,7 +72,7 @@ class Run:
         history: one record an epoch, as in ``history.jsonl``.
         report: as in ``report.json``; the test figures are under "test".
         data: as in ``data.json``.
-        encoder: the network and its image normalisation, as pure functions.
+        encoder: the network and the normalisation of its examples, as pure functions.
         params, batch_stats: the weights of the best epoch.
     """
 
@@ -85,39 +87,48 @@ class Run:
 
     @property
     def threshold(self) -> float:
-        """The distance up to which two images count as the same, chosen on validation."""
+        """The distance up to which two examples count as the same, chosen on validation."""
         return float(self.report["test"]["threshold"])
 
-    def embed(self, images: Images, rows: np.ndarray | None = None) -> np.ndarray:
+    @property
+    def embeds_pictures(self) -> bool:
+        """Whether it was trained on pictures, uint8, and no floats."""
+        return bool(self.data["example_dtype"] == "uint8")
+
+    def embed(self, examples: Examples, rows: np.ndarray | None = None) -> np.ndarray:
         """float32[n, embedding_size]: embeddings, L2-normalised but by a network of your own.
 
         Args:
-            images: uint8[n, height, width, channels], of the size and channels of the run.
+            examples: such as the run was trained on: pictures, uint8[n, height, width, channels],
+                of its size and channels, or float[n, ...] of its shape, and of any float dtype.
             rows: int[rows], which of them, at least one. Default: all.
 
         Raises:
-            TypeError: images that are not uint8.
-            ValueError: images of another shape, or rows that are not among them.
+            TypeError: examples that are no uint8, or no floats, as those of the run are.
+            ValueError: examples of another shape or that are not finite, or rows that are not
+                among them.
         """
-        if not isinstance(images, StreamedImages):
-            images = np.asarray(images)
-        expected = tuple(self.data["image_shape"])
-        if images.dtype != np.uint8:
-            raise TypeError(f"images must be uint8, 0 to 255; got {images.dtype}")
-        if len(images.shape) != 4 or images.shape[1:] != expected or len(images) == 0:
-            raise ValueError(f"images must have shape (n, *{expected}); got {images.shape}")
-        rows = np.arange(len(images)) if rows is None else np.asarray(rows)
+        if not isinstance(examples, StreamedImages):
+            examples = np.asarray(examples)
+        expected = tuple(self.data["example_shape"])
+        if self.embeds_pictures and examples.dtype != np.uint8:
+            raise TypeError(f"pictures must be uint8, 0 to 255; got {examples.dtype}")
+        if not self.embeds_pictures and not jnp.issubdtype(examples.dtype, jnp.floating):
+            raise TypeError(f"examples must be floats, as the run's are; got {examples.dtype}")
+        if examples.shape[1:] != expected or len(examples) == 0:
+            raise ValueError(f"examples must have shape (n, *{expected}); got {examples.shape}")
+        rows = np.arange(len(examples)) if rows is None else np.asarray(rows)
         known = rows.dtype.kind in "iu" and rows.ndim == 1 and len(rows) > 0
-        if not (known and rows.min() >= 0 and rows.max() < len(images)):
-            raise ValueError(f"rows must be integers from 0 to {len(images) - 1}; got {rows}")
-        return embed_images(self.encoder.apply, self.params, self.batch_stats, images, rows)
+        if not (known and rows.min() >= 0 and rows.max() < len(examples)):
+            raise ValueError(f"rows must be integers from 0 to {len(examples) - 1}; got {rows}")
+        return embed_examples(self.encoder.apply, self.params, self.batch_stats, examples, rows)
 
-    def distances(self, images: Images, pairs: np.ndarray) -> np.ndarray:
-        """float32[pairs]: distances between the embeddings of pairs of images.
+    def distances(self, examples: Examples, pairs: np.ndarray) -> np.ndarray:
+        """float32[pairs]: distances between the embeddings of pairs of examples.
 
         Args:
-            images: as in :meth:`embed`.
-            pairs: int[pairs, 2], indices of `images`; only what they name is embedded.
+            examples: as in :meth:`embed`.
+            pairs: int[pairs, 2], indices of `examples`; only what they name is embedded.
 
         Raises:
             TypeError, ValueError: as :meth:`embed`, and pairs of another shape.
@@ -126,7 +137,9 @@ class Run:
         if pairs.ndim != 2 or pairs.shape[1] != 2:
             raise ValueError(f"pairs must have shape (pairs, 2); got {pairs.shape}")
         rows, places = np.unique(pairs, return_inverse=True)
-        return pair_distances(self.embed(images, rows), places.reshape(-1, 2), self.config.distance)
+        return pair_distances(
+            self.embed(examples, rows), places.reshape(-1, 2), self.config.distance
+        )
 
     def verify(self, distances: np.ndarray, same: np.ndarray) -> VerificationReport:
         """The figures of pairs whose distances are known, at the run's own threshold.
@@ -170,12 +183,12 @@ def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
             check_sealed(folder, name)
         data = read_json(folder / DATA)
         history = read_history(folder)
-        image_shape = tuple(data["image_shape"])
+        example_shape = tuple(data["example_shape"])
         reported = report["epochs"], report["best_epoch"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the run in {folder} is damaged: {error}") from error
     encoder = get_encoder(config, encoder)
-    like = jax.eval_shape(lambda: encoder.init(jax.random.key(0), image_shape))
+    like = jax.eval_shape(lambda: encoder.init(jax.random.key(0), example_shape))
     if not is_saved(folder):
         raise ValueError(f"the run in {folder} is damaged: nothing is saved in {CHECKPOINTS}")
     with Checkpoint(folder / CHECKPOINTS, read_only=True) as checkpoint:
@@ -381,7 +394,8 @@ def _check_same(config: TrainConfig, described: dict[str, Any], folder: Path) ->
         raise ValueError(f"cannot resume {folder} as another run: {changed}{advice}")
     if other := differences(folder, described):
         raise ValueError(
-            f"cannot resume {folder}: it was started with other images or another network ({other})"
+            f"cannot resume {folder}: it was started with other examples or another network "
+            f"({other})"
         )
     if trained and not is_saved(folder):
         raise ValueError(
@@ -391,7 +405,7 @@ def _check_same(config: TrainConfig, described: dict[str, Any], folder: Path) ->
 
 
 def differences(folder: Path, described: dict[str, Any]) -> str:
-    """In what the images and the network of a run are not those described; "" for nothing."""
+    """In what the examples and the network of a run are not those described; "" for nothing."""
     saved = read_json(folder / DATA)
     # What is said of files that are no images of the run decides nothing.
     names = sorted({*saved, *described} - {"left_out", "notes"})

@@ -26,7 +26,7 @@ class ApplyFn(Protocol):
     """An encoder as a pure function."""
 
     def __call__(
-        self, params: Any, batch_stats: Any, images: Array, *, train: bool, key: Array | None
+        self, params: Any, batch_stats: Any, examples: Array, *, train: bool, key: Array | None
     ) -> tuple[Array, Any]:
         """Returns ``(embeddings float[batch, dim], batch_stats)``."""
         ...

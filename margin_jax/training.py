@@ -16,7 +16,7 @@ from margin_jax import divergence, multihost, run
 from margin_jax.augmentation import Augment, make_augment
 from margin_jax.checkpoint import Checkpoint, SaveError
 from margin_jax.config import TrainConfig
-from margin_jax.data.dataset import ImageDataset
+from margin_jax.data.dataset import Dataset
 from margin_jax.data.loader import load_batches
 from margin_jax.encoders import PRETRAINED
 from margin_jax.epoch import DivergedError, EpochPart, EpochRecord, end_epoch, train_steps
@@ -29,7 +29,7 @@ from margin_jax.optimizers import make_optimizer
 from margin_jax.progress import ProgressBar
 from margin_jax.protocol import (
     RunData,
-    image_moments,
+    moments,
     plan_epoch,
     prepare_data,
     settle_batches,
@@ -53,7 +53,7 @@ OnEpoch = Callable[[dict[str, Any]], None]
 def fit(
     config: TrainConfig,
     *,
-    dataset: ImageDataset | None = None,
+    dataset: Dataset | None = None,
     encoder: Encoder | None = None,
     loss: Loss | None = None,
     on_epoch: OnEpoch | None = None,
@@ -63,7 +63,7 @@ def fit(
 
     Args:
         config: what to do. ``MARGIN_JAX_SMALL=1`` in the environment makes any run short.
-        dataset: your own images, with ``TrainConfig(dataset="own")``; or those that the
+        dataset: your own examples, with ``TrainConfig(dataset="own")``; or those that the
             configuration names, if they are loaded already.
         encoder: your own network, with ``TrainConfig(encoder="own")``.
         loss: your own loss, with ``TrainConfig(loss="own")``; its distance is the configuration's.
@@ -166,7 +166,7 @@ class Place(NamedTuple):
 
 def _set_up(
     config: TrainConfig,
-    dataset: ImageDataset | None,
+    dataset: Dataset | None,
     encoder: Encoder | None,
     loss: Loss | None,
     mesh: Mesh,
@@ -180,8 +180,8 @@ def _set_up(
         published = _published(config)
     data = prepare_data(config, dataset, encoder, loss)
     augment = make_augment(config.augment)
-    if augment is not None:  # images that are too small for it are refused here
-        one = jax.ShapeDtypeStruct((1, *data.dataset.images.shape[1:]), np.uint8)
+    one = _one(data)
+    if augment is not None:  # what it can not change is refused here, as small images are
         jax.eval_shape(augment, one, jax.random.key(0))
     schedule = config.make_schedule()
 
@@ -199,13 +199,13 @@ def _set_up(
         mesh,
     )
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    params, batch_stats = encoder.init(init_key, data.dataset.images.shape[1:])
+    params, batch_stats = encoder.init(init_key, one.shape[1:])
     if published is not None:
         params, batch_stats = _begin_with(published, config, encoder, params, batch_stats)
     elif not config.begins_with_weights:
-        batch_stats = encoder.with_normalisation(batch_stats, *image_moments(data))
+        batch_stats = encoder.with_normalisation(batch_stats, *moments(data))
     optimizer, _ = compiled(loss_of(1))
-    dim = _dim(encoder, params, batch_stats, data)
+    dim = _dim(encoder, params, batch_stats, one)
     memory = None if config.memory is None else Memory.empty(config.memory, dim)
     loss_params = loss_of(1).init(jax.random.fold_in(init_key, 1), dim, len(data.split.train))
     state = create_state(
@@ -303,7 +303,7 @@ def _train_epoch(
         notice,
         place.step,
         load_batches(
-            data.dataset.images, setting.classes, plan, setting.mesh, first_step=part.steps
+            data.dataset.examples, setting.classes, plan, setting.mesh, first_step=part.steps
         ),
     )
     bar.start(float(state.margin), len(plan), part.loss)
@@ -388,11 +388,16 @@ def _optimizer_and_step(
     return rule, train_step
 
 
-def _dim(encoder: Encoder, params: Any, batch_stats: Any, data: RunData) -> int:
+def _one(data: RunData) -> jax.ShapeDtypeStruct:
+    """A batch of one example, as it is computed with."""
+    dtype = np.uint8 if data.dataset.pictures else np.float32
+    return jax.ShapeDtypeStruct((1, *data.dataset.examples.shape[1:]), dtype)
+
+
+def _dim(encoder: Encoder, params: Any, batch_stats: Any, one: jax.ShapeDtypeStruct) -> int:
     """Numbers of an embedding, which a network of one's own decides."""
-    image = jax.ShapeDtypeStruct((1, *data.dataset.images.shape[1:]), np.uint8)
     embed = functools.partial(encoder.apply, train=False, key=None)
-    embeddings, _ = jax.eval_shape(embed, params, batch_stats, image)
+    embeddings, _ = jax.eval_shape(embed, params, batch_stats, one)
     return int(embeddings.shape[-1])
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from margin_jax.config import TrainConfig
 from margin_jax.data.sampler import choose_batch, pk_batches
 from margin_jax.epoch import DivergedError, EpochRecord
-from margin_jax.evaluation.embedding import embed_images, pair_distances
+from margin_jax.evaluation.embedding import embed_examples, pair_distances
 from margin_jax.evaluation.verification import choose_threshold, verification_report
 from margin_jax.losses import batch_all_triplet_loss
 from margin_jax.models.encoder import Encoder
@@ -68,11 +68,11 @@ def make_validator(
         )
 
     def validate(state: TrainState, record: EpochRecord) -> dict[str, float]:
-        vectors = embed_images(
+        vectors = embed_examples(
             encoder.apply,
             state.params,
             state.batch_stats,
-            data.dataset.images,
+            data.dataset.examples,
             data.validation,
             mesh,
         )

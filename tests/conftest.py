@@ -41,7 +41,7 @@ def glyphs_drawn_once():
     @functools.cache
     def drawn(*size):
         dataset = load(*size)
-        dataset.images.flags.writeable = False
+        dataset.examples.flags.writeable = False
         return dataset
 
     with pytest.MonkeyPatch.context() as patched:
@@ -103,7 +103,7 @@ def tiny_fit(tiny_encoder):
     rng = np.random.default_rng(0)
     faces = rng.integers(0, 256, (60, 1, 6, 6, 1))
     images = np.clip(faces + rng.normal(0, 60, (60, 6, 6, 6, 1)), 0, 255).astype(np.uint8)
-    dataset = mj.ImageDataset.from_arrays(images.reshape(-1, 6, 6, 1), np.arange(360) // 6)
+    dataset = mj.Dataset.from_arrays(images.reshape(-1, 6, 6, 1), np.arange(360) // 6)
 
     def run(out, on_epoch=None, encoder=tiny_encoder, progress=False, **options):
         options = {"identities_per_batch": 8, "epochs": 3, **options}

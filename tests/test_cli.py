@@ -50,7 +50,7 @@ def test_train_resume_and_summary(tmp_path, capsys, monkeypatch):
     assert (config["epochs"], config["max_identities"], config["seed"]) == (2, 60, 3)
     report = json.loads((out / "report.json").read_text())
     assert f"{report['test']['auc']:.4f}" in shown.stdout
-    assert "raw pixels" in shown.stdout
+    assert "raw values" in shown.stdout
     assert "margin=0.20" in shown.stderr  # the progress bar
     assert "easy=" in shown.stderr
     assert "Warning" not in shown.stderr

@@ -19,13 +19,13 @@ def letters():
 
 def test_glyphs_are_letters_in_twelve_typefaces(letters):
     n = len(letters.identities)
-    assert letters.images.shape == (12 * n, 28, 28, 1)
-    assert letters.images.dtype == np.uint8
+    assert letters.examples.shape == (12 * n, 28, 28, 1)
+    assert letters.examples.dtype == np.uint8
     assert np.bincount(letters.labels).tolist() == [12] * n
     assert len(set(letters.identities)) == n > 500
     assert len(set(letters.files)) == 12 * n
     # Every picture holds ink, and the ink touches no border.
-    assert letters.images.max(axis=(1, 2, 3)).min() > 100
+    assert letters.examples.max(axis=(1, 2, 3)).min() > 100
 
 
 def test_glyphs_scale_with_the_image_size():

@@ -380,7 +380,7 @@ DAMAGE = {
     "report gone": lambda f: (f / "report.json").unlink(),
     "report empty": lambda f: (f / "report.json").write_text("{}"),
     "report no object": lambda f: (f / "report.json").write_text("[]"),
-    "shape of words": lambda f: (f / "data.json").write_text('{"image_shape": ["a"]}'),
+    "shape of words": lambda f: (f / "data.json").write_text('{"example_shape": ["a"]}'),
     "report of another epoch": lambda f: (f / "report.json").write_text(
         json.dumps(json.loads((f / "report.json").read_text()) | {"best_epoch": 7})
     ),
@@ -393,8 +393,8 @@ DAMAGE = {
     "config infinite": lambda f: change(f / "config.json", "margin", float("inf")),
     "data nested": lambda f: nest(f / "data.json"),
     "data of nobody": lambda f: change(f / "data.json", "identities", None),
-    "data of other sizes": lambda f: change(f / "data.json", "image_shape", [30, 30, 1]),
-    "data infinite": lambda f: change(f / "data.json", "image_shape", [float("inf"), 28, 1]),
+    "data of other sizes": lambda f: change(f / "data.json", "example_shape", [30, 30, 1]),
+    "data infinite": lambda f: change(f / "data.json", "example_shape", [float("inf"), 28, 1]),
     "data not of text": lambda f: (f / "data.json").write_bytes(b'{"images": "\xff"}'),
     "report nested": lambda f: nest(f / "report.json"),
     "report of nothing": lambda f: change(f / "report.json", "test", None),
@@ -457,7 +457,7 @@ def test_ones_own_dataset_encoder_and_callback(tmp_path):
     faces = rng.integers(0, 200, (30, 9, 9, 1))
     names = np.array([f"person {i}" for i in range(30)])
     images = (faces[:, None] + rng.integers(0, 55, (30, 4, 9, 9, 1))).reshape(-1, 9, 9, 1)
-    mine = mj.ImageDataset.from_arrays(images.astype(np.uint8), np.repeat(names, 4))
+    mine = mj.Dataset.from_arrays(images.astype(np.uint8), np.repeat(names, 4))
     encoder = mj.Encoder(Flat())
     config = mj.TrainConfig(
         dataset="own", encoder="own", epochs=2, identities_per_batch=4, out=str(tmp_path / "run")
@@ -468,7 +468,7 @@ def test_ones_own_dataset_encoder_and_callback(tmp_path):
     assert seen == run.history
     assert set(run.data["identities"]["train"]) < set(names)
     again = mj.load_run(run.path, encoder=encoder)
-    np.testing.assert_array_equal(again.embed(mine.images), run.embed(mine.images))
+    np.testing.assert_array_equal(again.embed(mine.examples), run.embed(mine.examples))
     assert plots.plot_margin(run.history).axes[0].get_ylabel() == "margin μ"
     with pytest.raises(ValueError, match="encoder is given if, and only if"):
         mj.load_run(run.path)
@@ -482,15 +482,15 @@ def test_ones_own_dataset_encoder_and_callback(tmp_path):
 @pytest.mark.parametrize(
     ("images", "labels", "error", "message"),
     [
-        (np.zeros((4, 9, 9, 1)), np.arange(4), TypeError, "uint8.*got float64"),
-        (np.zeros((4, 9, 9), np.uint8), np.arange(4), ValueError, r"got \(4, 9, 9\)"),
+        (np.zeros((4, 9, 9, 1), int), np.arange(4), TypeError, "uint8.*got int64"),
+        (np.zeros((4, 9, 9), np.uint8), np.arange(4), ValueError, r"shape \(4, 9, 9\)"),
         (np.zeros((4, 9, 9, 2), np.uint8), np.arange(4), ValueError, "1 or 3"),
         (np.zeros((4, 9, 9, 1), np.uint8), np.arange(5), ValueError, r"\(4,\); got \(5,\)"),
     ],
 )
 def test_ones_own_dataset_is_checked(images, labels, error, message):
     with pytest.raises(error, match=message):
-        mj.ImageDataset.from_arrays(images, labels)
+        mj.Dataset.from_arrays(images, labels)
 
 
 def test_what_may_change_in_a_run_is_not_sealed(run, tmp_path):

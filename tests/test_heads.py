@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from flax.errors import InvalidRngError
 
-from margin_jax.evaluation.embedding import embed_images
+from margin_jax.evaluation.embedding import embed_examples
 from margin_jax.models import Encoder, make_module
 from margin_jax.models.efficientnet import published_head
 from margin_jax.models.heads import Head, Siamese
@@ -104,7 +104,7 @@ def test_dropout_only_in_training_and_by_key():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_embeddings_are_float32_of_length_one(dtype):
     encoder, params, batch_stats = small(dtype)
-    vectors = embed_images(encoder.apply, params, batch_stats, pictures(5))
+    vectors = embed_examples(encoder.apply, params, batch_stats, pictures(5))
     assert vectors.dtype == np.float32
     assert vectors.shape == (5, 6)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
@@ -114,7 +114,7 @@ def test_embeddings_are_float32_of_length_one(dtype):
 def test_bfloat16_is_near_float32_and_not_the_same():
     (exact, params, stats), (rough, same, _) = small(), small(jnp.bfloat16)
     chex.assert_trees_all_equal(params, same)
-    a, b = (embed_images(e.apply, params, stats, pictures(5)) for e in (exact, rough))
+    a, b = (embed_examples(e.apply, params, stats, pictures(5)) for e in (exact, rough))
     assert 1e-5 < np.abs(a - b).max() < 0.05
 
 

@@ -156,12 +156,12 @@ def test_a_file_is_read_or_skipped_for_a_reason(tmp_path, name):
             load_dataset("folder", tmp_path, 8, True)
     else:
         assert dataset.skipped == ()
-        read = dataset.images[dataset.files.index(f"a/{name}")]
+        read = dataset.examples[dataset.files.index(f"a/{name}")]
         assert read.shape == (8, 8, len(expected))
         lossy = data[:2] == b"\xff\xd8" or name.endswith("jp2")
         np.testing.assert_allclose(read, np.broadcast_to(expected, read.shape), atol=lossy)
         # One picture in colour makes all of them RGB.
-        assert (dataset.images[dataset.files.index("b/sound.png")] == 9).all()
+        assert (dataset.examples[dataset.files.index("b/sound.png")] == 9).all()
 
 
 # --- shapes and depths ---
@@ -183,14 +183,14 @@ def test_shapes_are_kept_by_default(tmp_path):
 
     def read(fit, limit=1e9):
         data = folder.load(tmp_path, 60, memory_limit=limit, reading=Reading(fit))
-        ink = dict(zip(data.identities, data.images[:][..., 0] < 128, strict=True))
+        ink = dict(zip(data.identities, data.examples[:][..., 0] < 128, strict=True))
         return {
             k: (np.ptp(v.nonzero(), axis=1) + 1).tolist() for k, v in ink.items() if v.any()
         }, data
 
     sizes, data = read("pad")
     assert sizes == {"square": [34, 34], "broad": [11, 11], "high": [11, 11], "middle": [11, 11]}
-    assert data.images.max() == 255
+    assert data.examples.max() == 255
     assert data.notes == ("3 of 4 pictures are not square: padded",)
     assert read("pad", 0)[0] == sizes
     sizes, data = read("crop")
@@ -218,13 +218,15 @@ def test_16_bits_that_are_not_all_used_are_said_and_can_be_scaled(tmp_path, bits
     with pytest.warns(UserWarning, match=said):
         folder.load(tmp_path, 64)
     for limit in (0, 1e9):
-        scaled = folder.load(tmp_path, 64, memory_limit=limit, reading=Reading(bits=bits)).images[:]
+        scaled = folder.load(tmp_path, 64, memory_limit=limit, reading=Reading(bits=bits)).examples[
+            :
+        ]
         assert len(np.unique(scaled)) == 256
     bright = Image.fromarray(np.full((4, 4), 65535, np.uint16))
     bright.save(tmp_path / "b" / "2.png")
     if bits < 16:
         with pytest.warns(UserWarning, match=f"above {2**bits - 1:,} is white, by --bits {bits}"):
-            images = folder.load(tmp_path, 64, reading=Reading(bits=bits)).images
+            images = folder.load(tmp_path, 64, reading=Reading(bits=bits)).examples
         assert (images[-1] == 255).all()
 
 
@@ -306,8 +308,8 @@ def test_folder_reads_nested_identities_in_sorted_order(tmp_path):
     assert data.identities == ("a/deep", "b", "c.png")
     assert data.files == ("a/deep/1.png", "b/1.png", "b/2.png", "c.png/1.png")
     assert data.labels.tolist() == [0, 1, 1, 2]
-    assert data.images.shape == (4, 8, 8, 1)
-    assert data.images[:, 0, 0, 0].tolist() == [3, 1, 2, 4]
+    assert data.examples.shape == (4, 8, 8, 1)
+    assert data.examples[:, 0, 0, 0].tolist() == [3, 1, 2, 4]
     assert data.skipped == ()
     assert data.left_out == ("stray.png: in no identity's folder", "b/notes.txt: not an image")
 
@@ -397,7 +399,7 @@ def test_transparent_drawings_differ(tmp_path):
         (tmp_path / name).mkdir()
         Image.fromarray(drawing).save(tmp_path / name / "1.png")
     data = load_dataset("folder", tmp_path, 8, True)
-    assert [np.flatnonzero((im == 0).all((1, 2))).tolist() for im in data.images] == [
+    assert [np.flatnonzero((im == 0).all((1, 2))).tolist() for im in data.examples] == [
         [0],
         [1],
         [2],
@@ -408,7 +410,7 @@ def test_transparent_drawings_differ(tmp_path):
         ignored = folder.load(
             tmp_path, 8, memory_limit=limit, reading=Reading(transparency="ignore")
         )
-        assert not ignored.images[:].any()
+        assert not ignored.examples[:].any()
         assert ignored.notes == ("4 of 4 pictures are transparent: transparency ignored",)
 
 
@@ -436,7 +438,7 @@ def test_names_may_be_in_any_script(tmp_path):
     assert dataset.identities == tuple(sorted(names))
     assert dataset.files == tuple(f"{name}/{name}.png" for name in sorted(names))
     values = [names.index(name) for name in dataset.identities]
-    assert dataset.images[:, 0, 0, 0].tolist() == values
+    assert dataset.examples[:, 0, 0, 0].tolist() == values
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are text")
@@ -510,7 +512,7 @@ def test_identities_may_be_links(tmp_path):
     (root / "real 0" / "self").symlink_to(".")
     dataset = load_dataset("folder", root, 8, True)
     assert dataset.identities == (*(f"link {value}" for value in range(8)), "outside")
-    assert dataset.images[:, 0, 0, 0].tolist() == list(range(9))
+    assert dataset.examples[:, 0, 0, 0].tolist() == list(range(9))
 
 
 def test_folder_errors_say_what_was_expected(tmp_path):
@@ -545,19 +547,19 @@ def test_folder_errors_say_what_was_expected(tmp_path):
 def test_streamed_images_are_those_held_in_memory(all_files, channels):
     held = folder.load(all_files, 8, channels=channels)
     streamed = folder.load(all_files, 8, channels=channels, memory_limit=0)
-    assert isinstance(held.images, np.ndarray)
-    assert isinstance(streamed.images, StreamedImages)
+    assert isinstance(held.examples, np.ndarray)
+    assert isinstance(streamed.examples, StreamedImages)
     assert (streamed.files, streamed.skipped) == (held.files, held.skipped)
     assert len(held.files) + len(held.skipped) == 4 * len(FILES)
-    assert streamed.images.shape == held.images.shape == (len(held.files), 8, 8, channels or 3)
-    assert len({image.tobytes() for image in held.images}) > 2 * len(FILES)
+    assert streamed.examples.shape == held.examples.shape == (len(held.files), 8, 8, channels or 3)
+    assert len({image.tobytes() for image in held.examples}) > 2 * len(FILES)
     rows = np.random.default_rng(0).permutation(len(held.files))
-    np.testing.assert_array_equal(streamed.images[rows], held.images[rows])
-    np.testing.assert_array_equal(streamed.images[3:5], held.images[3:5])
+    np.testing.assert_array_equal(streamed.examples[rows], held.examples[rows])
+    np.testing.assert_array_equal(streamed.examples[3:5], held.examples[3:5])
     first, first_streamed = held.first(1), streamed.first(1)
-    assert 0 < len(first.images) == len(first_streamed.images) < len(held.images)
-    rows = rows[rows < len(first.images)]
-    np.testing.assert_array_equal(first_streamed.images[rows], first.images[rows])
+    assert 0 < len(first.examples) == len(first_streamed.examples) < len(held.examples)
+    rows = rows[rows < len(first.examples)]
+    np.testing.assert_array_equal(first_streamed.examples[rows], first.examples[rows])
 
 
 def test_rows_keep_their_place_in_a_long_list(all_files):
@@ -574,8 +576,8 @@ def test_grey_images_stay_grey_when_streamed(tmp_path):
     for value, name in enumerate("abc"):
         save(tmp_path / name / "1.png", value)
     streamed = folder.load(tmp_path, 8, memory_limit=0)
-    assert streamed.images.shape == (3, 8, 8, 1)
-    assert streamed.images[:][:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert streamed.examples.shape == (3, 8, 8, 1)
+    assert streamed.examples[:][:, 0, 0, 0].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("channels", [None, 1])
@@ -594,7 +596,7 @@ def test_the_limit_is_the_size_of_the_array(tmp_path, channels):
 def test_a_file_that_no_longer_can_be_read_is_named(tmp_path, change):
     for name in ("a", "b", "two\nlines"):
         save(tmp_path / name / "1.png")
-    images = folder.load(tmp_path, 8, memory_limit=0).first(3).images
+    images = folder.load(tmp_path, 8, memory_limit=0).first(3).examples
     path = tmp_path / "two\nlines" / "1.png"
     path.unlink() if change == "gone" else path.write_bytes(b"")
     assert images[np.array([1, 0])].shape == (2, 8, 8, 1)

@@ -51,10 +51,10 @@ def pictures(tmp_path_factory):
 @pytest.mark.parametrize("memory_limit", [np.inf, 0], ids=["held", "streamed"])
 def test_batches_are_those_of_the_plan(pictures, memory_limit, devices):
     data = folder.load(pictures, 6, memory_limit=memory_limit)
-    assert isinstance(data.images, np.ndarray) == (memory_limit > 0)
+    assert isinstance(data.examples, np.ndarray) == (memory_limit > 0)
     for first_step in range(len(PLAN) + 1):  # a training can go on from any of them
         mesh = make_mesh(devices, 8)
-        batches = list(load_batches(data.images, data.labels, PLAN, mesh, first_step=first_step))
+        batches = list(load_batches(data.examples, data.labels, PLAN, mesh, first_step=first_step))
         assert len(batches) == len(PLAN) - first_step
         for (images, labels), rows in zip(batches, PLAN[first_step:], strict=True):
             assert isinstance(images, jax.Array)
@@ -129,7 +129,7 @@ def test_a_file_that_vanishes_is_named(tmp_path):
     data = folder.load(tmp_path, 6, memory_limit=0)
     (tmp_path / "5" / "1.png").unlink()
     plan = np.array([[0, 1], [6, 5]])
-    batches = load_batches(data.images, data.labels, plan, make_mesh(1, 2))
+    batches = load_batches(data.examples, data.labels, plan, make_mesh(1, 2))
     assert next(batches)[0].ravel()[0] == 0
     with pytest.raises(ValueError, match=r"5/1\.png could be read before, and now can not: No "):
         next(batches)
@@ -156,7 +156,7 @@ import numpy as np
 from margin_jax.data import folder
 from margin_jax.data.loader import read_ahead
 
-images = folder.load(Path(sys.argv[1]), 6, memory_limit=0).images
+images = folder.load(Path(sys.argv[1]), 6, memory_limit=0).examples
 batches = read_ahead(images, np.random.default_rng(0).integers(0, len(images), (1000, 64)))
 print(next(batches).shape)
 """

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from margin_jax.evaluation.embedding import embed_images
+from margin_jax.evaluation.embedding import embed_examples
 from margin_jax.models import Encoder, make_encoder
 from margin_jax.models.small_cnn import l2_normalise, max_pool
 
@@ -24,7 +24,7 @@ def test_embeddings_have_length_one_at_any_size(shape):
     net = encoder()
     params, batch_stats = net.init(jax.random.key(0), shape)
     images = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
-    vectors = embed_images(net.apply, params, batch_stats, images)
+    vectors = embed_examples(net.apply, params, batch_stats, images)
     assert vectors.shape == (5, 16)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
@@ -39,7 +39,7 @@ def test_training_moves_batch_statistics_and_evaluation_does_not():
     evaluated, same = net.apply(params, before, images, train=False, key=None)
     changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before, after)
     assert all(jax.tree.leaves(changed["module"]))
-    assert not changed["image_mean"]
+    assert not changed["mean"]
     assert same is before
     assert not np.allclose(train, evaluated)
 
@@ -48,9 +48,9 @@ def test_an_image_embeds_alike_in_any_company():
     net = encoder()
     params, batch_stats = net.init(jax.random.key(0), (28, 28, 1))
     images = pictures(300)  # more than a batch, and no multiple of one
-    together = embed_images(net.apply, params, batch_stats, images)
+    together = embed_examples(net.apply, params, batch_stats, images)
     for rows in ([0], [255, 256, 299], list(range(5))):
-        alone = embed_images(net.apply, params, batch_stats, images[rows])
+        alone = embed_examples(net.apply, params, batch_stats, images[rows])
         np.testing.assert_allclose(alone, together[rows], atol=1e-6)
 
 
@@ -60,7 +60,7 @@ def test_normalisation_makes_brightness_and_contrast_irrelevant():
     net = encoder()
     params, batch_stats = net.init(jax.random.key(0), (28, 28, 1))
     a, b = (
-        embed_images(
+        embed_examples(
             net.apply,
             params,
             net.with_normalisation(batch_stats, v.mean((0, 1, 2)) / 255, v.std((0, 1, 2)) / 255),
@@ -68,7 +68,7 @@ def test_normalisation_makes_brightness_and_contrast_irrelevant():
         )
         for v in (images, brighter)
     )
-    assert np.abs(a - embed_images(net.apply, params, batch_stats, images)).max() > 0.01
+    assert np.abs(a - embed_examples(net.apply, params, batch_stats, images)).max() > 0.01
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 

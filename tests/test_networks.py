@@ -22,7 +22,7 @@ def images():
     rng = np.random.default_rng(0)
     faces = rng.integers(0, 256, (60, 1, 6, 6, 1))
     pixels = np.clip(faces + rng.normal(0, 60, (60, 6, 6, 6, 1)), 0, 255).astype(np.uint8)
-    return mj.ImageDataset.from_arrays(pixels.reshape(-1, 6, 6, 1), np.arange(360) // 6)
+    return mj.Dataset.from_arrays(pixels.reshape(-1, 6, 6, 1), np.arange(360) // 6)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def plain(fit):
 def test_every_encoder_gives_float32_embeddings_from_float32_parameters(name, dtype):
     encoder = make_encoder(name, 16, dtype=dtype)
     assert encoder is make_encoder(name, 16, dtype=dtype)
-    init = functools.partial(encoder.init, image_shape=(64, 48, 1))
+    init = functools.partial(encoder.init, example_shape=(64, 48, 1))
     params, batch_stats = jax.eval_shape(init, jax.random.key(0))
     assert {x.dtype.name for x in jax.tree.leaves((params, batch_stats))} == {"float32"}
     apply = functools.partial(encoder.apply, train=True)
@@ -65,7 +65,7 @@ def test_a_small_stem_looks_at_more_places(name):
     for small_stem in (False, True):
         encoder = make_encoder(name, 16, small_stem=small_stem)
         params, batch_stats = jax.eval_shape(
-            functools.partial(encoder.init, image_shape=(32, 32, 3)), jax.random.key(0)
+            functools.partial(encoder.init, example_shape=(32, 32, 3)), jax.random.key(0)
         )
         one = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
         apply = functools.partial(encoder.apply, train=False, key=None)
@@ -84,7 +84,9 @@ def test_published_weights_take_the_place_of_drawn_ones(monkeypatch, name, mean,
     encoder = make_encoder(name, 16, colour=True)
     drawn = jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype),
-        jax.eval_shape(functools.partial(encoder.init, image_shape=(32, 32, 1)), jax.random.key(0)),
+        jax.eval_shape(
+            functools.partial(encoder.init, example_shape=(32, 32, 1)), jax.random.key(0)
+        ),
     )
     published = jax.tree.map(lambda x: x + 1, (drawn[0]["trunk"], drawn[1]["module"]["trunk"]))
     monkeypatch.setattr(pretrained, "fetch", lambda name: f"cache of {name}")
@@ -98,8 +100,8 @@ def test_published_weights_take_the_place_of_drawn_ones(monkeypatch, name, mean,
         assert all(np.all(x == 1) for x in jax.tree.leaves(params["trunk"]))
         assert all(np.all(x == 0) for x in jax.tree.leaves(params["head"]))
         assert all(np.all(x == 1) for x in jax.tree.leaves(batch_stats["module"]))
-        np.testing.assert_allclose(batch_stats["image_mean"], mean)
-        np.testing.assert_allclose(batch_stats["image_std"], std)
+        np.testing.assert_allclose(batch_stats["mean"], mean)
+        np.testing.assert_allclose(batch_stats["std"], std)
         assert jax.tree.structure(params) == jax.tree.structure(drawn[0])
         assert jax.tree.structure(batch_stats) == jax.tree.structure(drawn[1])
 
@@ -110,10 +112,10 @@ def test_a_network_in_colour_takes_images_in_grey(tiny_encoder, tmp_path, no_pic
     config = mj.TrainConfig(
         dataset="own", encoder="own", epochs=1, identities_per_batch=4, out=str(tmp_path / "run")
     )
-    mine = mj.ImageDataset.from_arrays(images, np.arange(60) // 3)
+    mine = mj.Dataset.from_arrays(images, np.arange(60) // 3)
     run = mj.fit(config, dataset=mine, encoder=encoder)
     assert run.params["Dense_0"]["kernel"].shape == (6 * 6 * 3, 8)
-    mean = run.batch_stats["image_mean"]
+    mean = run.batch_stats["mean"]
     assert mean.shape == (3,)
     np.testing.assert_allclose(mean, images.mean() / 255, atol=0.02)  # of a part of them
 
@@ -183,4 +185,4 @@ def test_an_nnx_module_is_an_encoder(fit, images, tmp_path):
     assert np.any(run.batch_stats["module"]["norm"]["var"] != before["norm"]["var"])
     assert run.history[2]["loss"] < run.history[0]["loss"]
     again = mj.load_run(run.path, encoder=encoder)
-    assert np.array_equal(again.embed(images.images[:3]), run.embed(images.images[:3]))
+    assert np.array_equal(again.embed(images.examples[:3]), run.embed(images.examples[:3]))

@@ -69,15 +69,15 @@ def test_streamed_images_give_the_same_run(people, held, fit, tmp_path):
     streamed = fit(config(people, tmp_path / "run", memory_limit=0))
     assert timeless(streamed.history) == timeless(held.history)
     assert streamed.data == held.data
-    assert streamed.report["test"].pop("raw_pixels") is None
-    raw = held.report["test"]["raw_pixels"]
+    assert streamed.report["test"].pop("raw") is None
+    raw = held.report["test"]["raw"]
     assert streamed.report == {
         **held.report,
-        "test": {k: v for k, v in held.report["test"].items() if k != "raw_pixels"},
+        "test": {k: v for k, v in held.report["test"].items() if k != "raw"},
     }
     assert raw["auc"] > 0.5
     dataset = prepare_data(streamed.config).dataset
-    assert not isinstance(dataset.images, np.ndarray)
+    assert not isinstance(dataset.examples, np.ndarray)
     assert dataset.digest() == prepare_data(held.config).dataset.digest()
     # It can be resumed with its images held, for that decides nothing.
     longer = streamed.config.replace(epochs=3, resume=True, memory_limit=4.0, out=tmp_path / "run")
@@ -90,7 +90,7 @@ def test_a_run_reads_other_pictures_as_its_own(people, held, fit, tmp_path):
     run = fit(config(people, tmp_path / "run", fit="crop"))
     assert run.history[0]["loss"] != held.history[0]["loss"]
     assert run.data["notes"] == ["123 of 123 pictures are not square: cropped"]
-    own = run.embed(prepare_data(run.config).dataset.images)
+    own = run.embed(prepare_data(run.config).dataset.examples)
     for other in (embed_identities(run, people).vectors, embed_folder(run, people).vectors):
         np.testing.assert_array_equal(other, own)
     padded = dataclasses.replace(run, config=run.config.replace(fit="pad"))
@@ -210,7 +210,7 @@ def test_describe_on_the_command_line(people, tmp_path, capsys):
 def test_contact_sheet_shows_large_and_small_identities_of_any_name():
     labels = np.repeat(["$x^2$", "中文", "caf\udce9", "c"], [40, 3, 2, 1])
     images = np.arange(46, dtype=np.uint8).reshape(46, 1, 1, 1).repeat(8, 1).repeat(8, 2) * 5
-    figure = plots.plot_contact_sheet(mj.ImageDataset.from_arrays(images, labels), 20, 5)
+    figure = plots.plot_contact_sheet(mj.Dataset.from_arrays(images, labels), 20, 5)
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         "$x^2$ (40)",
@@ -254,7 +254,7 @@ def test_a_run_of_an_earlier_time_reads_pictures_as_it_did(people, tmp_path):
 def small_set(identities, images):
     labels = np.repeat(np.arange(identities), images)
     pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8, 1), np.uint8)
-    return mj.ImageDataset.from_arrays(pixels, labels)
+    return mj.Dataset.from_arrays(pixels, labels)
 
 
 def test_a_small_set_trains_at_the_defaults(tiny_encoder, tmp_path):

@@ -17,7 +17,7 @@ import pytest
 
 import margin_jax as mj
 from margin_jax.checkpoint import Checkpoint
-from margin_jax.evaluation.embedding import embed_images
+from margin_jax.evaluation.embedding import embed_examples
 from margin_jax.models import make_encoder
 from margin_jax.sharding import make_mesh, place_copies, place_rows
 
@@ -71,7 +71,7 @@ def an_epoch(devices):
 
     placed = ((place_rows(x, mesh), place_copies(y, mesh)) for x, y in batches)
     state, record = mj.train_epoch(state, noted, placed, SCHEDULE)
-    vectors = embed_images(
+    vectors = embed_examples(
         ENCODER.apply,
         state.params,
         state.batch_stats,

@@ -142,7 +142,7 @@ def test_official_data_is_read_as_its_preset_says(tmp_path, name):
     prepare(Path(builder.data_path), base, features, **parts)
 
     data = load_dataset(f"tfds:{name}", tmp_path, strict=True)
-    assert np.array_equal(data.images, images)
+    assert np.array_equal(data.examples, images)
     assert data.identities == tuple(identities)
     assert data.labels.tolist() == [0, 1, 2, 3] * 3
     assert data.files == tuple(f"image {row}" for row in range(12))
@@ -164,10 +164,10 @@ def test_own_data_needs_no_builder(tmp_path, name):
     images = prepare_own(tmp_path, ["b", "a", "b", "a"], name=name)
     name = name.replace("/", ":")
     data = load_dataset(f"tfds:{name}", tmp_path, image_size=8)
-    assert np.array_equal(data.images, images)
+    assert np.array_equal(data.examples, images)
     assert data.identities == ("a", "b")
     assert data.labels.tolist() == [1, 0, 1, 0]
-    assert load_dataset(f"tfds:{name}", tmp_path).images.shape == (4, 64, 64, 1)
+    assert load_dataset(f"tfds:{name}", tmp_path).examples.shape == (4, 64, 64, 1)
     assert prepared(tmp_path) == [name]
 
 
@@ -181,7 +181,7 @@ def test_numbers_name_identities_in_their_order(tmp_path):
 def test_images_without_a_label_are_left_out(tmp_path):
     images = prepare_own(tmp_path, [-1, 2, -1, 0, 2], F.ClassLabel(names=["x", "y", "z"]))
     data = load_dataset("tfds:own", tmp_path, image_size=8, strict=True)
-    assert np.array_equal(data.images, images[[1, 3, 4]])
+    assert np.array_equal(data.examples, images[[1, 3, 4]])
     assert data.identities == ("x", "z")
     assert data.labels.tolist() == [1, 0, 1]
     assert data.files == ("image 1", "image 3", "image 4")
@@ -206,7 +206,7 @@ def test_label_key_leads_to_a_nested_feature(tmp_path):
     prepare(tmp_path / "people" / "1.0.0", "people", features, train=rows)
     data = load_dataset("tfds:people", tmp_path, label_key="identity/Identity_No")
     assert data.identities == ("0", "1", "2")
-    assert data.images.shape == (3, 64, 64, 3)  # as the feature says, though all of them are grey
+    assert data.examples.shape == (3, 64, 64, 3)  # as the feature says, though all of them are grey
     data = load_dataset("tfds:people", tmp_path, label_key="image/place")
     assert data.identities == ("p0", "p1")
     # The error offers what can be one, nested features too; a yes or no is none.
@@ -227,8 +227,8 @@ def test_which_feature_is_the_image_must_be_clear(tmp_path):
         prepare(tmp_path / name / "1.0.0", name, features, train=rows)
     refuse("must have one feature that is an image.*got a, b", "tfds:two", tmp_path)
     refuse("must have one feature that is an image.*got none", "tfds:none", tmp_path)
-    assert np.array_equal(load_dataset("tfds:one", tmp_path, 8).images, [first, first])
-    assert np.array_equal(load_dataset("tfds:named", tmp_path, 8).images, [second, second])
+    assert np.array_equal(load_dataset("tfds:one", tmp_path, 8).examples, [first, first])
+    assert np.array_equal(load_dataset("tfds:named", tmp_path, 8).examples, [second, second])
 
 
 def test_a_corrupt_image_is_skipped_or_refused(tmp_path):
@@ -246,7 +246,7 @@ def test_a_corrupt_image_is_skipped_or_refused(tmp_path):
     prepare(tmp_path / "alone" / "1.0.0", "alone", features, train=rows[:3])
     for limit in (0, np.inf):
         data = load_dataset("tfds:own", tmp_path, 8, memory_limit=limit)
-        assert np.array_equal(data.images[:], images[[1, 3, 5]])
+        assert np.array_equal(data.examples[:], images[[1, 3, 5]])
         assert data.identities == ("a", "b")  # c has no image that can be read
         assert data.labels.tolist() == [0, 0, 1]
         assert data.files == ("image 1", "image 3", "image 5")
@@ -267,16 +267,16 @@ def test_streamed_images_equal_those_in_memory_also_from_threads(tmp_path):
     images = prepare_own(tmp_path, [f"{i % 7}" for i in range(300)])
     held = load_dataset("tfds:own", tmp_path, 8)
     data = load_dataset("tfds:own", tmp_path, 8, memory_limit=0)
-    assert isinstance(held.images, np.ndarray)
-    assert not isinstance(data.images, np.ndarray)
-    assert np.array_equal(held.images, images)
-    assert np.array_equal(data.images[:], images)
+    assert isinstance(held.examples, np.ndarray)
+    assert not isinstance(data.examples, np.ndarray)
+    assert np.array_equal(held.examples, images)
+    assert np.array_equal(data.examples[:], images)
     assert np.array_equal(data.labels, held.labels)
     assert data.identities == held.identities
     rng = np.random.default_rng(1)
     picks = [rng.integers(0, 300, 40) for _ in range(64)]
     with ThreadPoolExecutor(8) as threads:
-        for pick, read in zip(picks, threads.map(data.images.__getitem__, picks), strict=True):
+        for pick, read in zip(picks, threads.map(data.examples.__getitem__, picks), strict=True):
             assert np.array_equal(read, images[pick])
 
 
@@ -284,7 +284,7 @@ def test_reading_never_imports_tensorflow(tmp_path):
     prepare_own(tmp_path, ["a", "b"])
     script = (
         "import sys; from margin_jax.data import load_dataset; "
-        f"print(load_dataset('tfds:own', {str(tmp_path)!r}, memory_limit=0).images[:].shape, "
+        f"print(load_dataset('tfds:own', {str(tmp_path)!r}, memory_limit=0).examples[:].shape, "
         "'tensorflow' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -338,7 +338,7 @@ def test_a_folder_that_is_not_finished_is_not_read(tmp_path):
     assert prepared(tmp_path) == ["own"]
     data = load_dataset("tfds:own", tmp_path, 8)
     assert data.identities == ("c", "d", "e")
-    assert np.array_equal(data.images, images)
+    assert np.array_equal(data.examples, images)
 
 
 def test_a_copy_that_is_not_whole_is_refused(tmp_path):
@@ -413,14 +413,14 @@ def test_mnist_is_prepared_by_its_official_builder(tmp_path, python):
         np.concatenate([idx(f"{part}-{kind}", header) for part in ("train", "t10k")])
         for kind, header in (("images-idx3", 16), ("labels-idx1", 8))
     )
-    assert data.images.shape == (70_000, 28, 28, 1)
+    assert data.examples.shape == (70_000, 28, 28, 1)
     assert data.identities == tuple("0123456789")
 
     def count(images, labels):
         rows = zip(labels.tolist(), images.reshape(-1, 28 * 28), strict=True)
         return Counter((label, image.tobytes()) for label, image in rows)
 
-    assert count(data.images, data.labels) == count(images, labels)
+    assert count(data.examples, data.labels) == count(images, labels)
 
 
 # A builder of noise, that ends in the middle as the environment says.
@@ -452,7 +452,7 @@ class Noise(tfds.core.GeneratorBasedBuilder):
 
 def attempt(name, **options):
     try:
-        print(json.dumps(load_dataset(name, sys.argv[1], **options).images.shape))
+        print(json.dumps(load_dataset(name, sys.argv[1], **options).examples.shape))
     except ValueError as error:
         print(json.dumps(" ".join(str(error).split())))
 """
@@ -468,7 +468,7 @@ def test_a_killed_preparation_leaves_nothing_that_is_read(tmp_path, python):
     refuse("no tfds:noise", "tfds:noise", tmp_path)
     ran = python(BUILDER + "attempt('tfds:noise')", tmp_path)
     assert "[100, 64, 64, 1]" in ran.stdout, ran.stderr
-    images = load_dataset("tfds:noise", tmp_path).images
+    images = load_dataset("tfds:noise", tmp_path).examples
     expected = noise(100, 64)
     assert Counter(x.tobytes() for x in images) == Counter(x.tobytes() for x in expected)
 

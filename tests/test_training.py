@@ -77,7 +77,7 @@ def test_report_is_about_the_best_epoch_and_the_saved_pairs(finished):
     assert finished.report["validation"]["auc"] == pytest.approx(max(aucs))
     assert test["threshold"] == finished.report["validation"]["threshold"]
     assert test["published"]["same_pairs"] == test["published"]["different_pairs"] == 500
-    assert {"auc", "eer", "accuracy", "hard", "raw_pixels"} <= set(test)
+    assert {"auc", "eer", "accuracy", "hard", "raw"} <= set(test)
 
     # From the files alone: the saved pairs, embedded by the loaded run, give the reported figures.
     run = mj.load_run(finished.path)
@@ -85,7 +85,7 @@ def test_report_is_about_the_best_epoch_and_the_saved_pairs(finished):
     with np.load(run.path / "pairs.npz") as pairs:
         rows, same, files = pairs["test_rows"], pairs["test_same"], pairs["files"]
     assert tuple(files) == dataset.files
-    vectors = run.embed(dataset.images)
+    vectors = run.embed(dataset.examples)
     distances = np.linalg.norm(vectors[rows[:, 0]] - vectors[rows[:, 1]], axis=1)
     report = mj.verification_report(distances, same, threshold=test["threshold"])
     assert report.auc == pytest.approx(test["auc"], abs=1e-5)
@@ -373,13 +373,13 @@ def test_resume_takes_the_same_images_and_network_only(tiny_encoder, tmp_path, n
     )
 
     def train(images, encoder, **options):
-        mine = mj.ImageDataset.from_arrays(images, np.arange(120) // 4)
+        mine = mj.Dataset.from_arrays(images, np.arange(120) // 4)
         return mj.fit(config.replace(**options), dataset=mine, encoder=encoder)
 
     train(images, tiny_encoder)
     wider = mj.Encoder(type(tiny_encoder.module)(features=9))
     for other, what in (((255 - images, tiny_encoder), "sha256"), ((images, wider), "network")):
-        with pytest.raises(ValueError, match=rf"other images .* \(data.json differs in {what}\)"):
+        with pytest.raises(ValueError, match=rf"other examples .* \(data.json differs in {what}\)"):
             train(*other, epochs=2, resume=True)
     assert len(train(images, tiny_encoder, epochs=2, resume=True).history) == 2
 
@@ -551,7 +551,7 @@ def test_an_image_folder_trains(tmp_path):
     )
     losses = [record["validation_loss"] for record in run.history]
     assert run.report["best_epoch"] == 1 + int(np.argmin(losses))
-    assert run.data["image_shape"] == [16, 16, 3]
+    assert run.data["example_shape"] == [16, 16, 3]
     assert [text.split(":")[0] for text in run.data["skipped"]] == ["p00/broken.jpg"]
     assert "hard" not in run.report["test"]
 
@@ -562,7 +562,7 @@ def test_a_loss_without_triplets_does_not_choose_the_best_epoch(tiny_encoder, tm
     names["test"] = [f"who is tested {i:02}" for i in range(10)]
     labels = np.repeat(names["train"] + names["test"], 4).tolist() + names["validation"] * 2
     images = np.random.default_rng(0).integers(0, 256, (len(labels), 6, 6, 1)).astype(np.uint8)
-    mine = mj.ImageDataset.from_arrays(images, np.array(labels))
+    mine = mj.Dataset.from_arrays(images, np.array(labels))
     (tmp_path / "split.json").write_text(json.dumps(names))
     config = mj.TrainConfig(
         dataset="own",

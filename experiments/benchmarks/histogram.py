@@ -26,9 +26,9 @@ ROUNDS, STEPS = 40, 5
 def main():
     glyphs = load_dataset("glyphs", None, None, strict=True)
     rows = pk_batches(glyphs.labels, 32, 2, seed=0, epoch=0)[0][0]
-    batch = jax.device_put((glyphs.images[rows], glyphs.labels[rows]))
+    batch = jax.device_put((glyphs.examples[rows], glyphs.labels[rows]))
     encoder, optimizer, schedule = make_encoder("small_cnn", 128), optax.adam(1e-3), mj.dams()
-    params, batch_stats = encoder.init(jax.random.key(0), glyphs.images.shape[1:])
+    params, batch_stats = encoder.init(jax.random.key(0), glyphs.examples.shape[1:])
     start = mj.create_state(params, batch_stats, optimizer, schedule, jax.random.key(1))
     steps = {
         kept: mj.make_train_step(encoder.apply, optimizer, histogram=kept) for kept in (False, True)

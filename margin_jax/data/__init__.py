@@ -4,7 +4,7 @@ from pathlib import Path
 
 from margin_jax.choices import check_choice
 from margin_jax.data import folder, glyphs, tfds
-from margin_jax.data.dataset import ImageDataset
+from margin_jax.data.dataset import Dataset
 from margin_jax.data.images import FITS, Reading
 
 DATASETS = ("glyphs", "folder", "tfds:NAME")
@@ -35,7 +35,7 @@ def load_dataset(
     transparency: str = "white",
     bits: int = 16,
     repeated_names: str = "error",
-) -> ImageDataset:
+) -> Dataset:
     """The dataset of that name: glyphs, folder, or tfds:NAME[:CONFIG].
 
     Args:
@@ -59,7 +59,7 @@ def load_dataset(
     Example:
         >>> import margin_jax as mj
         >>> letters = mj.load_dataset("glyphs")
-        >>> letters.images.shape, len(letters.identities)
+        >>> letters.examples.shape, len(letters.identities)
         ((7236, 28, 28, 1), 603)
     """
     check_dataset(name)

@@ -1,12 +1,17 @@
-"""What a dataset is here: images of identities."""
+"""What a dataset is here: examples of identities, pictures or any other arrays."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 
-from margin_jax.data.images import Images
+from margin_jax.data.images import StreamedImages
+
+# Held in memory, mapped from a file, or decoded when rows are asked for.
+Examples: TypeAlias = np.ndarray | StreamedImages
 
 
 def remarks(left_out: Sequence[str], notes: Sequence[str]) -> tuple[str, ...]:
@@ -17,15 +22,17 @@ def remarks(left_out: Sequence[str], notes: Sequence[str]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class ImageDataset:
-    """Images with the identity of each.
+class Dataset:
+    """Examples with the identity of each.
 
     Attributes:
-        images: uint8[images, height, width, channels], channels 1 (grey) or 3 (RGB): an array, or,
-            for sets that are not held in memory, what decodes them when rows are asked for.
-        labels: int32[images], an index into `identities`.
+        examples: pictures, uint8[n, height, width, channels], channels 1 (grey) or 3 (RGB); or
+            anything else as floats, float[n, ..., features]: vectors, series of vectors, spectra.
+            An array, in memory or mapped from a file; or, for pictures that are not held in
+            memory, what decodes them when rows are asked for.
+        labels: int32[n], an index into `identities`.
         identities: their names, in order.
-        files: where each image comes from, for a person.
+        files: where each example comes from, for a person.
         groups: int32[identities]; identities of one group stay on one side of a split, and pairs
             across identities of one group are the hard ones.
         skipped: "file: reason" of each picture that could not be read.
@@ -33,7 +40,7 @@ class ImageDataset:
         notes: what was done to some of the pictures, for a person.
     """
 
-    images: Images
+    examples: Examples
     labels: np.ndarray
     identities: tuple[str, ...]
     files: tuple[str, ...]
@@ -43,58 +50,74 @@ class ImageDataset:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def from_arrays(cls, images: np.ndarray, labels: np.ndarray) -> "ImageDataset":
-        """Your own images in memory.
+    def from_arrays(cls, examples: np.ndarray, labels: np.ndarray) -> "Dataset":
+        """Your own examples.
 
         Args:
-            images: uint8[n, height, width, channels], channels 1 (grey) or 3 (RGB). Files are read
-                as squares, so a run on other shapes embeds and compares arrays, not files.
+            examples: pictures, uint8[n, height, width, channels], channels 1 (grey) or 3 (RGB).
+                Files are read as squares, so a run on other shapes embeds and compares arrays, not
+                files. Or float[n, ..., features] of any float dtype, computed with in float32; the
+                array may be mapped from a file, as by ``np.load(path, mmap_mode="r")``: rows are
+                read when they are asked for.
             labels: [n], whatever names an identity: numbers or strings.
 
         Raises:
             ValueError: for other shapes.
-            TypeError: for images that are not uint8.
+            TypeError: for examples that are neither uint8 nor floats.
 
         Example:
             >>> import numpy as np, margin_jax as mj
             >>> images = np.zeros((4, 8, 8, 1), np.uint8)
-            >>> mine = mj.ImageDataset.from_arrays(images, np.array(["bo", "bo", "al", "al"]))
+            >>> mine = mj.Dataset.from_arrays(images, np.array(["bo", "bo", "al", "al"]))
             >>> mine.identities, mine.labels.tolist()
             (('al', 'bo'), [1, 1, 0, 0])
         """
-        images, labels = np.asarray(images), np.asarray(labels)
-        if images.dtype != np.uint8:
-            raise TypeError(f"images must be uint8, 0 to 255; got {images.dtype}")
-        if images.ndim != 4 or images.shape[-1] not in (1, 3):
-            raise ValueError(
-                f"images must have shape [n, height, width, 1 or 3]; got {images.shape}"
+        examples, labels = np.asarray(examples), np.asarray(labels)
+        if examples.dtype == np.uint8:
+            if examples.ndim != 4 or examples.shape[-1] not in (1, 3):
+                raise ValueError(
+                    "pictures, uint8, must have shape [n, height, width, 1 or 3], and other "
+                    f"examples be floats; got uint8 of shape {examples.shape}"
+                )
+        elif not jnp.issubdtype(examples.dtype, jnp.floating):
+            raise TypeError(
+                f"examples must be uint8, as pictures are, or floats; got {examples.dtype}"
             )
-        if labels.shape != images.shape[:1]:
-            raise ValueError(f"labels must have shape {images.shape[:1]}; got {labels.shape}")
+        elif examples.ndim < 2:
+            raise ValueError(f"examples must have shape [n, ..., features]; got {examples.shape}")
+        if 0 in examples.shape:
+            raise ValueError(f"examples must not be empty; got shape {examples.shape}")
+        if labels.shape != examples.shape[:1]:
+            raise ValueError(f"labels must have shape {examples.shape[:1]}; got {labels.shape}")
         names, dense = np.unique(labels, return_inverse=True)
         return cls(
-            images=images,
+            examples=examples,
             labels=dense.astype(np.int32),
             identities=tuple(map(str, names)),
-            files=tuple(f"image {i}" for i in range(len(images))),
+            files=tuple(f"example {i}" for i in range(len(examples))),
             groups=np.arange(len(names), dtype=np.int32),
         )
 
-    def digest(self) -> str:
-        """SHA-256 of the labels and of 256 images, spread evenly: to tell other sets by.
+    @property
+    def pictures(self) -> bool:
+        """Whether the examples are pictures, uint8 from 0 to 255, and no floats."""
+        return self.examples.dtype == np.uint8
 
-        It is the same whether the images are held in memory or not, and soon computed.
+    def digest(self) -> str:
+        """SHA-256 of the labels and of 256 examples, spread evenly: to tell other sets by.
+
+        It is the same whether they are held in memory or not, and soon computed.
         """
         some = np.linspace(0, len(self.labels) - 1, min(len(self.labels), 256)).astype(int)
         found = hashlib.sha256(np.ascontiguousarray(self.labels).data)
-        found.update(np.ascontiguousarray(self.images[some]).data)
+        found.update(self.examples[some].tobytes())
         return found.hexdigest()
 
-    def first(self, identities: int) -> "ImageDataset":
+    def first(self, identities: int) -> "Dataset":
         """The first so many identities only."""
-        rows = np.flatnonzero(self.labels < identities)
-        return ImageDataset(
-            self.images[rows] if isinstance(self.images, np.ndarray) else self.images.only(rows),
+        examples, rows = self.examples, np.flatnonzero(self.labels < identities)
+        return Dataset(
+            examples[rows] if isinstance(examples, np.ndarray) else examples.only(rows),
             self.labels[rows],
             self.identities[:identities],
             tuple(self.files[row] for row in rows),
@@ -103,3 +126,21 @@ class ImageDataset:
             self.left_out,
             self.notes,
         )
+
+
+def read_rows(examples: Examples, rows: np.ndarray) -> np.ndarray:
+    """Some examples as they are computed with: floats as float32[rows, ...], pictures as uint8.
+
+    Raises:
+        ValueError: for a value that is not finite in float32, naming the first such row of `rows`.
+    """
+    found = examples[rows]
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        return found
+    with np.errstate(over="ignore"):
+        found = found.astype(np.float32, copy=False)
+    finite = np.isfinite(found).all(axis=tuple(range(1, found.ndim)))
+    if not finite.all():
+        row = rows[np.argmin(finite)]
+        raise ValueError(f"examples must be finite numbers of float32; example {row} is not")
+    return found

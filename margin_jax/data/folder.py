@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from margin_jax.data.dataset import ImageDataset
+from margin_jax.data.dataset import Dataset
 from margin_jax.data.images import (
     NO_FILE,
     NO_IMAGE,
@@ -65,7 +65,7 @@ def load(
     memory_limit: float = float("inf"),
     reading: Reading = USUAL,
     repeated_names: str = "error",
-) -> ImageDataset:
+) -> Dataset:
     """Every image below `data_dir`, as :func:`~margin_jax.data.images.load_images` has it.
 
     Folders may be nested (``alphabet/character/01.png``) and links. Names are sorted, so the order
@@ -116,8 +116,8 @@ def load(
             + (f" (first unreadable file: {skipped[0]})" if skipped else "")
         )
     index = {identity: i for i, identity in enumerate(identities)}
-    return ImageDataset(
-        images=found.images,
+    return Dataset(
+        examples=found.images,
         labels=np.array([index[identity] for identity in identity_of], np.int32),
         identities=tuple(identities),
         files=tuple(str(path.relative_to(root)) for path in found.kept),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from margin_jax.data.dataset import ImageDataset
+from margin_jax.data.dataset import Dataset
 
 DEFAULT_SIZE = 28
 _STYLES = {
@@ -21,15 +21,15 @@ _STYLES = {
 }
 
 
-def load(image_size: int = DEFAULT_SIZE) -> ImageDataset:
+def load(image_size: int = DEFAULT_SIZE) -> Dataset:
     """All letters in all typefaces, grey, white on black."""
     text = resources.files("margin_jax.data").joinpath("glyphs.txt").read_text(encoding="utf-8")
     letters = text.replace("\n", "")
     images = draw(letters, image_size)
     faces = [path.stem for path in typefaces()]
     bases = {base: i for i, base in enumerate(dict.fromkeys(map(base_letter, letters)))}
-    return ImageDataset(
-        images=images.reshape(-1, image_size, image_size, 1),
+    return Dataset(
+        examples=images.reshape(-1, image_size, image_size, 1),
         labels=np.repeat(np.arange(len(letters), dtype=np.int32), len(faces)),
         identities=tuple(letters),
         files=tuple(f"{letter} {face}" for letter in letters for face in faces),

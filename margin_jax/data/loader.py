@@ -14,39 +14,39 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from margin_jax.data.images import Images
+from margin_jax.data.dataset import Examples, read_rows
 from margin_jax.sharding import own_rows, place_copies, place_rows
 
 _THREADS, _AHEAD = 2, 4
 
 
 def load_batches(
-    images: Images, labels: np.ndarray, plan: np.ndarray, mesh: Mesh, *, first_step: int = 0
+    examples: Examples, labels: np.ndarray, plan: np.ndarray, mesh: Mesh, *, first_step: int = 0
 ) -> Iterator[tuple[Array, Array]]:
-    """Yields ``(images uint8[batch, H, W, C], labels int32[batch])`` for the rows of the plan.
+    """Yields ``(examples [batch, ...], labels int32[batch])`` for the rows of the plan.
 
-    The images are shared out over the mesh, and a process reads only those of its own devices; the
-    labels are on all of it.
+    The examples, floats as float32, are shared out over the mesh, and a process reads only those of
+    its own devices; the labels are on all of it.
 
     Args:
-        images, labels: of a dataset.
+        examples, labels: of a dataset.
         plan: int[steps, batch], rows of the dataset.
         mesh: the devices.
         first_step: earlier ones are left out.
     """
     steps = plan[first_step:]
     own = steps[:, own_rows(mesh, plan.shape[1])]
-    for rows, read in zip(steps, read_ahead(images, own), strict=True):
+    for rows, read in zip(steps, read_ahead(examples, own), strict=True):
         yield place_rows(read, mesh, len(rows)), place_copies(labels[rows], mesh)
 
 
-def read_ahead(images: Images, plan: Sequence[np.ndarray] | np.ndarray) -> Iterator[np.ndarray]:
-    """``images[rows]`` for the rows of a plan, in its order; an error comes at its own batch."""
+def read_ahead(examples: Examples, plan: Sequence[np.ndarray] | np.ndarray) -> Iterator[np.ndarray]:
+    """``read_rows(examples, rows)`` for each batch of a plan, in order; so do errors come."""
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="read_ahead")
     waiting: deque[Future[np.ndarray]] = deque()
     try:
         for rows in plan:
-            waiting.append(pool.submit(images.__getitem__, rows))
+            waiting.append(pool.submit(read_rows, examples, rows))
             if len(waiting) > _AHEAD:
                 yield waiting.popleft().result()
         while waiting:

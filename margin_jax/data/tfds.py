@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias
 import numpy as np
 
 from margin_jax.choices import check_choice
-from margin_jax.data.dataset import ImageDataset
+from margin_jax.data.dataset import Dataset
 from margin_jax.data.images import USUAL, Reading, load_images
 
 PREFIX = "tfds:"
@@ -83,7 +83,7 @@ def load(
     label_key: str | None = None,
     memory_limit: float = float("inf"),
     reading: Reading = USUAL,
-) -> ImageDataset:
+) -> Dataset:
     """A data set by its name in TFDS, prepared first if it is not.
 
     Images without a label, as in the test parts of contests, are left out.
@@ -139,8 +139,8 @@ def load(
             + (f" (first unreadable: {skipped[0]})" if skipped else "")
         )
     text = label.int2str if is_class else str
-    return ImageDataset(
-        images=images,
+    return Dataset(
+        examples=images,
         labels=labels.astype(np.int32),
         identities=tuple(text(value) for value in present.tolist()),
         files=tuple(f"image {row}" for row in kept),

@@ -1,4 +1,4 @@
-"""Embeddings of many images, and distances between pairs of them."""
+"""Embeddings of many examples, and distances between pairs of them."""
 
 import functools
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from margin_jax.data.images import Images
+from margin_jax.data.dataset import Examples
 from margin_jax.data.loader import read_ahead
 from margin_jax.distances import DistanceFn, get_distance, paired
 from margin_jax.sharding import local_mesh, own_rows, place_copies, place_rows, replicated
@@ -19,11 +19,11 @@ _BATCH = 256
 _PAIR_VALUES = 2**22
 
 
-def embed_images(
+def embed_examples(
     apply_fn: ApplyFn,
     params: Any,
     batch_stats: Any,
-    images: Images,
+    examples: Examples,
     rows: np.ndarray | None = None,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
@@ -34,11 +34,11 @@ def embed_images(
     Args:
         apply_fn: the encoder.
         params, batch_stats: its weights.
-        images: uint8[n, height, width, channels].
-        rows: int[rows], which images. Default: all of them.
+        examples: of a dataset.
+        rows: int[rows], which of them. Default: all of them.
         mesh: devices that share the work, on all of which the weights are. Default: one device.
     """
-    rows = np.arange(len(images)) if rows is None else rows
+    rows = np.arange(len(examples)) if rows is None else rows
     if mesh is None:
         mesh = local_mesh()
         params, batch_stats = place_copies((params, batch_stats), mesh)
@@ -47,9 +47,9 @@ def embed_images(
     plan = [rows[start : start + size] for start in range(0, len(rows), size)]
     vectors = []
     for batch, read in zip(
-        plan, read_ahead(images, [batch[own[own < len(batch)]] for batch in plan]), strict=True
+        plan, read_ahead(examples, [batch[own[own < len(batch)]] for batch in plan]), strict=True
     ):
-        padded = np.pad(read, [(0, len(own) - len(read)), (0, 0), (0, 0), (0, 0)])
+        padded = np.pad(read, [(0, len(own) - len(read))] + [(0, 0)] * (read.ndim - 1))
         placed = place_rows(padded, mesh, size)
         vectors.append(
             np.asarray(_embed(apply_fn, mesh, params, batch_stats, placed))[: len(batch)]
@@ -63,8 +63,8 @@ def _round_up(n: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _embed(apply_fn: ApplyFn, mesh: Mesh, params: Any, batch_stats: Any, images: Array) -> Array:
-    vectors = apply_fn(params, batch_stats, images, train=False, key=None)[0]
+def _embed(apply_fn: ApplyFn, mesh: Mesh, params: Any, batch_stats: Any, examples: Array) -> Array:
+    vectors = apply_fn(params, batch_stats, examples, train=False, key=None)[0]
     everywhere: Array = jax.lax.with_sharding_constraint(vectors, replicated(mesh))
     return everywhere
 
