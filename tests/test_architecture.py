@@ -63,6 +63,8 @@ ORDER = [
     "models.mobilenet",
     "models.nn2",
     "models.mlp",
+    "models.linen",
+    "models.nnx",
     "models.encoder",
     "models",
     "models.pretrained",

@@ -3,10 +3,8 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import margin_jax as mj
 from margin_jax import training
@@ -164,25 +162,3 @@ def test_a_schedule_over_the_run_cannot_be_made_longer(fit, images):
     longer = run.config.replace(epochs=4, resume=True, out=run.path)
     with pytest.raises(ValueError, match="epochs is 2, asked for 4"):
         mj.fit(longer, dataset=images)
-
-
-def test_an_nnx_module_is_an_encoder(fit, images, tmp_path):
-    class Net(nnx.Module):
-        def __init__(self, size, rngs):
-            self.norm = nnx.BatchNorm(1, rngs=rngs)
-            self.dense = nnx.Linear(36, size, rngs=rngs)
-
-        def __call__(self, images, *, train):
-            x = self.norm(images, use_running_average=not train)
-            x = self.dense(x.reshape(len(x), -1))
-            return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-    encoder = mj.Encoder(nnx.bridge.to_linen(Net, 5))
-    given = {"dataset": "own", "encoder": "own", "identities_per_batch": 8, "reduction": "mean"}
-    given |= {"schedule": "constant", "learning_rate": 1e-2, "epochs": 3}
-    run = mj.fit(mj.TrainConfig(out=tmp_path / "run", **given), dataset=images, encoder=encoder)
-    before = encoder.init(jax.random.key(0), (6, 6, 1))[1]["module"]
-    assert np.any(run.batch_stats["module"]["norm"]["var"] != before["norm"]["var"])
-    assert run.history[2]["loss"] < run.history[0]["loss"]
-    again = mj.load_run(run.path, encoder=encoder)
-    assert np.array_equal(again.embed(images.examples[:3]), run.embed(images.examples[:3]))

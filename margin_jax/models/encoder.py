@@ -1,7 +1,5 @@
-"""A network of Flax as pure functions."""
+"""A network of Flax, of either kind, with the normalisation of its examples."""
 
-import functools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +10,19 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import ArrayLike
 
+import margin_jax.models.linen as linen
+
 
 @dataclass(frozen=True)
 class Encoder:
-    """A Linen module with the normalisation of its examples, as pure functions.
+    """A module of Linen or NNX with the normalisation of its examples, as pure functions.
 
-    Any module will do that is called as ``module(examples, train=...)`` with float32 examples
-    [batch, ..., features] of mean 0 and spread 1, pictures being [batch, height, width, channels],
-    and returns embeddings [batch, dim]. It may own "batch_stats" and use a "dropout" key; its
-    attributes can be hashed (tuples, not lists), since programs are compiled for it::
+    Any module will do that takes float32 examples [batch, ..., features] of mean 0 and spread 1,
+    pictures being [batch, height, width, channels], and returns embeddings [batch, dim].
+
+    **Linen**: it is called as ``module(examples, train=...)``. It may own "batch_stats" and use a
+    "dropout" key; its attributes can be hashed (tuples, not lists), since programs are compiled for
+    it::
 
         class MyNet(nn.Module):
             @nn.compact
@@ -30,7 +32,25 @@ class Encoder:
 
         mj.fit(mj.TrainConfig(encoder="own"), encoder=mj.Encoder(MyNet()))
 
-    An NNX module that is called so is one too: ``mj.Encoder(nnx.bridge.to_linen(MyNet, ...))``.
+    **NNX**: it is called as ``module(examples)``, in the mode of ``module.train()`` or
+    ``module.eval()``, and told ``train=`` if its ``__call__`` has a parameter of that name::
+
+        class MyNet(nnx.Module):
+            def __init__(self, rngs):
+                self.dense = nnx.Linear(256, 64, rngs=rngs)
+
+            def __call__(self, examples):
+                x = self.dense(examples.reshape(len(examples), -1))
+                return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+        mj.fit(mj.TrainConfig(encoder="own"), encoder=mj.Encoder(MyNet))
+
+    That is the class, or any function of ``nnx.Rngs``: each run then draws weights by its seed, as
+    it does for Linen. A module that is made, ``mj.Encoder(MyNet(nnx.Rngs(0)))``, has weights,
+    perhaps learned elsewhere: they are what every run begins with, whatever its seed. It is copied,
+    and stays as it is; what was learned is in the run's ``params``. Of its variables ``nnx.Param``
+    is trained, batch statistics and any others are kept with the run, and random streams begin
+    anew at each step, at a key that is a function of the seed and the step.
 
     A run or a comparison that goes on knows its network by attributes and the number of parameters;
     when only the code of a network has changed, give another ``out``.
@@ -39,32 +59,35 @@ class Encoder:
     they are saved with the weights and another data set needs no other compilation.
 
     Attributes:
-        module: the Linen module.
+        module: of Linen, or of NNX, or a function of ``nnx.Rngs`` that makes one of NNX.
         colour: it has three channels even if images are grey, as networks trained on colour do.
 
     Raises:
-        TypeError: a module with an attribute that can not be hashed.
+        TypeError: something else, or a module of Linen with an attribute that can not be hashed.
     """
 
-    module: nn.Module
+    module: Any
     colour: bool = False
 
     def __post_init__(self) -> None:
-        """Checks what would else fail at the first compilation, in words of JAX."""
-        try:
-            hash(self.module)
-        except TypeError as error:
-            raise TypeError(
-                f"attributes of {type(self.module).__name__} must be hashable, so tuples and no "
-                f"lists or dicts: {error}"
-            ) from error
+        """Refuses what no program can be compiled for."""
+        object.__setattr__(self, "module", self._form.settled(self.module))
+
+    @property
+    def _form(self) -> Any:
+        """The functions of its kind: `models.linen`, or those of the same names of `models.nnx`."""
+        if isinstance(self.module, nn.Module):
+            return linen
+        import margin_jax.models.nnx as nnx  # slow to import
+
+        return nnx
 
     def description(self, example_shape: Sequence[int]) -> str:
         """What it can be told from others by: its attributes, and how many parameters it has."""
         drawn = jax.eval_shape(lambda key: self.init(key, example_shape), jax.random.key(0))
         count = sum(leaf.size for leaf in jax.tree.leaves(drawn[0]))
-        # An address is another one in each process.
-        return f"{re.sub(r' at 0x[0-9a-f]+', '', repr(self))}, {count:,} parameters"
+        attributes = self._form.attributes(self.module)
+        return f"Encoder(module={attributes}, colour={self.colour}), {count:,} parameters"
 
     def init(self, key: Array, example_shape: Sequence[int]) -> tuple[Any, Any]:
         """``(params, batch_stats)`` for examples of a shape, such as [height, width, channels].
@@ -73,13 +96,8 @@ class Encoder:
         """
         features = jnp.zeros(3 if self.colour else example_shape[-1], jnp.float32)
         examples = jnp.zeros((1, *example_shape[:-1], len(features)), jnp.float32)
-        variables = _init(self.module, key, examples)
-        batch_stats = {
-            "module": variables.get("batch_stats", {}),
-            "mean": features,
-            "std": features + 1.0,
-        }
-        return variables["params"], batch_stats
+        params, module = self._form.draw(self.module, key, examples)
+        return params, {"module": module, "mean": features, "std": features + 1.0}
 
     def with_normalisation(self, batch_stats: Any, mean: ArrayLike, std: ArrayLike) -> Any:
         """`batch_stats` with a mean and a spread of examples, float[features] of the last axis.
@@ -116,18 +134,7 @@ class Encoder:
             x = x / 255.0
         # If the network has three channels and the images one, it is repeated here.
         x = (x - batch_stats["mean"]) / batch_stats["std"]
-        variables = {"params": params, "batch_stats": batch_stats["module"]}
-        if not train:
-            embeddings = self.module.apply(variables, x, train=False)
-            return embeddings, batch_stats  # type: ignore[return-value]
-        rngs = None if key is None else {"dropout": key}
-        embeddings, updated = self.module.apply(
-            variables, x, train=True, mutable=["batch_stats"], rngs=rngs
+        embeddings, module = self._form.embed(
+            self.module, params, batch_stats["module"], x, train=train, key=key
         )
-        return embeddings, {**batch_stats, "module": updated.get("batch_stats", {})}
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _init(module: nn.Module, key: Array, examples: Array) -> Any:
-    """Compiled once for a module, however many runs begin with it."""
-    return module.init(key, examples, train=False)
+        return embeddings, {**batch_stats, "module": module} if train else batch_stats
