@@ -10,7 +10,7 @@ wider grid add `cub` (the folder `images` of CUB-200-2011), and MNIST by
     python experiments/compare.py --data DATA --datasets omniglot,lfw,cub,mnist --schedules all \
         --seeds 10
 
-A cell is a data set, a reduction of the loss, a schedule and a seed, and leaves one JSON in
+A cell is a data set, a reduction of the loss, a schedule and a seed, and leaves one line of JSON in
 `experiments/results/cells`: figures, the epochs in short, and the command that repeats it. Started
 again, the grid goes on where it was, also in the middle of a cell; what is there is not trained
 again, so to repeat all of it give another `--out`.
@@ -52,20 +52,14 @@ On a CPU a process has one core, so that a cell's figures do not depend on how m
 all cells of a data set and a reduction are trained in one process, which compiles once.
 
 The 1804 cells took 27.4 hours of one core (AMD EPYC of three generations, Intel Xeon; jax 0.10.2),
-the default grid 7.6, so about four of two cores. Result (`experiments/results/schedules.md`, by
-`report.py`): over all triplets on Omniglot, DAMS tuned to 80 % beats the tuned constant by .0061 ±
-.0029 AUC and the controller of the easy share by .0074 ± .0028, of which the latter remains when
-corrected for all comparisons; over the active ones DAMS loses .0063 ± .0031, and a constant of
-0.02, or what stays near it, is the best of all. Elsewhere nothing is clearly ahead of the tuned
-constant: on LFW and CUB too few triplets are easy in time, so that DAMS acts late or never, and on
-MNIST, tuned, it makes no difference that could be seen.
+the default grid 7.6, so about four of two cores. What came of it: the README, and
+`experiments/results/schedules.md` (by `report.py`).
 """
 
 import argparse
 import hashlib
 import importlib.metadata
 import itertools
-import json
 import multiprocessing
 import os
 import shlex
@@ -76,6 +70,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cell_files
 import numpy as np
 from grid import CANDIDATES, DATASETS, DEFAULT, FIXED, OPTIMISER, REDUCTIONS, TUNING_SEEDS
 
@@ -88,23 +83,17 @@ COLUMNS = (
 )
 
 
-def cell_path(folder: Path, name: str, reduction: str, schedule: str, seed: int) -> Path:
-    from margin_jax.config.option import as_file_name
-
-    return folder / name / reduction / f"{as_file_name(schedule)}-seed{seed}.json"
-
-
 def train_cell(
     path: Path, options: dict, data: Any, scratch: Path, extra: dict | None = None
 ) -> dict:
-    """Trains a cell and writes its JSON, unless it is there.
+    """Trains a cell and adds it to a file of cells, unless it is there.
 
     Args:
-        path: of the JSON.
-        options: of `mj.TrainConfig`.
+        path: the file.
+        options: of `mj.TrainConfig`; schedule and seed are among them.
         data: the `Dataset` that they name.
-        scratch: a folder for run folders; the cell's is removed when its JSON is written.
-        extra: what else its JSON shall say, such as the name of the data set.
+        scratch: a folder for run folders; the cell's is removed when it is written.
+        extra: what else it shall say: the name of the data set, say, or the variation.
 
     Raises:
         ValueError: if what is there is a cell with other options.
@@ -112,17 +101,19 @@ def train_cell(
     import jax
 
     import margin_jax as mj
-    from margin_jax.files import to_json, write_text
+    from margin_jax.config.option import as_file_name
 
-    if path.exists():
-        cell = json.loads(path.read_text(encoding="utf-8"))
+    extra = extra or {}
+    key = cell_files.key(options["schedule"], options["seed"], extra.get("variation", ""))
+    if (cell := cell_files.read(path).get(key)) is not None:
         if options_of(cell["command"]) != options_of(command(options)):
             raise ValueError(
-                f"{path} was trained with other options: {cell['command']}; remove it, or give "
-                f"another folder"
+                f"{' '.join(filter(None, key))} in {path} was trained with other options: "
+                f"{cell['command']}; remove it, or give another folder"
             )
         return cell
-    started, folder = time.perf_counter(), scratch / "-".join(path.with_suffix("").parts[-3:])
+    folder = scratch / as_file_name("-".join(filter(None, (path.stem, *key))))
+    started = time.perf_counter()
     config = mj.TrainConfig(**options, out=str(folder), resume=True)
     run = mj.fit(config, dataset=data)
     tested = np.isin(data.identities, run.data["identities"]["test"])
@@ -135,7 +126,7 @@ def train_cell(
     ]
     published = run.report["test"].pop("published")
     cell = {
-        **(extra or {}),
+        **extra,
         "schedule": config.schedule,
         "reduction": config.reduction,
         "seed": config.seed,
@@ -153,8 +144,7 @@ def train_cell(
         },
         "epochs": {name: [significant(record[name]) for record in history] for name in COLUMNS},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, to_json(cell) + "\n")
+    cell_files.add(path, cell)
     shutil.rmtree(folder)
     return cell
 
@@ -255,9 +245,10 @@ def train_shape(name: str, reduction: str, arguments: argparse.Namespace) -> Non
     options, data = open_dataset(name, arguments.data)
     options["reduction"] = reduction
 
+    path = cell_files.path_of(arguments.out, name, reduction)
+    before = cell_files.read(path)
+
     def train(schedule: str, seed: int) -> dict:
-        path = cell_path(arguments.out, name, reduction, schedule, seed)
-        done = path.exists()
         cell = train_cell(
             path,
             {**options, "schedule": schedule, "seed": seed},
@@ -265,7 +256,7 @@ def train_shape(name: str, reduction: str, arguments: argparse.Namespace) -> Non
             arguments.scratch,
             {"dataset": name},
         )
-        if not done:
+        if cell_files.key_of(cell) not in before:
             auc = cell["test"]["all_pairs"]["auc"]
             print(
                 f"{name} {reduction} {schedule} seed {seed}: validation "

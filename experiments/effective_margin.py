@@ -13,31 +13,10 @@ components of 4 samples a batch, 25 batches an epoch, for 30 epochs, Adam at 1e-
 *Real sets.* The constant margins among the cells of `compare.py`, 0.01 to 1, of the two seeds that
 all of them were tuned with.
 
-*What came of it.* The mean effective margin ends at or above a μ of up to 0.5 on all seven sets and
-with both reductions, but not always above 1, which is at .6 times μ on CUB, at 1.1 to 1.5 on the
-other real sets. In units of μ it is the higher, the smaller μ, on CUB, LFW and mostly MNIST down to
-0.05: at 12 to 20 times 0.02 on Omniglot, at about twice 0.5. (In absolute terms a large μ ends
-highest.) Where identities are well apart it is far above a small μ from the first epoch on, and
-where they overlap it then *shrinks*: with an overlap of 1 from 7.5 to 2.8 times 0.02. What ends its
-growth, less than 1 % an epoch in the mean of five, is not one thing:
-
-- Too few violate μ, but how few depends on μ. On Omniglot over all triplets (`mean`) it has ended
-  when 3 to 5 % violate μ = 0.5, 1 % or less violate 0.2, and .1 to .3 % violate 0.05 or less (but
-  23 % where μ is 1).
-  Over the active ones (`mean_active`) a small margin grows nearly to the last epoch, when hardly
-  one triplet in a thousand violates it, and ends higher.
-- Those that violate μ can not be helped. With an overlap of 1 a fifth of the triplets violates
-  μ = 0.2 to the end, and growth ends all the same. So "enough triplets still violate μ" is needed,
-  and is not enough.
-- The training itself. On LFW it ends between the 33rd and the last of forty epochs or not at all,
-  as the learning rate runs out, when 13 to 21 % violate μ = 0.5 and 3 to 8 % violate 0.2. On CUB 31
-  to 44 % violate μ at the end of thirty epochs, and all are still growing (two thirds violate 1,
-  with which growth ends in two of four). On MNIST no more than 23 % violate μ from the first epoch
-  on, and five epochs are too few to say.
-
-Writes `experiments/results/effective_margin.json`, and from it and the cells
-`experiments/results/effective_margin.md` and its pictures (`--report`: only that, in seconds). On
-two cores, beside other work, it took a minute and a half (jax 0.10.2).
+Writes `experiments/results/effective_margin.json`, and from it and the cells the pictures and the
+table of `experiments/results/effective_margin.md` (`--report`: only that, in seconds). What came of
+it stands there above them, and stays as it is. On two cores, beside other work, it took a minute
+and a half (jax 0.10.2).
 """
 
 import argparse
@@ -47,6 +26,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import cell_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,12 +122,12 @@ def read_curves(toy: list[dict], folder: Path) -> Curves:
         place = curves.setdefault(f"mixture, overlap {run['overlap']:g}", {})
         figures = np.array(run["violating"]), np.array(run["mean_effective"])
         place.setdefault(run["reduction"], []).append((*figures, run["margin"]))
-    for path in sorted(folder.glob("*/*/constant-*.json")):
-        cell = json.loads(path.read_text(encoding="utf-8"))
+    for cell in (cell for own in cell_files.read_all(folder) for cell in own.values()):
         epochs, name = cell["epochs"], cell["dataset"]
         margin = epochs["margin"][0]
+        constant = cell["schedule"].startswith("constant:") and margin in MARGINS
         # The seeds that every margin was trained on.
-        if margin in MARGINS and cell["seed"] in TUNING_SEEDS:
+        if constant and cell["seed"] in TUNING_SEEDS:
             place = curves.setdefault(NAMES[name], {reduction: [] for reduction in REDUCTIONS})
             figures = 1 - np.array(epochs["easy_fraction"]), np.array(epochs["mean_effective"])
             place[cell["reduction"]].append((*figures, margin))
@@ -285,11 +265,11 @@ def table(curves: Curves) -> str:
     return "\n".join(lines)
 
 
-def markdown(curves: Curves) -> str:
-    """What came of it, as this file says, and the figures."""
-    title, _, text = __doc__.partition("\n\n")
+def markdown(curves: Curves, before: str) -> str:
+    """The words of an earlier file, or at first what this one does, and the figures."""
+    words = before.partition("\n\n![")[0] or f"# {__doc__.strip()}"
     pictures = [f"![{name}](effective_margin_{name}.png)" for name in ("toy", "growth", "stop")]
-    return "\n\n".join([f"# {title}", text.strip(), *pictures, table(curves)]) + "\n"
+    return "\n\n".join([words, *pictures, table(curves)]) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -312,7 +292,9 @@ def main(argv: list[str] | None = None) -> None:
     plot_bands(toy).savefig(arguments.out / "effective_margin_toy.png")
     plot_growth(curves).savefig(arguments.out / "effective_margin_growth.png")
     plot_stop(curves).savefig(arguments.out / "effective_margin_stop.png")
-    (arguments.out / "effective_margin.md").write_text(markdown(curves), encoding="utf-8")
+    written = arguments.out / "effective_margin.md"
+    before = written.read_text(encoding="utf-8") if written.exists() else ""
+    written.write_text(markdown(curves, before), encoding="utf-8")
 
 
 if __name__ == "__main__":

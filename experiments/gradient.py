@@ -13,71 +13,25 @@ and both reductions, also with one thing changed at a time; constant margins fro
 DAMS with a threshold of 80 % from three starts. The seeds are those of the tuning, 100 and 101,
 none of which `compare.py` reports. Started again, it goes on where it was.
 
-*What came of it* (two seeds: directions, no intervals). Half of the lead held on Omniglot, and
-little of it on LFW, which is judged by even pairs: of all same pairs of one of these two seeds, one
-man has four fifths.
-
-- On Omniglot, over all triplets the gradient of the constants 0.02 and 0.2 falls to a fiftieth;
-  over the active ones it ends at .3 to 1.6 times its length (with twice the epochs mostly at
-  nothing: no triplet is active); with DAMS at half and as it was, after a quarter at the least.
-- With RMSprop's short memory, 0.02 over all triplets gains .011 and all but .004 of what it lacks
-  to 0.02 over the active ones. At 0.2 the gap narrows because the mean over the active ones gets
-  worse. (More than the memory is changed: momentum and a weight decay come with this rule, and its
-  rate of 3e-4 is a guess, tuned for none of them.)
-- But over all triplets DAMS does not lose its gain over a constant 0.2 with RMSprop, as the lead
-  would have it: it has more. It is 0.02 that it does not beat there. Over the active triplets DAMS
-  is below 0.02 under every change, in the mean of the seeds.
-- Over the active triplets all margins from 0.002 to 0.05 are alike (.9725 to .9756), and larger
-  ones worse; over all triplets the smallest are worst, for their gradient fades first.
-- Under every change (RMSprop, embeddings of 16 numbers, K = 2, a constant learning rate, twice the
-  epochs, a network twice as wide) 0.02 over the active triplets is the best of the six, and a
-  constant over all triplets the worst. A small embedding widens the gap between the reductions, at
-  0.02 to .029, the wide network halves it, to .007.
-- On LFW over all triplets the gradient of 0.02 falls to a sixth and that of 0.2 to a third only;
-  over the active ones both grow to three and a half times. At 0.02 the active ones are ahead under
-  every change, by .001 to .021 in the mean of the seeds; at 0.2 it depends on the change, from .010
-  ahead to .006 behind.
-- There 0.2 is ahead of 0.02 under every change, in both reductions and with both seeds, by .020 to
-  .056 and, with the network four times as wide, by .006 to .025; 0.2 or 0.5 is best, with less on
-  either side: .72 at 0.002, .78 at 1, .80 to .81 at 0.2.
-- With the narrower network DAMS as published hardly ever acts on LFW before validation is at its
-  best, not even in eighty epochs, where 95 % of the triplets are easy from the 38th to 56th on and
-  the best epoch is the 11th to 41st. What it does then does not help: at the last epoch its
-  validation AUC is .006 to .009 below that of the constant 0.2, with both seeds and reductions.
-- With the wide network, which does much better (.845 to .875), 95 % are easy from the 16th to 22nd
-  epoch on, and it does act in time. It is behind the constant 0.2 all the same: by .003 and .019
-  over the active triplets; over all of them by .010, and with the other seed .001 ahead. That
-  although the gradient of the constants over all triplets now fades as on Omniglot, to a twentieth
-  and a thirtieth, and DAMS keeps a third of its own.
-- DAMS at 80 % against the constant that it starts from, on LFW: from 0.05 it gains .009 and .017
-  (over all, active; three of four seeds), and so ends .006 below the best constant and .003 above
-  it; from 0.2 .003 and .000; from 0.5 it acts too late. On Omniglot over all triplets it gains
-  .003, .007 and .002, over active ones -.010, .000 and -.001.
-- A margin that falls from 0.2 to 0.01 was picked here as a better rule, since it was the best or
-  second best in all four columns beside eight constants, by the test AUC of all pairs (by even ones
-  it is third in one). On the reported seeds (`schedules.md`) it is ahead of the tuned constant
-  beyond its interval in one of eight comparisons, on Omniglot over all triplets, and behind in
-  four, on LFW and on CUB, of which the latter had no part in this. So no better rule came of it.
-
 All cells take two hours of one core on Omniglot and five on LFW, of which one is for the wide
 network (AMD EPYCs of two kinds, jax 0.10.2), half of that on two.
 
-Writes cells into `experiments/results/gradient`, and from them and the grid's
-`experiments/results/gradient.md` with its picture (`--report`: only that, in seconds; `--out`:
-elsewhere).
+Writes cells into `experiments/results/gradient`, and from them and the grid's the pictures and
+tables of `experiments/results/gradient.md` (`--report`: only that, in seconds; `--out`: elsewhere).
+What came of it stands there above them, and stays as it is.
 """
 
 import argparse
 import itertools
-import json
 import os
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import cell_files
 import numpy as np
-from compare import CELLS, cell_path, check_folders, open_dataset, share_out, train_cell
+from compare import CELLS, check_folders, open_dataset, share_out, train_cell
 from grid import FALLING, NAMES, PUBLISHED, REDUCTIONS, TUNING_SEEDS
 from matplotlib.figure import Figure
 from shapes import KINDS, headline
@@ -111,28 +65,21 @@ def plan() -> Iterator[tuple[str, str, int]]:
     yield from itertools.product(["as in the grid"], SWEEP, SEEDS)
 
 
-def place(
-    folder: Path, name: str, variation: str, reduction: str, schedule: str, seed: int
-) -> Path:
-    """Where a cell is: those that the grid has trained for its tuning are there."""
-    of_grid = cell_path(folder / "cells", name, reduction, schedule, seed)
-    if not VARIATIONS[variation] and of_grid.exists():
-        return of_grid
-    own = folder / "gradient" / name
-    return cell_path(own, re.sub(r"\W+", "-", variation), reduction, schedule, seed)
-
-
 def train(name: str, reduction: str, arguments: argparse.Namespace) -> None:
     """All cells of a data set and a reduction."""
     options, data = open_dataset(name, arguments.data)
+    of_grid = cell_files.path_of(arguments.out / "cells", name, reduction)
+    own = cell_files.path_of(arguments.out / "gradient", name, reduction)
+    tuned = cell_files.read(of_grid)  # those that the grid has trained for its tuning are there
     for variation, schedule, seed in dict.fromkeys(plan()):
         changed = {"reduction": reduction, "schedule": schedule, "seed": seed}
+        there = not VARIATIONS[variation] and cell_files.key(schedule, seed) in tuned
         cell = train_cell(
-            place(arguments.out, name, variation, reduction, schedule, seed),
+            of_grid if there else own,
             {**options, **changed, **VARIATIONS[variation]},
             data,
             arguments.scratch,
-            {"dataset": name, "variation": variation},
+            {"dataset": name} if there else {"dataset": name, "variation": variation},
         )
         (auc,) = aucs([cell])
         print(f"{name} {variation} {reduction} {schedule} seed {seed}: test {auc:.4f}", flush=True)
@@ -146,10 +93,13 @@ def read(folder: Path, name: str) -> Found:
     """The cells of a data set, of those seeds that are there."""
     found: Found = {}
     for reduction in REDUCTIONS:
+        of_grid = cell_files.read(cell_files.path_of(folder / "cells", name, reduction))
+        own = cell_files.read(cell_files.path_of(folder / "gradient", name, reduction))
         for variation, schedule, seed in dict.fromkeys(plan()):
-            path = place(folder, name, variation, reduction, schedule, seed)
-            if path.exists():
-                cell = json.loads(path.read_text(encoding="utf-8"))
+            cell = own.get(cell_files.key(schedule, seed, variation))
+            if not VARIATIONS[variation]:
+                cell = of_grid.get(cell_files.key(schedule, seed), cell)
+            if cell is not None:
                 found.setdefault((variation, reduction, schedule), []).append(cell)
     return found
 
@@ -246,10 +196,10 @@ def plot(by_name: dict[str, Found]) -> Figure:
     return figure
 
 
-def markdown(by_name: dict[str, Found]) -> str:
-    """What came of it, as this file says, and the figures."""
-    title, _, text = __doc__.partition("\n\n")
-    parts = [f"# {title}", text.strip(), "![Gradient and margin](gradient.png)"]
+def markdown(by_name: dict[str, Found], before: str) -> str:
+    """The words of an earlier file, or at first what this one does, and the figures."""
+    words = before.partition("\n\n![")[0] or f"# {__doc__.strip()}"
+    parts = [words, "![Gradient and margin](gradient.png)"]
     for name, found in by_name.items():
         parts += [f"## {NAMED[name]}: as in the grid, and changed"]
         parts += [f"AUC of {KINDS[headline(name)]}.", variations_table(found)]
@@ -281,7 +231,9 @@ def main(argv: list[str] | None = None) -> None:
         jobs = [(*shape, arguments) for shape in itertools.product(arguments.datasets, REDUCTIONS)]
         well = share_out(train, jobs, arguments.processes)
     by_name = {name: read(arguments.out, name) for name in NAMED}
-    (arguments.out / "gradient.md").write_text(markdown(by_name), encoding="utf-8")
+    written = arguments.out / "gradient.md"
+    before = written.read_text(encoding="utf-8") if written.exists() else ""
+    written.write_text(markdown(by_name, before), encoding="utf-8")
     plot(by_name).savefig(arguments.out / "gradient.png")
     sys.exit(not well)
 

@@ -4,11 +4,11 @@ Tables and pictures of it: `report.py`.
 """
 
 import collections
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
 
+from cell_files import read_all
 from compare import options_of, tuned
 from grid import CANDIDATES, FIXED, NAMES, TEST_TO_TRAIN, TUNING_SEEDS
 
@@ -176,12 +176,8 @@ def records(cell: dict) -> list[dict]:
 
 def read_shapes(folder: Path) -> list[Shape]:
     """Everything that is in a folder of cells, in the order of their names."""
-    shapes = []
-    for place in sorted(folder.glob("*/*")):
-        cells = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(place.glob("*.json"))]
-        if cells:
-            shapes.append(Shape(place.parent.name, place.name, cells))
-    return shapes
+    every = [list(cells.values()) for cells in read_all(folder)]
+    return [Shape(cells[0]["dataset"], cells[0]["reduction"], cells) for cells in every if cells]
 
 
 def corrected(p_values: dict[tuple[str, ...], float]) -> dict[tuple[str, ...], float]:

@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+import multiprocessing
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +50,23 @@ def made_up_cell(schedule, seed, validation=0.9, test=0.9):
 
 
 def write_cells(study, folder, cells):
+    cell_files, by_file = study("cell_files"), {}
     for cell in cells:
-        place = (cell["dataset"], cell["reduction"], cell["schedule"], cell["seed"])
-        path = study("compare").cell_path(folder, *place)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(cell), encoding="utf-8")
+        path = cell_files.path_of(folder, cell["dataset"], cell["reduction"])
+        by_file.setdefault(path, []).append(cell)
+    for path, own in by_file.items():
+        cell_files.add(path, *own)
+
+
+def read_cells(study, folder):
+    return [cell for own in study("cell_files").read_all(folder) for cell in own.values()]
+
+
+def remove_cell(study, folder, schedule, seed):
+    (path,) = folder.glob("*.jsonl")
+    cells = study("cell_files").read(path)
+    del cells[study("cell_files").key(schedule, seed)]
+    path.write_text("".join(json.dumps(cell) + "\n" for cell in cells.values()), encoding="utf-8")
 
 
 @pytest.fixture
@@ -123,9 +137,9 @@ class TestACell:
     def test_its_command_repeats_it(self, study, tmp_path, monkeypatch, options, capsys):
         compare = study("compare")
         data = mj.load_dataset("glyphs", None, 12).first(60)
-        path = tmp_path / "cells" / "glyphs" / "mean" / "dams-seed3.json"
+        path = tmp_path / "cells" / "glyphs_mean.jsonl"
         trained = compare.train_cell(path, options, data, tmp_path / "scratch", {"dataset": "g"})
-        assert json.loads(path.read_text(encoding="utf-8")) == trained
+        assert list(study("cell_files").read(path).values()) == [trained]
         assert not any((tmp_path / "scratch").iterdir())
         words = shlex.split(trained["command"])
         words = words[words.index("margin-jax") + 1 :]
@@ -148,17 +162,20 @@ class TestACell:
         capsys.readouterr()
 
     def test_what_is_there_is_not_trained_again(self, study, tmp_path, options):
-        compare, path = study("compare"), tmp_path / "cell.json"
-        kept = {"command": "taskset --cpu-list 0 " + compare.command(options)}
-        path.write_text(json.dumps(kept), encoding="utf-8")
+        compare, path = study("compare"), tmp_path / "cells.jsonl"
+        kept = {"schedule": options["schedule"], "seed": 3}
+        kept["command"] = "taskset --cpu-list 0 " + compare.command(options)
+        study("cell_files").add(path, kept, kept | {"seed": 4, "command": ""})
         assert compare.train_cell(path, options, None, tmp_path) == kept
 
     def test_what_is_there_and_is_something_else_is_not_taken_for_it(
         self, study, tmp_path, options
     ):
-        compare, path = study("compare"), tmp_path / "cell.json"
-        path.write_text(json.dumps({"command": compare.command(options)}), encoding="utf-8")
-        with pytest.raises(ValueError, match=r"cell\.json was trained with other .*--epochs=2"):
+        compare, path = study("compare"), tmp_path / "cells.jsonl"
+        cell = {"schedule": options["schedule"], "seed": 3, "command": compare.command(options)}
+        study("cell_files").add(path, cell)
+        said = r"seed3 in .*cells\.jsonl was trained with other .*--epochs=2"
+        with pytest.raises(ValueError, match=said):
             compare.train_cell(path, options | {"epochs": 3}, None, tmp_path)
 
     def test_its_machine_names_the_generation_of_the_cpu(self, study, tmp_path):
@@ -171,6 +188,49 @@ class TestACell:
         assert study("compare").cpu(cpuinfo) == "A, family None, model 3"
         cpuinfo.write_text("processor : 0\nBogoMIPS : 50.00\n", encoding="utf-8")  # of an ARM
         assert study("compare").cpu(cpuinfo) == "a CPU"
+
+
+def add_many(folder, path, seeds):
+    """In a process of its own."""
+    sys.path.insert(0, str(folder))
+    import cell_files
+
+    for seed in seeds:
+        cell_files.add(path, {"schedule": "dams", "seed": seed})
+
+
+class TestFilesOfCells:
+    def test_two_processes_add_to_one_file(self, study, tmp_path):
+        path = tmp_path / "cells" / "a_mean.jsonl"
+        context = multiprocessing.get_context("spawn")
+        halves = [(ROOT / "experiments", path, range(i, 100, 2)) for i in (0, 1)]
+        processes = [context.Process(target=add_many, args=half) for half in halves]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        cells = study("cell_files").read(path)
+        assert sorted(cell["seed"] for cell in cells.values()) == list(range(100))
+        assert list(cells) == sorted(cells)
+
+    def test_a_cell_is_known_by_variation_schedule_and_seed(self, study, tmp_path):
+        cell_files, path = study("cell_files"), tmp_path / "a_mean.jsonl"
+        one = {"schedule": "constant:0.2", "seed": 1, "seconds": 1.0}
+        others = [one | {"seed": 10}, one | {"schedule": "dams"}, one | {"variation": "wide"}]
+        cell_files.add(path, *others, one)
+        cell_files.add(path, one | {"seconds": 2.0})
+        assert list(cell_files.read(path).values()) == [one | {"seconds": 2.0}, *others]
+        assert path.read_text(encoding="utf-8").count("\n") == 4
+
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [("half of a ce", "Expecting value"), ('{"seed": 1}', "schedule"), (None, "a cell twice")],
+    )
+    def test_damage_is_told(self, study, tmp_path, line, said):
+        path, whole = tmp_path / "a_mean.jsonl", '{"schedule": "dams", "seed": 1}'
+        path.write_text(f"{whole}\n{line or whole}\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"a_mean\.jsonl is damaged: .*{said}"):
+            study("cell_files").read(path)
 
 
 class TestReport:
@@ -202,19 +262,19 @@ class TestReport:
         report = study("report")
         assert "†" not in report.short_tables(report.read_shapes(made_up))
         for seed, mark in ((0, "(†)"), (1, "(†)"), (2, "†")):
-            for path in made_up.glob(f"*/*/dams-*-seed{seed}.json"):
-                cell = json.loads(path.read_text(encoding="utf-8"))
-                cell["epochs"]["margin"][1] = cell["epochs"]["margin"][0]  # it acts after the best
-                path.write_text(json.dumps(cell), encoding="utf-8")
+            for cell in read_cells(study, made_up):
+                if cell["schedule"].startswith("dams") and cell["seed"] == seed:
+                    margins = cell["epochs"]["margin"]
+                    margins[1] = margins[0]  # it acts after the best
+                    write_cells(study, made_up, [cell])
             table = report.short_tables(report.read_shapes(made_up))
             assert f"| dams | +0.0233 ± 0.0379 {mark} |" in table
 
     def test_where_few_have_most_of_the_pairs_even_ones_stand_beside(self, study, made_up):
-        for path in list(made_up.glob("*/*/*.json")):
-            cell = json.loads(path.read_text(encoding="utf-8")) | {"dataset": "lfw"}
-            even = {"auc": cell["test"]["pairs"]["auc"] / 2, "eer": 0.5}
-            cell["test"] |= {"pairs": even}
-            write_cells(study, made_up, [cell])
+        cells = [cell | {"dataset": "lfw"} for cell in read_cells(study, made_up)]
+        for cell in cells:
+            cell["test"]["pairs"] = {"auc": cell["test"]["pairs"]["auc"] / 2, "eer": 0.5}
+        write_cells(study, made_up, cells)
         report = study("report")
         table = report.short_table(report.read_shapes(made_up)).splitlines()
         assert table[0] == "| schedule | LFW, even pairs | LFW, all pairs | Omniglot | mean rank |"
@@ -223,9 +283,8 @@ class TestReport:
 
     def test_only_what_is_on_every_data_set_has_a_rank(self, study, made_up):
         grid, report = study("grid"), study("report")
-        for path in list(made_up.glob("*/*/*.json")):
-            cell = json.loads(path.read_text(encoding="utf-8")) | {"dataset": "cub"}
-            write_cells(study, made_up, [cell])
+        cells = [cell | {"dataset": "cub"} for cell in read_cells(study, made_up)]
+        write_cells(study, made_up, cells)
         for schedule, seed in itertools.product(grid.CANDIDATES["linear"], (100, 101, 0, 1, 2)):
             write_cells(study, made_up, [made_up_cell(schedule, seed, test=0.99)])
         rows = report.short_table(report.read_shapes(made_up)).splitlines()[2:]
@@ -234,8 +293,7 @@ class TestReport:
         assert rows[2].startswith("| linear |  | **+0.0890 ")  # and no figure on the other set
 
     def test_a_seed_that_one_lacks_is_not_averaged_and_not_hidden(self, study, made_up):
-        path = study("compare").cell_path(made_up, "omniglot", "mean", "constant:0.05", 2)
-        path.unlink()
+        remove_cell(study, made_up, "constant:0.05", 2)
         report = study("report")
         (shape,) = report.read_shapes(made_up)
         assert (shape.seeds, shape.left_out) == ([0, 1], [2])
@@ -281,11 +339,11 @@ class TestReport:
         assert "remain: none. These losses: dams, Omniglot, mean over all triplets (p = 0.0" in said
 
     def test_what_the_loss_is_averaged_over_is_compared_too(self, study, made_up):
-        for path in list(made_up.glob("*/*/*.json")):
-            cell = json.loads(path.read_text(encoding="utf-8")) | {"reduction": "mean_active"}
+        cells = [cell | {"reduction": "mean_active"} for cell in read_cells(study, made_up)]
+        for cell in cells:
             gain = {"auc": cell["test"]["pairs"]["auc"] + 0.01 * (1 + cell["seed"] % 2), "eer": 0.1}
             cell["test"] = dict.fromkeys(("all_pairs", "pairs", "published_pairs"), gain)
-            write_cells(study, made_up, [cell])
+        write_cells(study, made_up, cells)
         report = study("report")
         said = report.active_or_all(report.read_shapes(made_up))  # gains of 1, 2 and 1 %
         assert said.endswith("minus that over all: Omniglot +0.0133 ± 0.0143.")
@@ -300,8 +358,8 @@ class TestReport:
         assert f"| {other} | 2 | **-0.0100 ± 0.0000** |" in report.markdown(shapes)
 
     def test_a_set_alone_has_a_report_without_what_needs_others(self, study, made_up, tmp_path):
-        cells = [json.loads(p.read_text(encoding="utf-8")) for p in made_up.glob("*/*/*.json")]
-        write_cells(study, tmp_path / "alone", [cell | {"dataset": "cub"} for cell in cells])
+        cells = [cell | {"dataset": "cub"} for cell in read_cells(study, made_up)]
+        write_cells(study, tmp_path / "alone", cells)
         text = study("report").markdown(study("report").read_shapes(tmp_path / "alone"))
         assert "1 differences in AUC" in text
         assert "Nadeau" not in text  # its test is always the same
@@ -329,7 +387,7 @@ class TestReport:
     def test_a_schedule_with_one_seed_so_far_is_named_and_left_out(self, study, made_up):
         for seed in (1, 2):
             best = study("grid").CANDIDATES["dams"][2]
-            study("compare").cell_path(made_up, "omniglot", "mean", best, seed).unlink()
+            remove_cell(study, made_up, best, seed)
         for schedule, seed in itertools.product(study("grid").CANDIDATES["linear"], (100, 101)):
             write_cells(study, made_up, [made_up_cell(schedule, seed)])
         for seed in range(3):
@@ -341,13 +399,13 @@ class TestReport:
         assert "Not finished: dams." in report.markdown([shape])
 
     def test_what_was_tuned_over_fewer_settings_is_named_and_left_out(self, study, made_up):
-        compare, report = study("compare"), study("report")
+        report = study("report")
         last = study("grid").CANDIDATES["dams"][-1]
-        compare.cell_path(made_up, "omniglot", "mean", last, 101).unlink()
+        remove_cell(study, made_up, last, 101)
         (shape,) = report.read_shapes(made_up)
         assert (shape.settings, list(shape.chosen), shape.unfinished) == (6, ["constant"], ["dams"])
         last = study("grid").CANDIDATES["constant"][-1]
-        compare.cell_path(made_up, "omniglot", "mean", last, 100).unlink()
+        remove_cell(study, made_up, last, 100)
         (shape,) = report.read_shapes(made_up)
         assert (shape.settings, list(shape.chosen)) == (5, ["constant", "dams"])
 
@@ -410,14 +468,14 @@ class TestCommittedResults:
                     cells = found[variation, reduction, schedule]
                     assert seed in {cell["seed"] for cell in cells}
         written = (CELLS.parent / "gradient.md").read_text(encoding="utf-8")
-        assert gradient.markdown(by_name) == written
+        assert gradient.markdown(by_name, written) == written
 
     def test_the_effective_margins_are_of_these_cells(self, study):
         effective = study("effective_margin")
         toy = json.loads((CELLS.parent / "effective_margin.json").read_text(encoding="utf-8"))
         assert len(toy) == len(effective.OVERLAPS) * len(effective.OF_THE_TOY) * 2
         written = (CELLS.parent / "effective_margin.md").read_text(encoding="utf-8")
-        assert effective.markdown(effective.read_curves(toy, CELLS)) == written
+        assert effective.markdown(effective.read_curves(toy, CELLS), written) == written
 
 
 def test_when_growth_has_ended(study):
@@ -438,9 +496,14 @@ def test_effective_margins_of_the_mixture(study, tmp_path, monkeypatch):
     assert names == pictures | {"effective_margin.md", "effective_margin.json"}
     text = (tmp_path / "effective_margin.md").read_text(encoding="utf-8")
     assert text.count("| mixture, overlap 0.5 |") == 8
+    assert text.startswith("# Claim 1 of arXiv 2603.26389")
     (tmp_path / "effective_margin.md").unlink()
     effective.main(["--report", "--out", str(tmp_path), "--cells", str(tmp_path)])
     assert (tmp_path / "effective_margin.md").read_text(encoding="utf-8") == text
+    found = text.replace("\n\n![", "\n\nWhat came of it: shrinking.\n\n![", 1)
+    (tmp_path / "effective_margin.md").write_text(found.replace("| mixture", ""), encoding="utf-8")
+    effective.main(["--report", "--out", str(tmp_path), "--cells", str(tmp_path)])
+    assert (tmp_path / "effective_margin.md").read_text(encoding="utf-8") == found
     samples, components = next(effective.batches(0.0, 0))
     for component in np.unique(components):  # without spread an identity is one point
         assert np.ptp(samples[components == component], axis=0).max() == 0
