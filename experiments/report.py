@@ -15,10 +15,10 @@ import numpy as np
 from compare import CELLS
 from grid import CANDIDATES, NAMES, TUNING_SEEDS
 from report_plots import plot_curves, plot_differences
-from scipy.stats import ttest_1samp
-from shapes import FIRST, KINDS, REDUCTION, UNEVEN, Shape, corrected, read_shapes
+from shapes import FIRST, KINDS, REDUCTION, UNEVEN, Shape, read_shapes
 
 import margin_jax as mj
+from margin_jax.comparison import CHANCE, holm
 
 RESULTS = CELLS.parent
 
@@ -118,23 +118,22 @@ def multiplicity(shapes: Iterable[Shape]) -> str:
     """How many of the differences would look like one by chance, and which would not."""
     p_values, gain = {}, {}
     for shape in shapes:
-        base = shape.judged.values("constant", "auc")
         for label in shape.chosen:
-            values = shape.judged.values(label, "auc") - base
-            if np.any(values):  # else the same run
+            if shape.judged.differences(label, "auc").any():  # else the same run
                 key = label, shape.data, REDUCTION[shape.reduction]
-                p_values[key], gain[key] = ttest_1samp(values, 0)[1], np.mean(values) > 0
-    outside = [key for key, p in p_values.items() if p < 0.05]
+                found = shape.judged.summary(label, "auc")
+                p_values[key], gain[key] = found.p_value, found.difference > 0
+    outside = [key for key, p in p_values.items() if p < CHANCE]
     gains = sum(gain[key] for key in outside)
-    left = {key: p for key, p in corrected(p_values).items() if p < 0.05}
+    left = {key: p for key, p in holm(p_values).items() if p < CHANCE}
     up, down = (
         "; ".join(f"{', '.join(key)} (p = {p:.2g})" for key, p in left.items() if gain[key] == sign)
         for sign in (True, False)
     )
     return (
         f"{len(outside)} of the {len(p_values)} differences in AUC exceed their interval, {gains} "
-        f"gains and {len(outside) - gains} losses, where about {0.05 * len(p_values):.1f} would by "
-        f"chance. Corrected for their number (Holm), these gains remain: {up or 'none'}. These "
+        f"gains and {len(outside) - gains} losses, where about {CHANCE * len(p_values):.1f} would "
+        f"by chance. Corrected for their number (Holm), these gains remain: {up or 'none'}. These "
         f"losses: {down or 'none'}."
     )
 
@@ -151,7 +150,7 @@ def active_or_all(shapes: Iterable[Shape]) -> str:
     for name, own in by_name.items():
         if len({judged.seeds for judged in own.values()}) == 1 < len(own):
             reports = {reduction: judged.reports["constant"] for reduction, judged in own.items()}
-            both = mj.Comparison(("mean", "mean_active"), own["mean"].seeds, reports, {})
+            both = mj.Comparison(tuple(reports), own["mean"].seeds, reports, {}, baseline="mean")
             found.append(f"{name} {difference(both, 'mean_active', 'auc')}")
     if not found:
         return ""
@@ -193,7 +192,7 @@ def replaced(shape: Shape) -> str:
                 label: {s: {"test": shape.by_place[text, s]["test"][shape.kinds[0]]} for s in seeds}
                 for label, text in (("constant", base), (own, own))
             }
-            judged = mj.Comparison(("constant", own), tuple(seeds), found, {})
+            judged = mj.Comparison(("constant", own), tuple(seeds), found, {}, baseline="constant")
             lines.append(f"| {own} | {len(seeds)} | {difference(judged, own, 'auc')} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 

@@ -100,6 +100,7 @@ class Shape:
                     for label, schedule in self.chosen.items()
                 },
                 histories,
+                baseline="constant",
             )
             for kind in KINDS
         }
@@ -178,12 +179,3 @@ def read_shapes(folder: Path) -> list[Shape]:
     """Everything that is in a folder of cells, in the order of their names."""
     every = [list(cells.values()) for cells in read_all(folder)]
     return [Shape(cells[0]["dataset"], cells[0]["reduction"], cells) for cells in every if cells]
-
-
-def corrected(p_values: dict[tuple[str, ...], float]) -> dict[tuple[str, ...], float]:
-    """Holm's correction: the chance that one or more of so many would look as good by chance."""
-    found, largest = {}, 0.0
-    for place, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        largest = max(largest, min(1.0, p * (len(p_values) - place)))
-        found[key] = largest
-    return found

@@ -32,8 +32,9 @@ from margin_jax.schedules import (
 from margin_jax.stats import EpochStats, EpochTotals, TripletStats
 
 if TYPE_CHECKING:
+    from margin_jax.arms import compare, vary
     from margin_jax.augmentation import make_augment
-    from margin_jax.comparison import Comparison, compare
+    from margin_jax.comparison import Comparison
     from margin_jax.config import TrainConfig
     from margin_jax.data import load_dataset
     from margin_jax.data.dataset import Dataset
@@ -69,7 +70,7 @@ _LAZY = {
     "Encoder": "models.encoder",
     "Dataset": "data.dataset",
     "DivergedError": "epoch",
-    "compare": "comparison",
+    "compare": "arms",
     "EpochRecord": "epoch",
     "Memory": "memory",
     "RetrievalReport": "evaluation.retrieval",
@@ -95,6 +96,7 @@ _LAZY = {
     "plot_roc": "plots",
     "retrieval_report": "evaluation.retrieval",
     "train_epoch": "epoch",
+    "vary": "arms",
     "verification_report": "evaluation.verification",
 }
 
@@ -153,6 +155,7 @@ __all__ = [
     "target_easy_fraction",
     "train_epoch",
     "triplet_stats",
+    "vary",
     "verification_report",
     "warmup_schedule",
 ]

@@ -162,10 +162,10 @@ def plot_roc(reports: dict[str, VerificationReport]) -> "Figure":
 
 
 def plot_comparison(histories: dict[str, dict[int, History]]) -> "Figure":
-    """Margin, easy share and validation AUC by epoch: a thick mean and thin seeds a schedule.
+    """Margin, easy share and validation AUC by epoch: a thick mean and thin seeds an arm.
 
     Args:
-        histories: by schedule, then by seed; all of one length.
+        histories: by arm, then by seed; those of an arm of one length.
     """
     figure, grid = _epoch_figure(rows=3)
     figure.set_size_inches(8.0, 7.2)
@@ -173,16 +173,16 @@ def plot_comparison(histories: dict[str, dict[int, History]]) -> "Figure":
     for axes, (name, label, scale) in zip(
         grid, (*shown, ("validation_auc", "validation AUC", 1)), strict=True
     ):
-        for (style, colour), (schedule, runs) in zip(_styles(), histories.items(), strict=False):
+        for (style, colour), (arm, runs) in zip(_styles(), histories.items(), strict=False):
             curves = scale * np.array([_column(history, name) for history in runs.values()])
             epochs = _column(next(iter(runs.values())), "epoch")
             if len(curves) > 1:
                 axes.plot(epochs, curves.T, style, color=colour, lw=0.5, alpha=0.3)
-            entry = schedule if axes is grid[0] else None
+            entry = arm if axes is grid[0] else None
             axes.plot(epochs, curves.mean(axis=0), style, color=colour, lw=2, label=entry)
         axes.set_ylabel(label)
     seeds = len(next(iter(histories.values())))
-    grid[0].set_title(f"Margin schedules, mean of {seeds} seed{'s' if seeds > 1 else ''}")
+    grid[0].set_title(f"Mean of {seeds} seed{'s' if seeds > 1 else ''}")
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 

@@ -58,17 +58,22 @@ def load(config: TrainConfig) -> Dataset:
     Raises:
         ValueError: saying what was expected and what came.
     """
-    return load_dataset(
-        config.dataset,
-        config.data_dir,
-        config.image_size,
-        config.strict,
-        manual_dir=config.manual_dir,
-        label_key=config.label_key,
-        memory_limit=config.memory_limit * 2**30,
+    return load_dataset(**loading(config))
+
+
+def loading(config: TrainConfig) -> dict[str, Any]:
+    """What is loaded for a configuration; where it is the same, so are the images."""
+    return {
+        "name": config.dataset,
+        "data_dir": config.data_dir,
+        "image_size": config.image_size,
+        "strict": config.strict,
+        "manual_dir": config.manual_dir,
+        "label_key": config.label_key,
+        "memory_limit": config.memory_limit * 2**30,
         **reading_of(config)._asdict(),
-        repeated_names=config.repeated_names,
-    )
+        "repeated_names": config.repeated_names,
+    }
 
 
 def reading_of(config: TrainConfig) -> Reading:

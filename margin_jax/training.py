@@ -173,7 +173,7 @@ def _set_up(
 ) -> tuple[Setting, TrainState]:
     """All that a run needs, and the state it starts with, on this host alone."""
     encoder = run.get_encoder(config, encoder)
-    _check_own(config, loss)
+    check_own(config, loss)
     # A run that goes on has its weights already, and their file may be gone.
     published = None
     if config.begins_with_weights and not (config.resume and run.is_saved(config.folder)):
@@ -401,7 +401,7 @@ def _dim(encoder: Encoder, params: Any, batch_stats: Any, one: jax.ShapeDtypeStr
     return int(embeddings.shape[-1])
 
 
-def _check_own(config: TrainConfig, loss: Loss | None) -> None:
+def check_own(config: TrainConfig, loss: Loss | None) -> None:
     """Refuses a loss of one's own that is missing, not asked for, or of another distance.
 
     Raises:

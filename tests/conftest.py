@@ -21,7 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Files that take long: last, one process of the tests would wait for them.
 LONG = (
     *("test_reliability", "test_notebooks", "test_training", "test_sharding", "test_cli"),
-    *("test_losses", "test_loops", "test_readme", "test_networks", "test_comparison", "test_docs"),
+    *("test_losses", "test_loops", "test_readme", "test_networks", "test_arms", "test_docs"),
 )
 
 

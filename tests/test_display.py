@@ -97,8 +97,10 @@ def test_a_run_shows_the_figures_of_the_command_line(run):
 
 
 def test_a_comparison_shows_its_table(run):
-    compared = mj.Comparison(("dams",), (0,), {"dams": {0: run.report}}, {"dams": {0: run.history}})
-    assert compared._repr_markdown_() == compared.table()
+    of_run = {"dams": {0: run.report}}, {"dams": {0: run.history}}
+    compared = mj.Comparison(("dams",), (0,), *of_run, baseline="dams")
+    assert compared._repr_markdown_() == f"{compared.table()}\n\n{compared.verdict()}"
+    assert "| dams | 0.20 → " in compared.table()
     assert "history" not in repr(compared)
 
 

@@ -314,11 +314,6 @@ class TestReport:
         row = report.again(shape).splitlines()[3]
         assert row == "| dams | +0.0233 ± 0.0379 | -0.0250 ± 0.0635 |"
 
-    def test_the_correction_is_holms(self, study):
-        corrected = study("shapes").corrected({("a",): 0.01, ("b",): 0.04, ("c",): 0.03})
-        assert corrected == {("a",): 0.03, ("c",): 0.06, ("b",): 0.06}
-        assert study("shapes").corrected({("a",): 0.6, ("b",): 0.9}) == {("a",): 1, ("b",): 1}
-
     def test_how_many_differences_there_are_and_which_remain(self, study, made_up):
         report = study("report")
         said = report.multiplicity(report.read_shapes(made_up))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import margin_jax as mj
-from margin_jax import cli, comparison, plots
+from margin_jax import arms, cli, plots
 from margin_jax.description import describe
 from margin_jax.evaluate import (
     embed_folder,
@@ -166,9 +166,9 @@ def test_a_comparison_loads_what_its_configuration_says(
     people, tiny_encoder, tmp_path, monkeypatch
 ):
     asked = config(people, tmp_path / "all", memory_limit=0.5)
-    monkeypatch.setattr(comparison, "load", lambda given: pytest.fail(repr(given == asked)))
+    monkeypatch.setattr(arms, "load", lambda given: pytest.fail(repr(given == asked)))
     with pytest.raises(pytest.fail.Exception, match="True"):
-        mj.compare(asked, ["constant"], [0], encoder=tiny_encoder)
+        mj.compare({"constant": asked}, [0], encoder=tiny_encoder)
 
 
 def test_description(people, tmp_path):
@@ -275,8 +275,7 @@ def test_a_comparison_settles_its_batches_and_goes_on(tiny_encoder, tmp_path):
     for _ in range(2):
         with pytest.warns(UserWarning, match="a batch has 16 identities"):
             mj.compare(
-                mj.TrainConfig(**options),
-                ["constant"],
+                mj.vary(mj.TrainConfig(**options), schedule=["constant"]),
                 [0],
                 dataset=small_set(40, 10),
                 encoder=tiny_encoder,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from margin_jax import __version__
-from margin_jax.cli import datasets, schedules, train, use
+from margin_jax.cli import compare, datasets, schedules, train, use
 from margin_jax.cli.options import ELSEWHERE
 
 _SMALLER = "smaller images, fewer of them in a batch or a smaller network need less"
@@ -40,7 +40,7 @@ def margin_jax(version: Annotated[bool, _VERSION] = False) -> None:
 
 
 app.command()(train.train)
-app.command()(train.compare)
+app.command()(compare.compare)
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(datasets.app, name="datasets")
 app.command()(use.evaluate)

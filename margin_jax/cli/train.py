@@ -1,4 +1,4 @@
-"""Commands that train: one run, or a comparison of margin schedules."""
+"""The command ``train``, and what other commands that train say alike."""
 
 import contextlib
 import shlex
@@ -11,23 +11,20 @@ from margin_jax.cli.options import config_options
 from margin_jax.config import TrainConfig
 from margin_jax.files import local_path
 from margin_jax.report_lines import HEADER, figures, report_rows, training_line
-from margin_jax.schedules import SCHEDULES
-from margin_jax.spec import split_specs
 
 if TYPE_CHECKING:
     from margin_jax.run import Run
 
-# Fewer than a run of its own: nine cells on glyphs then take some minutes.
-COMPARE_EPOCHS = 10
 # A share of the training time that is worth saying.
 _WAIT = 0.05
 
 
-def _process(help: str) -> Any:
+def process_option(help: str) -> Any:
+    """An option of the process rather than of what it trains."""
     return typer.Option(help=help, rich_help_panel="Process")
 
 
-_CACHE = "A folder that keeps compiled programs, so that the next run begins to train at once."
+CACHE = "A folder that keeps compiled programs, so that the next run begins to train at once."
 
 
 @config_options()
@@ -35,10 +32,12 @@ def train(
     *,
     coordinator: Annotated[
         str | None,
-        _process("HOST:PORT of process 0, for a job of several processes that nobody announces."),
+        process_option(
+            "HOST:PORT of process 0, for a job of several processes that nobody announces."
+        ),
     ] = None,
-    processes: Annotated[int | None, _process("How many processes the job has.")] = None,
-    process: Annotated[int | None, _process("Which of them this is, from 0.")] = None,
+    processes: Annotated[int | None, process_option("How many processes the job has.")] = None,
+    process: Annotated[int | None, process_option("Which of them this is, from 0.")] = None,
     multihost: Annotated[
         bool,
         typer.Option(
@@ -48,7 +47,7 @@ def train(
             rich_help_panel="Process",
         ),
     ] = False,
-    compilation_cache: Annotated[str | None, _process(_CACHE)] = None,
+    compilation_cache: Annotated[str | None, process_option(CACHE)] = None,
     debug_nans: Annotated[
         bool,
         typer.Option(
@@ -77,7 +76,7 @@ def train(
     from margin_jax.training import fit
 
     job.start(coordinator, processes, process, detect=multihost)
-    _cache_compilations(compilation_cache)
+    cache_compilations(compilation_cache)
 
     # What is given belongs to the run that goes on, and may make no sense without the rest of it.
     resume = given.get("resume", False)
@@ -101,56 +100,14 @@ def train(
         command = "the same command for every process, with --resume"
     # In the context of this thread: a global one is forgotten once any code has left its own.
     watched = jax.debug_nans(True) if debug_nans else contextlib.nullcontext()
-    with _saying_how_to_go_on(command, config), watched:
+    with saying_how_to_go_on(command, config), watched:
         run = fit(config, progress=True)
     if job.is_first():
         typer.echo(summary(run))
 
 
-@config_options(
-    without=("schedule", "seed", "resume", "allow_changes"),
-    epochs=COMPARE_EPOCHS,
-    out="runs/compare-DATASET",
-)
-def compare(
-    *,
-    schedules: Annotated[
-        str,
-        typer.Option(
-            help="Separated by commas: names, NAME:MARGIN to set the first epoch's margin, or "
-            "NAME:KEY=VALUE,KEY=VALUE. all: every one that `margin-jax schedules` lists.",
-            rich_help_panel="Comparison",
-        ),
-    ] = "constant,linear,dams",
-    seeds: Annotated[
-        int, typer.Option(help="How many: 0, 1, ...", rich_help_panel="Comparison")
-    ] = 3,
-    compilation_cache: Annotated[str | None, _process(_CACHE)] = None,
-    **given: Any,
-) -> None:
-    """Compare margin schedules over several seeds, on shared splits and pairs.
-
-    Leaves a table with 95 % intervals and differences paired by seed, a picture, and a run folder
-    for every cell. The same command again goes on where it stopped.
-
-    Tuned constants beside DAMS: margin-jax compare --schedules constant:0.05,constant:0.2,dams
-    """
-    from margin_jax import comparison
-
-    _cache_compilations(compilation_cache)
-    given = {"epochs": COMPARE_EPOCHS, **given}
-    config = comparison.with_folder(TrainConfig(**given))
-    names = list(SCHEDULES) if schedules == "all" else split_specs(schedules)
-
-    def on_cell(schedule: str, seed: int, report: dict[str, Any]) -> None:
-        typer.echo(f"{schedule}, seed {seed}: test AUC {report['test']['auc']:.4f}")
-
-    with _saying_how_to_go_on("the same command without --overwrite", config):
-        compared = comparison.compare(config, names, range(seeds), on_cell=on_cell, progress=True)
-    typer.echo(f"\n{compared.table()}\n\nalso in {config.folder}: comparison.md, .json, .png")
-
-
-def _cache_compilations(folder: str | None) -> None:
+def cache_compilations(folder: str | None) -> None:
+    """Keeps compiled programs in a folder, if one is given."""
     if folder is not None:
         import jax
 
@@ -161,7 +118,8 @@ def _cache_compilations(folder: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _saying_how_to_go_on(command: str, config: TrainConfig) -> Iterator[None]:
+def saying_how_to_go_on(command: str, config: TrainConfig) -> Iterator[None]:
+    """Names the command that goes on, should the training be interrupted."""
     from margin_jax.training import Preempted
 
     try:
