@@ -61,8 +61,8 @@ def vary(config: TrainConfig, **values: Sequence[Any]) -> dict[str, TrainConfig]
     differing = [name for name, own in values.items() if len(own) > 1] or ["schedule"]
     arms = {}
     for combination in itertools.product(*values.values()):
-        arm = config.replace(**dict(zip(values, combination, strict=True)))
-        arms["/".join(_said(name, getattr(arm, name)) for name in differing)] = arm
+        chosen = {"schedule": config.schedule, **dict(zip(values, combination, strict=True))}
+        arms["/".join(_said(name, chosen[name]) for name in differing)] = config.replace(**chosen)
     return arms
 
 
@@ -104,9 +104,9 @@ def compare(
         ``.png``, and a run folder a cell.
 
     Raises:
-        ValueError: as :func:`~margin_jax.fit`; for no arms, no or repeated seeds, arms whose data
-            differ, or another baseline; if a finished cell was trained on other images, or with
-            another network or loss.
+        ValueError: as :func:`~margin_jax.fit`; for no or equal arms, arms whose data differ, no or
+            repeated seeds, or another baseline; if a finished cell was trained on other images, or
+            with another network or loss.
     """
     arms = _checked(arms, dataset, encoder, loss)
     (first, *_) = arms.values()
@@ -150,6 +150,9 @@ def _checked(
             raise ValueError(f"an arm must be a TrainConfig; got {config!r} for {name!r}")
     if len({as_file_name(name) for name in arms}) < len(arms):
         raise ValueError(f"arms must have folders of their own; got {list(arms)}")
+    for one, two in itertools.combinations(arms, 2):
+        if arms[one] == arms[two]:
+            raise ValueError(f"arms must differ; {one} and {two} are the same configuration")
     first, *others = arms
     shared = _SHARED if dataset is None else (*_SHARED, *_READING)
     for name, other in itertools.product(shared, others):

@@ -393,7 +393,12 @@ OWN = SMALL.replace(encoder="own")
             {"dataset": True},
             "image_size must be the same in every arm; got 12 for a and 24 for b",
         ),
-        ({"a": SMALL, "b": SMALL}, {"baseline": "c"}, "baseline must be one of a, b; got 'c'"),
+        ({"a": SMALL}, {"baseline": "c"}, "baseline must be one of a; got 'c'"),
+        (
+            mj.vary(SMALL.replace(loss="triplet:reduction=mean"), reduction=["mean", "sum"]),
+            {},
+            "arms must differ; reduction=mean and reduction=sum are the same configuration",
+        ),
         ({"a": SMALL, "b": OWN}, {}, "an encoder is given if, and only if"),
         ({"a": SMALL}, {"encoder": True}, "an encoder is given if, and only if"),
         ({"a": SMALL, "b": SMALL.replace(loss="own")}, {}, "a loss is given if, and only if"),
