@@ -20,7 +20,7 @@ from margin_jax.comparison import Comparison
 from margin_jax.config import TrainConfig
 from margin_jax.config.option import as_file_name
 from margin_jax.data import OWN
-from margin_jax.data.dataset import ImageDataset
+from margin_jax.data.dataset import Dataset
 from margin_jax.files import to_json, write_text
 from margin_jax.lock import locked
 from margin_jax.loss import Loss
@@ -77,7 +77,7 @@ def compare(
     seeds: Iterable[int],
     *,
     baseline: str | None = None,
-    dataset: ImageDataset | None = None,
+    dataset: Dataset | None = None,
     encoder: Encoder | None = None,
     loss: Loss | None = None,
     on_cell: OnCell | None = None,
@@ -138,7 +138,7 @@ def with_folder(config: TrainConfig) -> TrainConfig:
 
 def _checked(
     arms: Mapping[str, TrainConfig],
-    dataset: ImageDataset | None,
+    dataset: Dataset | None,
     encoder: Encoder | None,
     loss: Loss | None,
 ) -> dict[str, TrainConfig]:
@@ -173,7 +173,7 @@ def _checked(
 def _train(
     arms: dict[str, TrainConfig],
     seeds: Sequence[int],
-    dataset: ImageDataset | None,
+    dataset: Dataset | None,
     encoder: Encoder | None,
     loss: Loss | None,
     on_cell: OnCell | None,

@@ -127,7 +127,7 @@ def test_cells_of_other_images_are_not_compared(compared):
 def test_ones_own_network_and_images(tiny_encoder, tmp_path):
     faces = np.random.default_rng(0).integers(0, 256, (30, 1, 6, 6, 1))
     images = np.repeat(faces, 4, axis=1).reshape(-1, 6, 6, 1).astype(np.uint8)
-    mine = mj.ImageDataset.from_arrays(images, np.arange(120) // 4)
+    mine = mj.Dataset.from_arrays(images, np.arange(120) // 4)
     config = mj.TrainConfig(
         dataset="own", encoder="own", epochs=1, identities_per_batch=4, out=str(tmp_path)
     )
@@ -137,7 +137,7 @@ def test_ones_own_network_and_images(tiny_encoder, tmp_path):
     assert set(result.reports) == {"constant", "mine"}
 
     def again(images, encoder, loss=loss):
-        mine = mj.ImageDataset.from_arrays(images, np.arange(120) // 4)
+        mine = mj.Dataset.from_arrays(images, np.arange(120) // 4)
         return mj.compare(both, (0,), dataset=mine, encoder=encoder, loss=loss)
 
     assert again(images, tiny_encoder).reports == result.reports

@@ -10,7 +10,8 @@ import pytest
 from flax import linen as nn
 
 import margin_jax as mj
-from margin_jax.models import Encoder, make_encoder
+from margin_jax.models import make_encoder
+from margin_jax.models.encoder import Encoder
 from margin_jax.sharding import make_mesh, place_copies, place_rows
 
 BATCH, SIDE = 24, 6
