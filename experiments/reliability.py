@@ -4,6 +4,7 @@
 
     python experiments/reliability.py                 # the whole campaign
     python experiments/reliability.py --kills 3 --terms 1 --jobs 0
+    python experiments/reliability.py --resume        # what is left of a campaign
 
 A small run on glyphs (histogram, changing mining, a save every 5 of its 18 steps an epoch, so that
 many kills hit one) is trained once without interruption. Then it is trained again and again, each
@@ -105,10 +106,12 @@ def found(out: Path) -> str:
 class Campaign:
     """Trials, and what came of them, written after each."""
 
-    def __init__(self, seed: int, room: Path, result: Path) -> None:
-        self.random = random.Random(seed)
-        self.room, self.path, self.cache = room, result, room / "cache"
+    def __init__(self, seed: int, room: Path, path: Path, resume: bool = False) -> None:
+        self.room, self.path, self.cache = room, path, room / "cache"
         self.result: dict[str, Any] = {"lost": [], "seed": seed}
+        if resume and path.is_file():
+            self.result = json.loads(path.read_text())
+        self.random = random.Random(json.dumps([seed, self.result]))  # not the same moments again
         self.lives = 0
         train(room / "warm", self.cache).communicate(timeout=PATIENCE)  # compiles
         started = time.monotonic()
@@ -116,7 +119,7 @@ class Campaign:
         self.seconds = time.monotonic() - started
         assert status == 0, words
         self.expected = left(room / "whole")
-        self.result["uninterrupted_seconds"] = round(self.seconds, 1)
+        self.result.setdefault("uninterrupted_seconds", round(self.seconds, 1))
 
     def write(self) -> None:
         """So that a campaign that is stopped has not been for nothing."""
@@ -137,8 +140,13 @@ class Campaign:
     def kills(self, wanted: int, number: int) -> None:
         """Signals until there were as many, to as many lives as it takes."""
         name = signal.Signals(number).name
-        struck, statuses = collections.Counter[str](), collections.Counter[int]()
-        told = self.result[name] = {"signals": 0, "lives": 0, "struck": {}, "statuses": {}}
+        told = self.result.setdefault(
+            name, {"signals": 0, "lives": 0, "struck": {}, "statuses": {}}
+        )
+        if told["signals"] >= wanted:
+            return
+        struck = collections.Counter[str](told["struck"])
+        statuses = collections.Counter[str](told["statuses"])
         out = self.folder()
         while told["signals"] < wanted:
             process = train(out, self.cache)
@@ -149,8 +157,8 @@ class Campaign:
                 told["signals"] += 1
                 struck[found(out)] += 1
             status, words = finish(process)
-            statuses[status] += 1
-            told |= {"struck": dict(struck), "statuses": {str(s): n for s, n in statuses.items()}}
+            statuses[str(status)] += 1
+            told |= {"struck": dict(struck), "statuses": dict(statuses)}
             if status not in (0, -number, 128 + number):
                 self.result["lost"].append(f"{name}: status {status}: {words}")
             if status == 0:
@@ -166,7 +174,9 @@ class Campaign:
 
     def jobs(self, wanted: int) -> None:
         """Both processes of a job, killed together and resumed together, to equal histories."""
-        told = self.result["jobs of two"] = {"kills": 0, "lives": 0}
+        told = self.result.setdefault("jobs of two", {"kills": 0, "lives": 0})
+        if told["kills"] >= wanted:
+            return
 
         def start(out: Path) -> list[subprocess.Popen[str]]:
             with socket.socket() as free:
@@ -174,12 +184,11 @@ class Campaign:
                 job = ["--coordinator", f"localhost:{free.getsockname()[1]}", "--processes", "2"]
             return [train(out, self.cache, *job, "--process", rank) for rank in "01"]
 
-        if wanted:
-            whole = self.folder()
-            statuses = [finish(process) for process in start(whole)]
-            assert [status for status, _ in statuses] == [0, 0], statuses
-            expected = left(whole)
-        for _ in range(wanted):
+        whole = self.folder()
+        statuses = [finish(process) for process in start(whole)]
+        assert [status for status, _ in statuses] == [0, 0], statuses
+        expected = left(whole)
+        while told["kills"] < wanted:
             out = self.folder()
             processes = start(out)
             time.sleep(self.seconds * self.random.uniform(0.3, 1))
@@ -200,9 +209,9 @@ class Campaign:
 
         The second one is refused while the first one lives; after it, it finds a finished run.
         """
-        told = self.result["races"] = {"pairs": 0, "refused": 0}
+        told = self.result.setdefault("races", {"pairs": 0, "refused": 0})
         ways: list[tuple[str, ...]] = [("--resume",), ("--overwrite",), ()]
-        for _ in range(wanted):
+        while told["pairs"] < wanted:
             out = self.folder()
             processes = [train(out, self.cache, how=self.random.choice(ways))]
             time.sleep(self.random.uniform(0, self.seconds))
@@ -220,6 +229,8 @@ class Campaign:
     def disks(self) -> None:
         """A disk that fills up in the middle, and one that can only be read any more."""
         for what in ("full", "read only"):
+            if f"disk {what}" in self.result:
+                continue
             out = self.folder()
             out.mkdir()
             try:
@@ -285,11 +296,12 @@ def main() -> None:
     parser.add_argument("--races", type=int, default=50)
     parser.add_argument("--no-disks", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="what --out holds counts")
     results = Path(__file__).parent / "results"
     parser.add_argument("--out", type=Path, default=results / "reliability.json")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as room:
-        campaign = Campaign(given.seed, Path(room), given.out)
+        campaign = Campaign(given.seed, Path(room), given.out, given.resume)
         campaign.kills(given.kills, signal.SIGKILL)
         campaign.kills(given.terms, signal.SIGTERM)
         campaign.jobs(given.jobs)
