@@ -117,6 +117,7 @@ def compare(
         constant = [name for name, arm in arms.items() if arm.schedule.split(":")[0] == "constant"]
         baseline = [*constant, *arms][0]
     check_choice("baseline", baseline, arms)
+    multihost.check_joined()
     with contextlib.ExitStack() as held:
         multihost.on_first(lambda: held.enter_context(locked(first.folder)))
         cells = _train(arms, seeds, dataset, encoder, loss, on_cell, progress)

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from margin_jax.sharding import check_devices
+
 T = TypeVar("T")
 
 # The status of a process that SIGTERM has stopped, as shells have it.
@@ -64,11 +66,12 @@ def _launched_together() -> bool:
 
 
 def check_joined() -> None:
-    """Refuses to be one of several processes that can not speak to each other.
+    """Refuses to be without devices, or one of several processes that can not speak to each other.
 
     Raises:
-        ValueError: on a TPU pod whose processes have not called :func:`start`.
+        ValueError: likewise; on a TPU pod if its processes have not called :func:`start`.
     """
+    check_devices()
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise ValueError(
             f"this is one of {jax.process_count()} processes, and has not joined the others: start "

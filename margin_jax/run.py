@@ -47,6 +47,7 @@ from margin_jax.models.encoder import Encoder
 from margin_jax.protocol import RunData
 from margin_jax.report_lines import report_rows, table, training_line
 from margin_jax.schedules import SCHEDULES
+from margin_jax.sharding import check_devices
 from margin_jax.spec import leaves_open
 
 CONFIG, DATA, PAIRS = "config.json", "data.json", "pairs.npz"
@@ -176,6 +177,7 @@ def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
     folder = local_path("run", path)
     if not (folder / REPORT).is_file():
         raise ValueError(f"no finished run in {folder}: there is no {REPORT}")
+    check_devices()
     try:
         config = read_config(folder)
         report = read_report(folder)

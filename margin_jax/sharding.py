@@ -7,6 +7,7 @@ would not share out, runs under ``shard_map`` (:func:`~margin_jax.make_train_ste
 """
 
 import functools
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -18,6 +19,21 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
 T = TypeVar("T")
+
+
+def check_devices() -> None:
+    """Looks for the devices that ``JAX_PLATFORMS`` asks for.
+
+    Raises:
+        ValueError: if JAX finds none; its own error has sixty lines.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # of CUDA it only says `assert`
+        raise ValueError(
+            f"JAX finds no device for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}; "
+            f"JAX_PLATFORMS=cpu computes on the CPU. {error}".rstrip()
+        ) from None
 
 
 def make_mesh(devices: int | None, batch_size: int, *, what: str = "batch") -> Mesh:

@@ -250,13 +250,36 @@ def test_a_resume_of_nothing_is_said_first(tmp_path, capsys):
     assert "needs 999 identities" in second
 
 
-@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
-def test_devices_that_are_not_there_are_one_line(platform, tmp_path):
-    shown = run("train", "--out", tmp_path / "run", JAX_PLATFORMS=platform)
+@pytest.mark.parametrize(
+    ("platform", "command"),
+    [("cuda", ["train"]), ("cuda", ["train", "--resume"]), ("nonsense", ["compare"])],
+)
+def test_devices_that_are_not_there_are_one_line(platform, command, tmp_path):
+    shown = run(*command, "--out", tmp_path / "run", JAX_PLATFORMS=platform)
     assert shown.returncode == 2
     assert f"JAX finds no device for JAX_PLATFORMS={platform}; JAX_PLATFORMS=cpu" in shown.stderr
     assert shown.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "call", ["fit(TrainConfig())", "compare(TrainConfig(), ['dams'], [0])", "load_run('old')"]
+)
+def test_devices_that_are_not_there_are_one_error_in_python(call, tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "report.json").touch()
+    shown = subprocess.run(
+        [sys.executable, "-c", f"from margin_jax import *; {call}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cuda"},
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert "\nValueError: JAX finds no device for JAX_PLATFORMS=cuda" in shown.stderr
+    assert "xla_bridge" not in shown.stderr
+    assert shown.stderr.count("Traceback") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_signs_that_can_not_be_shown_fail_nothing(tmp_path):

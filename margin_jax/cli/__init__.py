@@ -3,7 +3,6 @@
 import io
 import os
 import sys
-import traceback
 import warnings
 from typing import Annotated
 
@@ -67,25 +66,13 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error), 1)
     except MemoryError as error:
         _fail(f"out of memory: {error}; {_SMALLER}", 1)
-    except (RuntimeError, AssertionError) as error:
-        if _of_missing_devices(error):
-            asked = os.environ.get("JAX_PLATFORMS")
-            _fail(
-                f"JAX finds no device for JAX_PLATFORMS={asked}; JAX_PLATFORMS=cpu computes on the "
-                f"CPU. {error}",
-                2,
-            )
+    except RuntimeError as error:
         # Of a device; by its name, as `--help` does without JAX.
         if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _fail(f"out of memory on the device: {str(error).splitlines()[0]}; {_SMALLER}", 1)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
-
-
-def _of_missing_devices(error: Exception) -> bool:
-    """Whether it is raised where JAX looks for devices; of CUDA it only says `assert`."""
-    return traceback.extract_tb(error.__traceback__)[-1].filename.endswith("xla_bridge.py")
 
 
 def _fail(message: str, status: int) -> None:

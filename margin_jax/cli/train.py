@@ -85,6 +85,7 @@ def train(
         if resume and "out" in given
         else TrainConfig(**given).folder
     )
+    job.check_joined()
     if resume and (folder / CONFIG).is_file():  # a kill can come before it is written
         config = read_config(folder).replace(**{"out": str(folder), **given})
     else:
