@@ -199,6 +199,8 @@ def _digests(arrays: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
 
 def _worth_showing(record: logging.LogRecord) -> bool:
     """Not what Orbax thinks of leftovers, nor tracebacks of what is raised in words."""
+    if str(record.msg).startswith("Failed to json parse Metadata"):
+        return False  # times of saves that a crash has left empty: nothing here reads them
     if not record.exc_info:
         return record.levelno >= logging.ERROR or "orbax" not in record.pathname
     frames = traceback.walk_tb(record.exc_info[2])

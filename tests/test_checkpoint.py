@@ -104,6 +104,23 @@ def test_reading_leaves_alone_what_another_process_saves(tmp_path, caplog):
     assert caplog.text == "", "advice of Orbax's, for nobody"
 
 
+def test_what_a_kill_or_a_crash_leaves_is_cleared_without_a_word(tmp_path, caplog):
+    folder = tmp_path / "c"
+    with Checkpoint(folder) as checkpoint:
+        checkpoint.save(3, {"a": TREE}, {"n": 1})
+    for name in ("1", "2", "4.orbax-checkpoint-tmp"):
+        shutil.copytree(folder / "3", folder / name)
+    (folder / "1" / "_CHECKPOINT_METADATA").write_bytes(b"")
+    (folder / "2" / "_CHECKPOINT_METADATA").unlink()
+    shutil.rmtree(folder / "2" / "arrays")
+    with Checkpoint(folder) as checkpoint:
+        assert checkpoint.step == 3
+        assert checkpoint.restore({"a": TREE})[1] == {"n": 1}
+        checkpoint.save(4, {"a": TREE}, {"n": 2})
+    assert {path.name for path in folder.iterdir()} == {"4"}
+    assert caplog.text == "", "advice of Orbax's, for nobody"
+
+
 def test_another_structure_is_a_sentence(tmp_path, capfd):
     with Checkpoint(tmp_path / "c") as checkpoint:
         checkpoint.save(1, {"a": TREE}, {})
