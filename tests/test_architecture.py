@@ -94,6 +94,7 @@ ORDER = [
     "evaluate",
     "comparison",
     "arms",
+    "cli.streams",
     "cli.options",
     "cli.train",
     "cli.compare",

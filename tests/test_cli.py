@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -63,6 +64,12 @@ def test_train_resume_and_summary(tmp_path, capsys, monkeypatch):
         cli.main(["train", "--out=~/run", "--resume"])
     assert not again.value.code, capsys.readouterr().err
     assert (out / "history.jsonl").read_text() == before
+    with open("/dev/full", "w") as full, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as again:
+            cli.main(["train", f"--out={out}", "--resume"])
+    assert again.value.code == 0, "it is finished, whatever can be shown"
+    assert f"No space left on device; what was done is in {out}\n" in capsys.readouterr().err
     with pytest.raises(SystemExit) as refused:
         cli.main(["train", "--out", str(out), "--resume", "--margin", "0.5"])
     assert refused.value.code == 2
@@ -290,6 +297,52 @@ def test_signs_that_can_not_be_shown_fail_nothing(tmp_path):
     assert shown.returncode == 2
     assert r"no finished run in" in shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+def test_a_reader_that_has_gone_is_no_failure(capsys, monkeypatch):
+    for arguments, status in ((["schedules"], 0), (["--help"], 0), (["trian"], 2)):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w") as pipe, monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", pipe)
+            with pytest.raises(SystemExit) as stopped:
+                cli.main(arguments)
+        assert stopped.value.code == status
+        assert capsys.readouterr().err.count("\n") == (status == 2)
+
+
+def test_a_reader_of_the_progress_that_has_gone_stops_no_training(tiny_fit, tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as pipe, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", pipe)
+        patched.setattr(cli, "app", lambda *_, **__: tiny_fit(tmp_path, progress=True).path)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([])
+    assert stopped.value.code == 0
+    assert (tmp_path / "report.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "out", "said"),
+    [
+        ("schedules", "> /dev/full", "standard output can not be written: No space left on device"),
+        ("schedules", ">&-", "standard output can not be written: Bad file descriptor"),
+        ("trian", ">&- 2>&-", ""),
+    ],
+)
+def test_a_list_that_can_not_be_shown_is_a_failure(arguments, out, said):
+    command = f"{sys.executable} -m margin_jax {arguments} {out}"
+    shown = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=300)
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert shown.stderr == (f"margin-jax: {said}\n" if said else "")
+
+
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
+    code = "from margin_jax.cli.streams import hold_streams; hold_streams(); "
+    code += f"import os; f = open({str(tmp_path / 'file')!r}, 'w'); os._exit(f.fileno())"
+    command = f"{sys.executable} -c {shlex.quote(code)} <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], timeout=300).returncode > 2
 
 
 def test_an_unwritable_run_folder(tmp_path, capsys):

@@ -1,16 +1,17 @@
 """The command line: its commands in order; one line for what goes wrong."""
 
-import io
-import os
+import contextlib
 import sys
 import warnings
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from margin_jax import __version__
 from margin_jax.cli import compare, datasets, schedules, train, use
 from margin_jax.cli.options import ELSEWHERE
+from margin_jax.cli.streams import Shown, hold_streams
 
 _SMALLER = "smaller images, fewer of them in a batch or a smaller network need less"
 
@@ -48,14 +49,29 @@ app.command()(use.verify)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command ``margin-jax``. Exits with 2, after one line on what is wrong, for bad input."""
-    for stream in (sys.stdout, sys.stderr):
-        # A sign that they can not show must not fail what is done; other streams take all signs.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    """The command ``margin-jax``. Exits with 2, after one line on what is wrong, for bad input.
+
+    What can not be shown fails nothing that is done: a training goes on, and its status is that of
+    the run. A reader that has gone (``| head -1``) wants no more, and nothing is said of it; of a
+    disk that is full, say, it is, and the status is 2 where showing was all there was to do.
+    """
+    hold_streams()
+    output, errors = Shown(sys.stdout, 1), Shown(sys.stderr, 2)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        left = _run(arguments)
+        output.flush()
+        if output.lost is not None and not isinstance(output.lost, BrokenPipeError):
+            where = f"; what was done is in {left}" if isinstance(left, Path) else ""
+            told = f"standard output can not be written: {output.lost.strerror}{where}"
+            _fail(told, 0 if where else 2)
+    sys.exit(left if isinstance(left, int) else 0)
+
+
+def _run(arguments: list[str] | None) -> Any:
+    """An exit status; or where the result is, of a command that leaves one in files."""
     warnings.showwarning = lambda message, *_: typer.echo(f"margin-jax: {message}", err=True)
     try:
-        sys.exit(app(arguments, standalone_mode=False))
+        return app(arguments, standalone_mode=False)
     except typer.TyperException as error:
         meant = ELSEWHERE.get(getattr(error, "option_name", "").lstrip("-").replace("_", "-"))
         told = error.format_message()
@@ -75,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
         _fail("interrupted", 130)
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
     if message:  # none came with the help that a bare `margin-jax` prints
         typer.echo(f"margin-jax: {' '.join(message.split())}", err=True)
     sys.exit(status)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -59,7 +60,7 @@ def compare(
     ] = None,
     compilation_cache: Annotated[str | None, process_option(CACHE)] = None,
     **given: Any,
-) -> None:
+) -> Path:
     """Compare schedules, losses, networks or other options over seeds, on shared splits and pairs.
 
     Leaves a table with 95 % intervals and differences paired by seed, a sentence on what is clear,
@@ -91,6 +92,7 @@ def compare(
             progress=True,
         )
     typer.echo(f"\n{compared.markdown()}\n\nalso in {config.folder}: comparison.md, .json, .png")
+    return config.folder
 
 
 def read_varied(texts: Sequence[str]) -> dict[str, list[Any]]:

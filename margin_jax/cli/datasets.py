@@ -66,7 +66,7 @@ def describe_dataset(
         Path | None, typer.Option(help="The contact sheet. Default: dataset-NAME.png.")
     ] = None,
     **given: Any,
-) -> None:
+) -> Path:
     """Identities, images, sizes, split and coverage of a dataset, and a contact sheet."""
     from margin_jax import plots
     from margin_jax.description import describe
@@ -82,3 +82,4 @@ def describe_dataset(
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         plots.plot_contact_sheet(dataset).savefig(sheet)
     typer.echo("\n".join([*lines, f"contact sheet: {sheet}"]))
+    return sheet

@@ -44,7 +44,7 @@ _ORDINARY = {
 }
 _PANELS = {name: part.PANEL for part in PARTS for name in part.__annotations__}
 
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator:
@@ -75,12 +75,12 @@ def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator
             annotation=Annotated[kind, shown],
         )
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         own = [
             p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD
         ]
 
-        def with_options(context: typer.Context, **values: Any) -> None:
+        def with_options(context: typer.Context, **values: Any) -> Any:
             for field in fields:
                 source = context.get_parameter_source(field.name)
                 if source is None or source.name != "COMMANDLINE":
@@ -89,7 +89,7 @@ def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator
             if path is not None:
                 said = read_options(local_path("config", path))
                 values = {name: said[name] for name in names if name in said} | values
-            command(**values)
+            return command(**values)
 
         context = inspect.Parameter(
             "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context

@@ -48,7 +48,7 @@ def plot_schedules(
     margin: Annotated[float, typer.Option(help="In the first epoch, unless a name says so.")] = 0.2,
     margin_end: Annotated[float, typer.Option(help="For those that have one.")] = 1.0,
     out: Annotated[Path, typer.Option(help="The picture.")] = Path("schedules.png"),
-) -> None:
+) -> Path:
     """Draw how margin schedules answer to a standard stimulus, or to a recorded run.
 
     The effective margins of each epoch are taken as normal, of the stimulus' or the run's mean and
@@ -82,3 +82,4 @@ def plot_schedules(
             f"easy {answer.easy_fraction[-1]:.1%} at the end"
         )
     typer.echo(f"{out}")
+    return out

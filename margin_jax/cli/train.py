@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,7 +58,7 @@ def train(
         ),
     ] = False,
     **given: Any,
-) -> None:
+) -> Path:
     """Train a Siamese network and verify it on identities it has never seen.
 
     Without options: letters of the embedded glyphs dataset, with the margin moved by DAMS, in two
@@ -105,6 +106,7 @@ def train(
         run = fit(config, progress=True)
     if job.is_first():
         typer.echo(summary(run))
+    return run.path
 
 
 def cache_compilations(folder: str | None) -> None:

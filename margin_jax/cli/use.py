@@ -55,7 +55,7 @@ def evaluate(
         int | None, typer.Option(help="Of the pairs that are drawn from --data-dir. Default: 0.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
-) -> None:
+) -> Path | None:
     """Verify with a run's best weights and threshold: its saved pairs, or other images."""
     from margin_jax.choices import check_choice
     from margin_jax.data.folder import REPEATED_NAMES
@@ -125,6 +125,7 @@ def evaluate(
         typer.echo(f"  note: the run was trained on {len(trained_on)} identities of these names")
     if out is not None:
         write_text(out, to_json(said, indent=2) + "\n")
+    return out
 
 
 def embed(
@@ -133,7 +134,7 @@ def embed(
     out: Annotated[Path, typer.Option(help="Arrays files and embeddings.")] = Path(
         "embeddings.npz"
     ),
-) -> None:
+) -> Path:
     """Write the embeddings of all images in a folder, with their file names, to an npz file."""
     import numpy as np
 
@@ -149,6 +150,7 @@ def embed(
     with open(out, "wb") as file:
         np.savez_compressed(file, files=np.array(files), embeddings=embeddings)
     typer.echo(f"{len(files)} embeddings of length {embeddings.shape[1]}: {out}")
+    return out
 
 
 def verify(
