@@ -4,6 +4,7 @@ import errno
 import io
 import itertools
 import os
+import re
 import struct
 import sys
 import warnings
@@ -207,7 +208,7 @@ def test_padding_repeats_the_edge(tmp_path):
     assert np.array_equal(image[..., 0], pixels.repeat(4, 1))
 
 
-@pytest.mark.parametrize("bits", [8, 10, 12])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
 def test_16_bits_that_are_not_all_used_are_said_and_can_be_scaled(tmp_path, bits):
     ramp = np.linspace(0, 2**bits - 1, 64 * 64).reshape(64, 64).astype(np.uint16)
     for name in "ab":
@@ -216,7 +217,8 @@ def test_16_bits_that_are_not_all_used_are_said_and_can_be_scaled(tmp_path, bits
     greys = 2**bits >> 8
     said = f"2 pictures of 16 bits use {bits}, .* {greys} greys left; --bits {bits} scales them"
     with pytest.warns(UserWarning, match=said):
-        folder.load(tmp_path, 64)
+        (note,) = folder.load(tmp_path, 64).notes
+    assert re.search(said, note), "a run keeps it in its data.json"
     for limit in (0, 1e9):
         scaled = folder.load(tmp_path, 64, memory_limit=limit, reading=Reading(bits=bits)).examples[
             :
@@ -224,10 +226,10 @@ def test_16_bits_that_are_not_all_used_are_said_and_can_be_scaled(tmp_path, bits
         assert len(np.unique(scaled)) == 256
     bright = Image.fromarray(np.full((4, 4), 65535, np.uint16))
     bright.save(tmp_path / "b" / "2.png")
-    if bits < 16:
-        with pytest.warns(UserWarning, match=f"above {2**bits - 1:,} is white, by --bits {bits}"):
-            images = folder.load(tmp_path, 64, reading=Reading(bits=bits)).examples
-        assert (images[-1] == 255).all()
+    with pytest.warns(UserWarning, match=f"above {2**bits - 1:,} is white, by --bits {bits}"):
+        images = folder.load(tmp_path, 64, reading=Reading(bits=bits)).examples
+    assert (images[-1] == 255).all()
+    folder.load(tmp_path, 64)  # one that uses all of them tells that all may be used
 
 
 def test_a_range_that_the_file_tells_is_used_whatever_the_bits(tmp_path):

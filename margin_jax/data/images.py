@@ -189,8 +189,9 @@ def load_images(
     if oblong:
         done = {"pad": "padded", "crop": "cropped", "stretch": "stretched"}[reading.fit]
         notes.append(f"{oblong:,} of {len(kept):,} pictures are not square: {done}")
-    if deep:
-        _warn_of_depth(deep, highest, reading.bits)
+    if deep and (told := _told_of_depth(deep, highest, reading.bits)):
+        notes.append(told)
+        warnings.warn(told, stacklevel=2)  # now, too: it is the training that is spoilt
     found = np.array(kept, int)
     if hold:
         return Loaded(images[: len(kept)], found, unread, tuple(notes))
@@ -198,19 +199,16 @@ def load_images(
     return Loaded(streamed, found, unread, tuple(notes))
 
 
-def _warn_of_depth(count: int, highest: int, bits: int) -> None:
-    """Says so if numbers of 16 bits are mostly black or partly white."""
+def _told_of_depth(count: int, highest: int, bits: int) -> str:
+    """What to say of numbers of 16 bits that come out dark, below a quarter, or partly white."""
     used = min(b for b in (8, 10, 12, 14, 16) if highest < 2**b)
     of = f"{count:,} pictures of 16 bits use {used}, their highest number is {highest:,}"
-    if used <= bits - 4:
+    if used < bits:
         greys = (highest >> (bits - 8)) + 1
-        warnings.warn(
-            f"{of}: they have {greys} greys left; --bits {used} scales them", stacklevel=3
-        )
-    elif highest >= 2**bits:
-        warnings.warn(
-            f"{of}: what is above {2**bits - 1:,} is white, by --bits {bits}", stacklevel=3
-        )
+        return f"{of}: they have {greys} greys left; --bits {used} scales them"
+    if highest >= 2**bits:
+        return f"{of}: what is above {2**bits - 1:,} is white, by --bits {bits}"
+    return ""
 
 
 def one_line(path: Path) -> str:
