@@ -207,7 +207,7 @@ def _train(
             elif other := run.differences(cell.folder, prepare_data(cell, images, **own).described):
                 raise ValueError(
                     f"{cell.folder} was trained on other images, or with another network or loss "
-                    f"({other}): give --overwrite, or choose another out"
+                    f"({other}): give --overwrite, or choose another --out"
                 )
             done[name, seed] = report, run.read_history(cell.folder)
             if on_cell is not None:

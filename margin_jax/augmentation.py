@@ -72,12 +72,12 @@ def make_augment(text: str) -> Augment | None:
     for part in text.split(","):
         name, number = _parse(part.strip())
         if name in numbers:
-            raise ValueError(f"augmentation takes each part once; got {text!r}")
+            raise ValueError(f"augment must have each part once; got {text!r}")
         numbers[name] = number
     if "none" not in numbers:
         return _augment("flip" in numbers, int(numbers.get("shift", 0)), numbers.get("crop", 1.0))
     if len(numbers) > 1:
-        raise ValueError(f"augmentation is none or other parts, not both; got {text!r}")
+        raise ValueError(f"augment must be none or other parts, not both; got {text!r}")
     return None
 
 
@@ -164,7 +164,7 @@ def _augment(flip: bool, shift: int, crop: float) -> Augment:
 def _parse(part: str) -> tuple[str, float]:
     """The name and the number of a part, 0 if it has none."""
     name, colon, text = part.partition(":")
-    form = _FORMS[check_choice("augmentation", name, _FORMS)]
+    form = _FORMS[check_choice("augment", name, _FORMS)]
     number: float = 0
     try:
         if name == "shift":
@@ -178,5 +178,5 @@ def _parse(part: str) -> tuple[str, float]:
     except ValueError:
         valid = False
     if not valid:
-        raise ValueError(f"augmentation expects {form}; got {part!r}")
+        raise ValueError(f"augment must be {form}; got {part!r}")
     return name, number

@@ -28,14 +28,16 @@ def locked(folder: Path) -> Iterator[None]:
     """Makes a folder, and keeps other processes from locking it; removes it if it stays empty.
 
     Raises:
-        ValueError: if another process has locked it; it says which one.
-        OSError: if the folder can not be written.
+        ValueError: if another process has locked it, which it says; if it can not be written.
 
     Warns:
         UserWarning: on a file system that has no locks.
     """
     absent = [path for path in (folder, *folder.parents) if not path.exists()]
-    file = _open(folder)
+    try:
+        file = _open(folder)
+    except OSError as error:
+        raise ValueError(f"cannot write the run folder {folder}: {error.strerror}") from error
     try:
         yield
     finally:

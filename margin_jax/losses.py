@@ -346,7 +346,7 @@ def _check_margin(margin: ArrayLike, dtype: jnp.dtype) -> Array:
         margin = np.asarray(margin, float)  # before it is cut to 32 bits
     try:
         mu = jnp.asarray(margin)
-    except TypeError:
+    except (TypeError, ValueError):
         kind = type(margin).__name__
         raise TypeError(f"margin must be a number, such as state.margin; got {kind}") from None
     if mu.shape != ():

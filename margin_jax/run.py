@@ -298,10 +298,7 @@ def claim(config: TrainConfig) -> Iterator[None]:
     """
     check_folder(config)  # nothing is written, not even a lock, where other things lie
     with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(locked(config.folder))
-        except OSError as error:
-            raise _unwritable(config.folder, error) from error
+        held.enter_context(locked(config.folder))
         check_folder(config)  # a run could begin, and end, in between
         yield
 
@@ -319,7 +316,7 @@ def check_folder(config: TrainConfig) -> None:
     if is_vacant(folder):
         return
     if not is_run(folder):
-        raise ValueError(f"{folder} is not empty and not a run folder; choose another out")
+        raise ValueError(f"{folder} is not empty and not a run folder; choose another --out")
     if not (config.resume or config.overwrite):
         raise ValueError(
             f"{folder} holds a run: ask to --resume or to --overwrite it, or choose another --out"

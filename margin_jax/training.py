@@ -82,6 +82,8 @@ def fit(
     Warns:
         UserWarning: when the embeddings have collapsed to nearly one point.
     """
+    if not isinstance(config, TrainConfig):
+        raise TypeError(f"config must be a TrainConfig; got {type(config).__name__}")
     config = config.shrunk()
     multihost.check_joined()
     multihost.check_same("run", (config.experiment(), config.checkpoint_steps))

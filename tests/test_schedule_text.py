@@ -148,7 +148,7 @@ def test_they_answer_to_a_run(capsys, tmp_path):
         (["--stimulus", "stop"], "Did you mean 'step'?"),
         (["--epochs", "1"], "epochs must be between 2 and 1,000,000; got 1"),
         (["--epochs", "10000000000000"], "epochs must be between 2 and 1,000,000; got 1000"),
-        (["--history", "old", "--stimulus", "step"], "a stimulus or to a history; got both"),
+        (["--history", "old", "--stimulus", "step"], "--stimulus and --history exclude each other"),
         (["--history", "old"], "no epoch with mean_effective and std_effective"),
         (["--history", "nowhere"], "no epochs in nowhere/history.jsonl"),
         (["--margin", "-1", "exponential"], "exponential needs margins above 0"),

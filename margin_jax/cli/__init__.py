@@ -10,7 +10,7 @@ import typer
 
 from margin_jax import __version__
 from margin_jax.cli import compare, datasets, schedules, train, use
-from margin_jax.cli.options import ELSEWHERE
+from margin_jax.cli.options import ELSEWHERE, name_options
 from margin_jax.cli.streams import Shown, hold_streams
 
 _SMALLER = "smaller images, fewer of them in a batch or a smaller network need less"
@@ -77,7 +77,7 @@ def _run(arguments: list[str] | None) -> Any:
         told = error.format_message()
         _fail(f"{told.split(' (')[0]}; here that is {meant}" if meant else told, error.exit_code)
     except (ValueError, OSError) as error:
-        _fail(str(error), 2)
+        _fail(name_options(str(error)), 2)
     except FloatingPointError as error:
         _fail(str(error), 1)
     except MemoryError as error:

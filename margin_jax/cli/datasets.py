@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from margin_jax.cli.options import config_options
+from margin_jax.cli.options import check_out, config_options
 from margin_jax.config import TrainConfig
 from margin_jax.config.option import as_file_name
 from margin_jax.data import tfds
@@ -73,11 +73,12 @@ def describe_dataset(
     from margin_jax.protocol import load
 
     config = TrainConfig(dataset=name, **given)
+    sheet = out or Path(f"dataset-{as_file_name(name)}.png")
+    check_out(sheet, picture=True)
     dataset = load(config)
     if config.max_identities is not None:
         dataset = dataset.first(config.max_identities)
     lines = list(describe(config, dataset))
-    sheet = out or Path(f"dataset-{as_file_name(name)}.png")
     with warnings.catch_warnings():  # a name in a script that the typeface does not have
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         plots.plot_contact_sheet(dataset).savefig(sheet)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -43,8 +45,26 @@ _ORDINARY = {
     *("learning_rate", "encoder", "out", "overwrite", "resume"),
 }
 _PANELS = {name: part.PANEL for part in PARTS for name in part.__annotations__}
+# Of a configuration (but a comparison has --schedules, and each is a schedule), and of commands.
+_FIELDS = {field.name for field in dataclasses.fields(TrainConfig)} - {"schedule"}
+_FIELDS |= {"schedules", "seeds", "count", "pairs", "stimulus", "coordinator", "compilation_cache"}
+_LONG = "|".join(sorted((name for name in _FIELDS if "_" in name), key=len, reverse=True))
+_IN_A_SENTENCE = re.compile(rf"(?<![\w./'-])({_LONG})(?![\w./'-])")
+_SUBJECT = re.compile(r"([a-z]+)( and )?(?(2)([a-z]+))(?= (?:must|is|are|needs?|exclude) )")
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def name_options(message: str) -> str:
+    """What the library says, with its fields named as the options of the command line."""
+
+    def option(name: str) -> str:
+        return f"--{name.replace('_', '-')}" if name in _FIELDS else name
+
+    if subject := _SUBJECT.match(message):
+        first, both, second = subject.groups(default="")
+        message = f"{option(first)}{both}{option(second)}{message[subject.end() :]}"
+    return _IN_A_SENTENCE.sub(lambda found: option(found[1]), message)
 
 
 def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator:
@@ -116,3 +136,20 @@ def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator
         return with_options
 
     return decorate
+
+
+def check_out(out: Path, *, picture: bool = False) -> None:
+    """Whether a file can be written there: before the work, not after it.
+
+    Raises:
+        ValueError: if not, or (picture) its name has the ending of no picture.
+    """
+    if out.is_dir() or not out.parent.is_dir():
+        what = "that is a folder" if out.is_dir() else f"there is no folder {out.parent}"
+        raise ValueError(f"out must be a file in a folder; got {out}: {what}")
+    if picture:
+        from matplotlib.figure import Figure
+
+        endings = Figure().canvas.get_supported_filetypes()
+        if out.suffix.lower()[1:] not in endings:
+            raise ValueError(f"out must end in one of .{', .'.join(endings)}; got {out}")

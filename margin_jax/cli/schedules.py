@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from margin_jax.cli.options import check_out
 from margin_jax.schedules import SCHEDULES
 
 app = typer.Typer()
@@ -58,8 +59,9 @@ def plot_schedules(
     from margin_jax.run import HISTORY, read_history
     from margin_jax.schedules import make_schedule, response
 
+    check_out(out, picture=True)
     if history is not None and stimulus is not None:
-        raise ValueError("they answer to a stimulus or to a history; got both")
+        raise ValueError("--stimulus and --history exclude each other")
     if history is None:
         stimulus = stimulus or "step"
         world = response.stimulus(stimulus, epochs)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from margin_jax.cli.options import check_out
 from margin_jax.report_lines import HEADER, figures
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
@@ -73,7 +74,7 @@ def evaluate(
     drawn = {name: value for name, value in (("count", count), ("seed", seed)) if value is not None}
     if drawn and (data_dir is None or pairs is not None):
         raise ValueError(
-            f"{' and '.join(drawn)} are for pairs that are drawn: with data_dir, and without pairs"
+            f"--{' and --'.join(drawn)}: for pairs that are drawn, with --data-dir and no --pairs"
         )
     folds, trained_on = None, tuple[str, ...]()
     listed = None if pairs in (None, "all") else pairs
@@ -82,9 +83,9 @@ def evaluate(
     if repeated_names is not None:
         check_choice("repeated_names", repeated_names, REPEATED_NAMES)
     if listed is not None and data_dir is None:
-        raise ValueError("pairs need data_dir, the folder that their files are relative to")
+        raise ValueError("--pairs needs --data-dir, the folder that its files are relative to")
     if out is not None:
-        _check_out(out)
+        check_out(out)
     if listed is None or retrieval:
         embedded = embed_identities(loaded, data_dir, repeated_names=repeated_names)
         for reason in embedded.skipped:
@@ -141,7 +142,7 @@ def embed(
     from margin_jax.evaluate import embed_folder
     from margin_jax.run import load_run
 
-    _check_out(out)
+    check_out(out)
     files, embeddings, skipped, remarks = embed_folder(load_run(run), folder)
     for reason in skipped:
         typer.echo(f"skipped {reason}", err=True)
@@ -166,10 +167,3 @@ def verify(
     distance = verify_images(loaded, first, second)
     answer = "same" if distance <= loaded.threshold else "different"
     typer.echo(f"{answer}: distance {distance:.4f}, threshold {loaded.threshold:.4f}")
-
-
-def _check_out(out: Path) -> None:
-    """Before the work, not after it."""
-    if out.is_dir() or not out.parent.is_dir():
-        what = "that is a folder" if out.is_dir() else f"there is no folder {out.parent}"
-        raise ValueError(f"out must be a file in a folder; got {out}: {what}")

@@ -48,7 +48,7 @@ class DataConfig:
     ] = None
     image_size: Annotated[
         int | None,
-        Option("Pixels a side. Default: 28 for glyphs, 64, or the preset's.", 8),
+        Option("Pixels a side. Default: 28 for glyphs, 64, or the preset's.", 8, 2**14),
     ] = None
     split: Annotated[
         str | None,

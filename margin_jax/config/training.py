@@ -18,7 +18,7 @@ class TrainingConfig:
 
     PANEL: ClassVar[str] = "Training"
 
-    epochs: Annotated[int, Option("Times through the training identities.", 1)] = 30
+    epochs: Annotated[int, Option("Times through the training identities.", 1, 10**6)] = 30
     # Of larger seeds JAX takes 32 bits.
     seed: Annotated[int, Option("Of weights, split, batches, pairs.", 0, 2**32 - 1)] = 0
     optimizer: Annotated[

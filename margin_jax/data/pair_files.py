@@ -38,9 +38,12 @@ def read_pairs(path: Path) -> ListedPairs:
     with its mark, or Latin-1.
 
     Raises:
-        ValueError: a line that is neither, or no pairs at all; the message names it.
+        ValueError: no such file, a line that is neither, or no pairs at all; the message names it.
     """
-    text = _decoded(path.read_bytes())
+    try:
+        text = _decoded(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"cannot read the pairs {path}: {error.strerror}") from error
     head = next((line for line in text.splitlines() if line.strip()), "")
     is_lfw = re.fullmatch(r"\s*\d+(\s+\d+)?\s*", head, re.ASCII)
     listed = _lfw(path, text) if is_lfw else _csv(path, text)

@@ -2,7 +2,6 @@
 
 import difflib
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from margin_jax.files import parse_json
 
 FRACTIONS = (0.4, 0.1, 0.5)
 HALVES = "halves"
@@ -179,7 +180,7 @@ class _Lists(NamedTuple):
 def _read_lists(path: Path) -> _Lists:
     """Names of each part, from lists alone or from a run's ``data.json``."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(f"cannot read the split {path}: {error.strerror}") from error
     except ValueError as error:

@@ -118,13 +118,27 @@ def table(margins: np.ndarray) -> Schedule:
     return Schedule(init, update)
 
 
+def number(name: str, value: Any) -> float:
+    """The value as a float.
+
+    Raises:
+        TypeError: unless it is one number.
+    """
+    try:
+        if not isinstance(value, str) and np.ndim(value) == 0:
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"{name} must be a number; got {value!r:.80}")
+
+
 def finite(name: str, value: float) -> float:
     """The value as a float.
 
     Raises:
         ValueError: unless it is finite in float32.
     """
-    if not abs(value) < 1e38:
+    if not abs(number(name, value)) < 1e38:
         raise ValueError(f"{name} must be finite; got {value}")
     return float(value)
 
@@ -135,7 +149,7 @@ def share(name: str, value: float) -> float:
     Raises:
         ValueError: unless it is in [0, 1].
     """
-    if not 0 <= value <= 1:
+    if not 0 <= number(name, value) <= 1:
         raise ValueError(f"{name} must be between 0 and 1; got {value}")
     return float(value)
 
@@ -146,6 +160,6 @@ def at_least(name: str, value: float, least: float) -> float:
     Raises:
         ValueError: unless it is finite and not below `least`.
     """
-    if not least <= value < 1e38:
+    if not least <= number(name, value) < 1e38:
         raise ValueError(f"{name} must be finite and at least {least:g}; got {value}")
     return float(value)

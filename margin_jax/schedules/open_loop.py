@@ -108,6 +108,8 @@ def _progress(epochs: int) -> np.ndarray:
 
 
 def _checked(epochs: int) -> int:
+    if not isinstance(epochs, int | np.integer):
+        raise TypeError(f"epochs must be a whole number; got {epochs!r:.80}")
     if not 1 <= epochs <= 10**6:
         raise ValueError(f"epochs must be between 1 and 1,000,000; got {epochs}")
     return epochs

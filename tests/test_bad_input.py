@@ -1,0 +1,364 @@
+"""Bad input, of every kind that people have: one line that names what was wrong, and status 2.
+
+Every row runs in this process, and none gets as far as training. Rows about runs that are damaged
+after they were finished are in `test_evaluate`; other ones, with more of a story, in `test_cli`.
+"""
+
+import json
+import re
+import shlex
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import margin_jax as mj
+from margin_jax import cli, training
+from margin_jax.run import CHANGEABLE
+
+INTEGERS = (
+    *("image-size", "bits", "max-identities", "memory", "memory-warmup", "epochs", "seed"),
+    *("identities-per-batch", "images-per-identity", "fillers", "microbatch", "freeze", "devices"),
+    *("embedding-size", "checkpoint-steps"),
+)
+NUMBERS = (
+    *("margin", "margin-end", "threshold", "increase", "learning-rate", "width", "memory-limit"),
+)
+CHOICES = {
+    "dataset": ("glyph", "glyphs"),
+    "repeated-names": ("merg", "merge"),
+    "fit": ("padd", "pad"),
+    "transparency": ("whit", "white"),
+    "schedule": ("dmas", "dams"),
+    "distance": ("euclid", "euclidean"),
+    "reduction": ("mean-active", "mean_active"),
+    "mining": ("semi-hard", "semihard"),
+    "optimizer": ("adm", "adam"),
+    "learning-rate-schedule": ("constnat", "constant"),
+    "small-identities": ("dorp", "drop"),
+    "sampler": ("balance", "balanced"),
+    "augment": ("flop", "flip"),
+    "encoder": ("small-cnn", "small_cnn"),
+    "dtype": ("float16", "bfloat16"),
+    "select": ("acc", "auc"),
+}
+
+# What is typed after `margin-jax`, and what has to be said of it.
+ROWS = [
+    *((f"train --{name} x", f"'--{name}': Input should be a valid integer") for name in INTEGERS),
+    *((f"train --{name} x", f"'--{name}': Input should be a valid number") for name in NUMBERS),
+    *((f"train --{name} 2.5", f"'--{name}': Input should be a valid int") for name in INTEGERS),
+    *((f"train --{name} nan", f"--{name} must be at least 0; got nan") for name in NUMBERS),
+    *((f"train --{name} -1", f"--{name} must be at least") for name in (*INTEGERS, *NUMBERS)),
+    *(
+        (f"train --{name} {wrong}", f"{name.replace('-', '.')} must be one of .*Did you mean '{r}'")
+        for name, (wrong, r) in CHOICES.items()
+    ),
+    *((f"train --{name}", f"'--{name}' requires an argument") for name in ("out", "data-dir")),
+    # too much
+    ("train --margin inf", r"--margin must be at most 1e\+38; got inf"),
+    ("train --learning-rate inf", "--learning-rate must be at most"),
+    ("train --learning-rate 0", "--learning-rate must be above 0"),
+    ("train --width 0", "--width must be above 0"),
+    ("train --threshold 95", "--threshold must be at most 1; got 95"),
+    ("train --increase 1e39", "--increase must be at most"),
+    ("train --seed 4294967296", "--seed must be at most 4294967295"),
+    ("train --epochs 99999999999999999999", "--epochs must be at most 1000000; got 9999"),
+    ("train --image-size 100000000", "--image-size must be at most 16384; got 1"),
+    ("train --bits 17", "--bits must be at most 16"),
+    ("train --memory 1000000", "--memory must be at most 92681"),
+    ("train --embedding-size 10000000000", "--embedding-size must be at most 65536"),
+    ("train --devices 99", "--devices must be at most 8, all there are"),
+    ("train --identities-per-batch 10000000000000", "set --identities-per-batch to at most 243"),
+    ("train --images-per-identity 10000000000000", "lower --images-per-identity"),
+    ("train --fillers 10000000000000", "--fillers must be between 0 and 0"),
+    # what does not go together
+    ("train --margin 0,2", "'--margin': Input should be a valid number"),
+    ("train --strict yes", r"unexpected extra argument\(s\) \(yes\)"),
+    ("train glyphs", r"unexpected extra argument\(s\) \(glyphs\)"),
+    ("train --overwrite --resume", "--overwrite and --resume exclude each other"),
+    ("train --memory-warmup 5", "--memory-warmup is for memory; got 5 without it"),
+    ("train --width 2 --encoder mlp", "--width is for small_cnn; got 2.0 with mlp"),
+    ("train --small-stem --encoder mlp", "--small-stem is for efficientnet_b0"),
+    ("train --freeze 1", "--freeze is for encoders with a head of their own"),
+    ("train --microbatch 24", "--microbatch must divide the batch, here of 64 rows; got 24"),
+    ("train --pretrained", "must be one of efficientnet_b0, .*; got 'small_cnn'"),
+    ("train --encoder efficientnet_b0 --weights no.safetensors", "--weights .* there is no file"),
+    ("train --encoder efficientnet_b0 --weights one.png", "--weights .* cannot read .*one.png"),
+    ("train --coordinator host", "--coordinator must be HOST:PORT; got host"),
+    # names of options
+    ("train --margni 1", "No such option: --margni .*--margin"),
+    ("train --identites-per-batch 2", r"\(Possible options: --identities-per-batch\)"),
+    ("train --lr 1", "--lr; here that is --learning-rate"),
+    ("train --batch-size 64", "that is --identities-per-batch times --images-per-identity"),
+    ("train --gpus 2", "--gpus; here that is --devices"),
+    ("train --no-such", "No such option: --no-such"),
+    ("compare --schedule dams", "No such option: --schedule .*--schedules"),
+    ("compare --seed 1", "No such option: --seed .*--seeds"),
+    ("evaluate flat --pair x", "No such option: --pair .*--pairs"),
+    ("datasets describe glyphs --epochs 3", "No such option: --epochs"),
+    ("schedules plot --outt x", "No such option: --outt .*--out"),
+    # names of commands, and what they need
+    ("trian", "No such command 'trian'. Did you mean 'train'"),
+    ("datasets list", "No such command 'list'"),
+    ("schedules list", "No such command 'list'"),
+    ("evaluate", "Missing argument 'RUN'"),
+    ("embed", "Missing argument 'RUN'"),
+    ("embed flat", "Missing argument 'folder'"),
+    ("verify flat", "Missing argument 'IMAGE'"),
+    ("datasets describe", "Missing argument 'name'"),
+    # schedules as text
+    ("train --schedule dams:x", "NAME:KEY=VALUE,...; got 'dams:x', where margin is no number"),
+    ("train --schedule dams:margin=", "where margin is no number"),
+    ("train --schedule dams:nan", "--margin must be at least 0; got nan"),
+    ("train --schedule dams:-1", "--margin must be at least 0; got -1"),
+    ("train --schedule constant:inf", "--margin must be finite; got inf"),
+    ("train --schedule dams:margni=1", "parameter of dams must be .*Did you mean 'margin'"),
+    ("train --schedule dams:margin=1,margin=2", "each parameter once; got .* margin twice"),
+    ("train --schedule dams:0.2,0.3", "parameter of dams must be one of .*; got '0.3'"),
+    ("train --schedule dams:threshold=2", "--threshold must be between 0 and 1; got 2"),
+    ("train --schedule dams:increase=nan", "--increase must be finite and at least 0"),
+    ("train --schedule constant:threshold=1", "parameter of constant must be one of margin;"),
+    ("train --schedule linear:epochs=0", "--epochs must be between 1 and 1,000,000; got 0"),
+    ("train --schedule linear:epochs=2.5", "where epochs is no whole number"),
+    ("train --schedule exponential:0", "exponential needs margins above 0"),
+    ("train --schedule quantile_margin:quantile=2", "quantile must be between 0 and 1; got 2"),
+    ("train --schedule automargin:k=nan", "k must be finite and above 0; got nan"),
+    ("train --mining all,11", "--mining must say what trains from epoch 1 on"),
+    ("train --mining all,x:hard", "--mining is a kind, or kinds by first epoch"),
+    ("train --mining all,3:hard,2:all", "--mining must say .* in rising order"),
+    ("train --augment shift", "--augment must be shift:PIXELS, a whole number from 1 on"),
+    ("train --augment crop:nan", "--augment must be crop:SHARE, a number between 0 and 1"),
+    ("train --augment flip,flip", "--augment must have each part once"),
+    ("compare --schedules dmas", "must be one of constant, .*Did you mean 'dams'"),
+    ("compare --schedules dams,dams", "--schedules must be at least one, each once; got"),
+    ("compare --seeds 0", "--seeds must be at least one"),
+    ("compare --seeds x", "'--seeds': Input should be a valid integer"),
+    ("schedules plot dams:x", "where margin is no number"),
+    ("schedules plot --stimulus stp", "--stimulus must be one of .*Did you mean 'step'"),
+    ("schedules plot --stimulus step --history flat", "--stimulus and --history exclude each oth"),
+    ("schedules plot --epochs 1", "--epochs must be between 2 and 1,000,000; got 1"),
+    ("schedules plot --margin nan", "--margin must be finite; got nan"),
+    # splits
+    *(
+        (f"train --split {text}", "--split must be percentages of training, .*; got")
+        for text in ("40/10/60", "40/10", "a/b/c", "40/-10/70", "nan/10/50", "thirds", "''")
+    ),
+    ("train --split no.json", "cannot read the split .*no.json: No such file"),
+    ("train --split folder.json", "cannot read the split .*folder.json: Is a directory"),
+    ("train --split cut.json", "cut.json is not JSON: Expecting"),
+    ("train --split empty.json", "empty.json is not JSON: Expecting value"),
+    ("train --split latin.json", "latin.json is not JSON: 'utf-8'"),
+    ("train --split deep.json", "deep.json is not JSON: it is nested too deeply"),
+    ("train --split nan.json", "nan.json is not JSON: NaN is no JSON"),
+    ("train --split list.json", "must hold lists train, validation, test; train is missing"),
+    ("train --split numbers.json", "train must be a list of names; got 1 in it"),
+    ("train --split words.json", "train must be a list of names; got 'A'"),
+    ("train --split part.json", "validation is missing"),
+    ("train --split unknown.json", "1 of 3 names are not among the .* identities: 'nobody'"),
+    ("train --split twice.json", "must list an identity once; got more of 'A'"),
+    ("train --split one.json", "each part needs at least two identities"),
+    # folders and files
+    ("train --dataset folder", "dataset folder needs --data-dir, the folder of images"),
+    ("train --dataset folder --data-dir nowhere", "--data-dir must be .* there is no folder"),
+    ("train --dataset folder --data-dir flat", "2 files lie in no folder of their own: move each"),
+    ("train --dataset folder --data-dir pictures.zip", "--data-dir .* an archive, which has to be"),
+    ("train --dataset folder --data-dir one.png", "--data-dir .* is a file: give the folder"),
+    (
+        "train --dataset folder --data-dir bytes --identities-per-batch 4",
+        "bytes that are none: rename the folder",
+    ),
+    ("train --dataset flat", "got the folder flat: say --dataset folder --data-dir flat"),
+    ("train --dataset lfw", "say tfds:lfw"),
+    ("train --data-dir flat", "--data-dir is for dataset folder or tfds"),
+    ("train --manual-dir flat", "--manual-dir is for datasets tfds:NAME"),
+    ("train --label-key name", "--label-key is for datasets tfds:NAME"),
+    ("train --out one.png", "one.png is not empty and not a run folder; choose another --out"),
+    ("train --out flat --resume", "flat is not empty and not a run folder"),
+    ("train --out one.png/run", "cannot write the run folder one.png/run: Not a directory"),
+    ("train --out s3://a/b", "--out must be a path of this machine; got s3://a/b"),
+    ("train --compilation-cache gs://a", "--compilation-cache must be a path of this machine"),
+    ("compare --out one.png", "cannot write the run folder one.png: File exists"),
+    ("evaluate nowhere", "no finished run in nowhere: there is no report.json"),
+    ("evaluate one.png", "no finished run in one.png"),
+    ("evaluate pictures.zip", "no finished run in pictures.zip"),
+    ("embed nowhere flat", "no finished run in nowhere"),
+    ("embed flat flat --out nowhere/e.npz", "--out must be .* there is no folder nowhere"),
+    ("verify nowhere one.png one.png", "no finished run in nowhere"),
+    ("datasets describe glyfs", "Did you mean 'glyphs'"),
+    ("datasets describe glyphs --out nowhere/x.png", "--out must be .* there is no folder nowhere"),
+    ("datasets describe glyphs --out flat", "--out must be .*got flat: that is a folder"),
+    ("datasets describe glyphs --out x.doc", "--out must end in one of .*.png.*; got x.doc"),
+    ("datasets --data-dir flat describe glyphs", "give --data-dir after the command"),
+    ("schedules plot --out flat", "--out must be a file in a folder; got flat: that is a folder"),
+    ("schedules plot --out x.doc", "--out must end in one of"),
+    ("schedules plot --history nowhere", "no epochs in nowhere/history.jsonl"),
+    ("schedules plot --history old", "old/history.jsonl is damaged: Expecting"),
+]
+
+SPLITS = {
+    "cut": b'{"train": ["A"',
+    "empty": b"",
+    "latin": b'{"train": ["\xff"]}',
+    "deep": b"[" * 100_000,
+    "nan": b'{"train": [NaN], "validation": ["B"], "test": ["C"]}',
+    "list": b"[1]",
+    "numbers": b'{"train": [1], "validation": [2], "test": [3]}',
+    "words": b'{"train": "A", "validation": "B", "test": "C"}',
+    "part": b'{"train": ["A"]}',
+    "unknown": b'{"train": ["A"], "validation": ["nobody"], "test": ["C"]}',
+    "twice": b'{"train": ["A"], "validation": ["A"], "test": ["B"]}',
+    "one": b'{"train": ["A"], "validation": ["B"], "test": ["C"]}',
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with what belongs elsewhere."""
+    root = tmp_path_factory.mktemp("place")
+    (root / "flat").mkdir()
+    (root / "old").mkdir()
+    (root / "folder.json").mkdir()
+    for name in ("one.png", "flat/1.png", "flat/2.png"):
+        Image.new("L", (4, 4)).save(root / name)
+    (root / "pictures.zip").write_bytes(b"PK\3\4")
+    (root / "old" / "history.jsonl").write_text("nonsense\n")
+    for name, content in SPLITS.items():
+        (root / f"{name}.json").write_bytes(content)
+    # A name that is no text: a byte that is none.
+    for person in [*(f"{i:02}" for i in range(20)), "\udcff"]:
+        (root / "bytes" / person).mkdir(parents=True)
+        for shot in "12":
+            Image.new("L", (4, 4)).save(root / "bytes" / person / f"{shot}.png")
+    return root
+
+
+@pytest.fixture
+def nothing_trains(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("it was accepted")
+
+    monkeypatch.setattr(training, "_train", refuse)
+
+
+@pytest.mark.usefixtures("nothing_trains")
+@pytest.mark.parametrize(("typed", "message"), ROWS, ids=[typed for typed, _ in ROWS])
+def test_one_line_and_status_2(typed, message, place, capsys, monkeypatch):
+    monkeypatch.chdir(place)
+    before = sorted(place.rglob("*"))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(shlex.split(typed))
+    printed, said = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert said.count("\n") == 1
+    assert said.startswith("margin-jax: ")
+    assert re.search(message, said), said
+    assert printed == ""
+    assert sorted(place.rglob("*")) == before
+
+
+def test_there_are_rows_for_every_option_of_a_run():
+    tried = " ".join(typed for typed, _ in ROWS)
+    untried = set(mj.TrainConfig.__dataclass_fields__) - {"histogram"}
+    untried -= {name for name in untried if f"--{name.replace('_', '-')}" in tried}
+    assert untried == {"allow_changes"}, "switches that take no value"
+    assert len(ROWS) >= 120
+
+
+LOSS = mj.batch_all_triplet_loss
+E, Y = np.zeros((4, 2), np.float32), np.array([0, 0, 1, 1])
+IMAGES = np.zeros((4, 9, 9, 1), np.uint8)
+
+PYTHON = {
+    "margin of text": (lambda: mj.dams("0.2"), "margin must be a number; got '0.2'"),
+    "margin of nothing": (lambda: mj.dams(None), "margin must be a number; got None"),
+    "margins": (lambda: mj.constant(np.ones(2)), "margin must be a number; got array"),
+    "margin NaN": (lambda: mj.dams(float("nan")), "margin must be finite; got nan"),
+    "share of text": (lambda: mj.dams(0.2, threshold="9"), "threshold must be a number; got '9'"),
+    "half an epoch": (lambda: mj.linear(0.1, 1, 2.5), "epochs must be a whole number; got 2.5"),
+    "no epochs": (lambda: mj.linear(0.1, 1, 0), "epochs must be between 1 and 1,000,000; got 0"),
+    "clip": (lambda: mj.clip_schedule(mj.dams(0.2), 1, 0), "low must be at most high; got 1 and 0"),
+    "hold": (lambda: mj.hold_schedule(mj.dams(0.2), -1), "epochs must be at least 1; got -1"),
+    "join": (lambda: mj.join_schedules([mj.dams(0.2)], [3]), "one boundary between each two"),
+    "labels of text": (lambda: LOSS(E, np.array(list("aabb")), 0.2), "labels must be integers"),
+    "labels of floats": (lambda: LOSS(E, Y / 1, 0.2), "labels must be integers; got float64"),
+    "huge labels": (lambda: LOSS(E, [2**40, 0, 0, 0], 0.2), "labels must fit int32"),
+    "few labels": (lambda: LOSS(E, Y[:3], 0.2), r"labels must have shape \(4,\), .*got \(3,\)"),
+    "whole embeddings": (lambda: LOSS(E.astype(int), Y, 0.2), "must be floating point"),
+    "one embedding": (lambda: LOSS(E[0], Y, 0.2), r"shape \[rows, dim\], .*got \(2,\)"),
+    "a state as margin": (lambda: LOSS(E, Y, mj.dams(0.2).init()), "such as state.margin; got Sch"),
+    "text as margin": (lambda: LOSS(E, Y, "0.2"), "such as state.margin; got str"),
+    "None as margin": (lambda: LOSS(E, Y, None), "such as state.margin; got NoneType"),
+    "two margins": (lambda: LOSS(E, Y, jnp.ones(2)), r"a scalar; got shape \(2,\)"),
+    "distance": (lambda: LOSS(E, Y, 0.2, distance="euclid"), "Did you mean 'euclidean'"),
+    "reduction": (lambda: LOSS(E, Y, 0.2, reduction="max"), "reduction must be one of"),
+    "mining": (lambda: LOSS(E, Y, 0.2, mining="easy"), "mining must be one of"),
+    "where of numbers": (lambda: LOSS(E, Y, 0.2, where=Y), "where must be boolean; got int"),
+    "where too short": (lambda: LOSS(E, Y, 0.2, where=[True]), r"shape \(4,\); got \(1,\)"),
+    "unlabelled": (lambda: LOSS(E, Y, 0.2, references=E), "references need reference_labels"),
+    "config of text": (lambda: mj.fit("glyphs"), "config must be a TrainConfig; got str"),
+    "config of nothing": (lambda: mj.fit(None), "config must be a TrainConfig; got NoneType"),
+    "a text": (lambda: mj.TrainConfig(epochs="3"), "epochs must be a whole number; got '3'"),
+    "a field": (lambda: mj.TrainConfig(epoch=3), "Did you mean 'epochs'"),
+    "dataset": (lambda: mj.load_dataset("glyfs"), "Did you mean 'glyphs'"),
+    "no schedules": (
+        lambda: mj.compare(mj.TrainConfig(), [], [0]),
+        "schedules must be at least",
+    ),
+    "a seed": (lambda: mj.compare(mj.TrainConfig(), ["dams"], [-1]), "seed must be at least 0"),
+    "P": (lambda: mj.pk_batches(Y, 3, 2, seed=0, epoch=0), "needs 3 identities .* got 2 of 2"),
+    "K": (lambda: mj.pk_batches(Y, 2, 5, seed=0, epoch=0), "with at least 5 images; got 0 of 2"),
+    "augment": (lambda: mj.make_augment("flop"), "augment must be one of .*'flip'"),
+    "distances NaN": (
+        lambda: mj.verification_report([1, np.nan], [True, False], threshold=1),
+        "distances must be finite; 1 of 2 are not",
+    ),
+    "one kind": (lambda: mj.choose_threshold([1, 2], [True, True]), "same and different pairs"),
+    "same of numbers": (lambda: mj.choose_threshold([1, 2], [1, 0]), "same must be boolean"),
+    "threshold NaN": (
+        lambda: mj.verification_report([1, 2], [True, False], threshold=np.nan),
+        "threshold must be a distance; got NaN",
+    ),
+    "nobody twice": (lambda: mj.retrieval_report(E, np.arange(4)), "two images of one identity"),
+    "embeddings NaN": (lambda: mj.retrieval_report(E * np.nan, Y), "embeddings must be finite"),
+    "images of floats": (lambda: mj.ImageDataset.from_arrays(IMAGES / 1, Y), "must be uint8"),
+    "columns of labels": (
+        lambda: mj.ImageDataset.from_arrays(IMAGES, Y[:, None]),
+        r"labels must have shape \(4,\); got \(4, 1\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), PYTHON.values(), ids=PYTHON)
+def test_from_python_it_is_an_error_in_words(call, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
+
+
+NULLS = (None, float("nan"), -1, 1e308, "x", [], {}, True, 10**30)
+WHERE = ("config.json", "data.json", "report.json", "history.jsonl")
+
+
+@pytest.mark.parametrize("file", WHERE)
+def test_whatever_a_file_of_a_finished_run_says_it_is_that_run_or_refused(
+    file, tiny_fit, tiny_encoder, tmp_path
+):
+    """Every value of it in turn becomes another one; what may change in a run may differ."""
+    path = tiny_fit(tmp_path, epochs=1).path / file
+    whole = path.read_text()
+    lines = whole.splitlines() if file == "history.jsonl" else [whole]
+    values = json.loads(lines[0])
+    for row, name in enumerate(values):
+        other = NULLS[row % len(NULLS)]
+        text = json.dumps({**values, name: other})
+        path.write_text(text + "\n")
+        try:
+            run = mj.load_run(tmp_path, encoder=tiny_encoder)
+        except ValueError:
+            continue
+        assert file == "config.json", (name, other)
+        assert name in CHANGEABLE or values[name] == other
+        assert run.report["epochs"] == 1
+    path.write_text(whole)
+    mj.load_run(tmp_path, encoder=tiny_encoder)
