@@ -1,9 +1,10 @@
-"""Batch-all triplet loss in plain loops and float64, written from the definitions.
+"""Batch-all triplet loss in plain loops and float64, written from the definitions; figures too.
 
 It shares no code and no trick with the library: each distance looks at one pair of vectors, every
 triplet is visited, and gradients are added up triplet by triplet.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -167,6 +168,32 @@ def batch_all(
         **pairs,
         effective=effective,
     )
+
+
+def auc(distances, same):
+    """P(a same pair is nearer than a different pair), ties one half."""
+    different = distances[~same]
+    wins = sum(np.sum(d < different) + 0.5 * np.sum(d == different) for d in distances[same])
+    return wins / (np.sum(same) * np.sum(~same))
+
+
+def roc(distances, same):
+    """FPR, TPR and threshold: at no threshold, and at each distinct distance."""
+    points = [(0.0, 0.0, -np.inf)]
+    for threshold in sorted(set(distances.tolist())):
+        called = distances <= threshold
+        points.append((np.mean(called[~same]), np.mean(called[same]), threshold))
+    return points
+
+
+def eer(distances, same):
+    """Walks the joined points until FPR + TPR = 1."""
+    points = roc(distances, same)
+    for (f0, t0, _), (f1, t1, _) in itertools.pairwise(points):
+        if f1 + t1 >= 1:
+            part = (1 - f0 - t0) / ((f1 + t1) - (f0 + t0))
+            return f0 + part * (f1 - f0)
+    raise AssertionError("the ROC ends at (1, 1)")
 
 
 def retrieval(x, labels, distance, ks):
