@@ -1,0 +1,246 @@
+"""What pictures show, read from what they are drawn of: lines, areas, bars, labels and colours."""
+
+import numpy as np
+import pytest
+
+import margin_jax as mj
+from margin_jax import plots
+from margin_jax.schedules.response import Response
+
+EPOCHS = 5
+# Every figure of a record is another one, whatever the epoch: what is mixed up shows.
+NAMES = ("margin", "easy_fraction", "loss", "validation_auc", "mean_effective", "std_effective")
+
+
+def made_up(seed=0, quantiles=False):
+    rng = np.random.default_rng(seed)
+    history = [
+        {"epoch": epoch, **{name: float(v) for name, v in zip(NAMES, rng.random(6), strict=True)}}
+        for epoch in range(1, EPOCHS + 1)
+    ]
+    for record in history:
+        record["effective_quantiles"] = sorted(rng.random(7).tolist()) if quantiles else None
+    return history
+
+
+def column(history, name):
+    return [record[name] for record in history]
+
+
+def line(axes, label=None, colour=None):
+    """Coordinates of the only such line of some axes."""
+    (found,) = (
+        drawn
+        for drawn in axes.lines
+        if (label is None or str(drawn.get_label()).startswith(label))
+        and (colour is None or drawn.get_color() == colour)
+    )
+    return found
+
+
+def assert_line(found, x, y):
+    np.testing.assert_allclose(found.get_xdata(), x)
+    np.testing.assert_allclose(found.get_ydata(), y)
+
+
+def entries(owner):
+    """What a legend says of each colour; of lines and of areas."""
+    legend = owner.get_legend() if hasattr(owner, "get_legend") else owner.legends[0]
+    return {
+        text.get_text(): handle
+        for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
+    }
+
+
+def hexadecimal(colour):
+    return "#" + "".join(f"{round(255 * value):02X}" for value in colour[:3])
+
+
+def test_margin_above_and_the_share_of_easy_triplets_below():
+    history = made_up()
+    above, below = plots.plot_margin(history, 0.8).axes
+    assert_line(line(above), range(1, 6), column(history, "margin"))
+    assert line(above).get_drawstyle() == "steps-mid"
+    assert_line(
+        line(below, colour=plots.BLUE),
+        range(1, 6),
+        100 * np.array(column(history, "easy_fraction")),
+    )
+    watched = line(below, "watched by the schedule: 80 %")
+    assert set(watched.get_ydata()) == {80}
+    assert (above.get_ylabel(), below.get_ylabel()) == ("margin μ", "easy triplets (%)")
+    assert (below.get_xlabel(), above.get_xlabel()) == ("epoch", "")
+    assert len(plots.plot_margin(history).axes[1].lines) == 1
+
+
+def test_loss_above_and_validation_with_the_best_epoch_below():
+    history = made_up()
+    for best in (1, 3):
+        above, below = plots.plot_loss(history, best).axes
+        assert_line(line(above), range(1, 6), column(history, "loss"))
+        assert_line(line(below, colour=plots.GREEN), range(1, 6), column(history, "validation_auc"))
+        auc = history[best - 1]["validation_auc"]
+        assert_line(line(below, f"best: {auc:.4f}, epoch {best}"), [best], [auc])
+        assert (above.get_ylabel(), below.get_ylabel()) == ("training loss", "validation AUC")
+        assert above.get_ylim()[0] == 0
+        assert len(below.lines) == 2
+
+
+def area(collection):
+    """The lower and the upper edge of an area, by epoch."""
+    points = collection.get_paths()[0].vertices
+    low, high = np.full(EPOCHS, np.inf), np.full(EPOCHS, -np.inf)
+    for x, y in points:
+        low[round(x) - 1], high[round(x) - 1] = (
+            min(low[round(x) - 1], y),
+            max(high[round(x) - 1], y),
+        )
+    return low, high
+
+
+def test_effective_margin_and_its_spread_beside_the_margin():
+    history = made_up()
+    (axes,) = plots.plot_effective_margin(history).axes
+    mean, std = (np.array(column(history, f"{name}_effective")) for name in ("mean", "std"))
+    assert_line(line(axes, "mean over all triplets", plots.BLUE), range(1, 6), mean)
+    assert_line(line(axes, "margin μ", plots.ORANGE), range(1, 6), column(history, "margin"))
+    assert set(line(axes, colour=plots.GREY).get_ydata()) == {0}
+    (spread,) = axes.collections
+    assert spread.get_label() == "± standard deviation"
+    np.testing.assert_allclose(area(spread), (mean - std, mean + std))
+    assert axes.get_ylabel() == "effective margin d(a,n) − d(a,p)"
+
+
+def test_effective_margin_with_its_quantiles():
+    history = made_up(quantiles=True)
+    (axes,) = plots.plot_effective_margin(history).axes
+    quantiles = np.array(column(history, "effective_quantiles"))
+    said = ("1% to 99% of them", "5% to 95% of them", "25% to 75% of them")
+    for i, (label, drawn) in enumerate(zip(said, axes.collections, strict=True)):
+        assert drawn.get_label() == label
+        np.testing.assert_allclose(area(drawn), (quantiles[:, i], quantiles[:, 6 - i]))
+    alphas = [drawn.get_alpha() for drawn in axes.collections]
+    assert alphas == sorted(alphas), "the middle is the darkest"
+    assert len(set(alphas)) == 3
+
+
+def test_distances_of_both_kinds_and_the_threshold():
+    rng = np.random.default_rng(0)
+    same = rng.random(400) < 0.3
+    distances = rng.random(400) + ~same
+    (axes,) = plots.plot_distances(distances, same, 0.75).axes
+    edges = np.linspace(0, distances.max(), 61)
+    shown = entries(axes)
+    for kind, colour, name in ((same, plots.BLUE, "same"), (~same, plots.ORANGE, "different")):
+        said = shown[f"{name} identity ({kind.sum()} pairs)"]
+        assert hexadecimal(said.get_facecolor()) == colour
+        (bars,) = (v for v in axes.containers if hexadecimal(v[0].get_facecolor()) == colour)
+        heights, _ = np.histogram(distances[kind], edges, density=True)
+        np.testing.assert_allclose([bar.get_height() for bar in bars], heights)
+        np.testing.assert_allclose([bar.get_x() for bar in bars], edges[:-1], atol=1e-12)
+    assert set(line(axes, "threshold 0.750").get_xdata()) == {0.75}
+
+
+def test_roc_of_each_report_by_its_name():
+    rng = np.random.default_rng(0)
+    same = np.arange(300) < 100
+    reports = {
+        name: mj.verification_report(rng.random(300) + far * ~same, same, threshold=0.5)
+        for name, far in (("embedding", 0.5), ("raw pixels", 0.1))
+    }
+    figure = plots.plot_roc(reports)
+    (axes,) = figure.axes
+    shown = entries(figure)
+    for name, report in reports.items():
+        label = f"{name}: AUC {report.auc:.4f}, EER {report.eer:.1%}"
+        assert_line(line(axes, label), report.fpr, report.tpr)
+        assert shown[label].get_color() == line(axes, label).get_color()
+    chance = line(axes, "chance")
+    np.testing.assert_allclose(chance.get_xdata(), chance.get_ydata())
+    assert chance.get_xdata()[0] == pytest.approx(1 / 200)
+    assert axes.get_xscale() == "log"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("false positive rate", "true positive rate")
+
+
+def test_comparison_has_a_mean_and_every_seed_of_each_schedule():
+    histories = {
+        name: {seed: made_up(10 * i + seed) for seed in range(3)}
+        for i, name in enumerate(("constant", "dams"))
+    }
+    figure = plots.plot_comparison(histories)
+    shown = entries(figure)
+    assert [*shown] == ["constant", "dams"]
+    wanted = (("margin", 1, "margin μ"), ("easy_fraction", 100, "easy triplets (%)"))
+    for axes, (name, scale, label) in zip(
+        figure.axes, (*wanted, ("validation_auc", 1, "validation AUC")), strict=True
+    ):
+        assert axes.get_ylabel() == label
+        for schedule, runs in histories.items():
+            curves = scale * np.array([column(history, name) for history in runs.values()])
+            drawn = [v for v in axes.lines if v.get_color() == shown[schedule].get_color()]
+            thick = max(drawn, key=lambda v: v.get_linewidth())
+            assert_line(thick, range(1, 6), curves.mean(axis=0))
+            thin = sorted(tuple(v.get_ydata()) for v in drawn if v is not thick)
+            np.testing.assert_allclose(thin, sorted(map(tuple, curves)))
+    assert figure.axes[0].get_title() == "Margin schedules, mean of 3 seeds"
+
+
+def test_responses_are_drawn_by_schedule():
+    rng = np.random.default_rng(0)
+    responses = {name: Response(rng.random(4), rng.random(4)) for name in ("dams", "automargin")}
+    figure = plots.plot_responses(responses, "to a world")
+    above, below = figure.axes
+    shown = entries(figure)
+    for name, response in responses.items():
+        colour = shown[name].get_color()
+        assert_line(line(above, name), range(1, 5), response.margin)
+        assert line(above, name).get_color() == colour
+        assert_line(line(below, colour=colour), range(1, 5), 100 * response.easy_fraction)
+    assert figure.get_suptitle() == "to a world"
+    assert (above.get_ylabel(), below.get_ylabel()) == ("margin μ", "easy triplets (%)")
+
+
+def test_contact_sheet_has_a_row_of_each_identity_with_its_own_images():
+    sizes = {"few": 2, "most": 6, "some": 3}
+    labels = np.repeat([*sizes], [*sizes.values()])
+    images = np.zeros((11, 4, 4, 1), np.uint8)
+    images[:] = (10 + np.arange(11))[:, None, None, None]
+    figure = plots.plot_contact_sheet(mj.ImageDataset.from_arrays(images, labels), 11, 6)
+    (axes,) = figure.axes
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == ["most (6)", "some (3)", "few (2)"]
+    sheet = axes.images[0].get_array()
+    for place, name in zip(axes.get_yticks(), ("most", "some", "few"), strict=True):
+        shown = {int(v) for v in np.unique(sheet[round(place)])} - {255}
+        assert shown == {int(v) for v in images[labels == name, 0, 0, 0]}
+
+
+def test_what_was_not_measured_leaves_a_gap():
+    history = made_up()
+    history[2]["easy_fraction"] = None
+    drawn = line(plots.plot_margin(history).axes[1]).get_ydata()
+    assert np.flatnonzero(np.isnan(drawn)).tolist() == [2]
+
+
+def test_the_pictures_of_a_run_are_drawn_of_its_figures(tiny_fit, tmp_path, monkeypatch):
+    """Pairs and threshold of the test, the share that the schedule watches, the best epoch."""
+    drawn = {}
+    for name in ("plot_margin", "plot_loss", "plot_effective_margin", "plot_distances", "plot_roc"):
+        monkeypatch.setattr(
+            plots, name, lambda *given, name=name: drawn.setdefault(name, given) and None
+        )
+    monkeypatch.setattr("margin_jax.run.write_report", lambda *_: None)
+    run = tiny_fit(tmp_path / "run", schedule="dams:threshold=0.7", epochs=2)
+    assert drawn["plot_margin"] == (run.history, 0.7)
+    assert drawn["plot_loss"] == (run.history, run.report["best_epoch"])
+    assert drawn["plot_effective_margin"] == (run.history,)
+    distances, same, threshold = drawn["plot_distances"]
+    test = run.report["test"]
+    assert threshold == test["threshold"]
+    assert (same.sum(), (~same).sum()) == (test["same_pairs"], test["different_pairs"])
+    assert np.mean((distances <= threshold) == same) == test["accuracy"]
+    (reports,) = drawn["plot_roc"]
+    assert {name: told.auc for name, told in reports.items()} == {
+        "embedding": test["auc"],
+        "raw pixels": test["raw_pixels"]["auc"],
+    }
