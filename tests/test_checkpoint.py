@@ -37,6 +37,19 @@ def test_the_newest_save_comes_back_as_it_was(tmp_path):
     assert kept == ["2"]
 
 
+def test_arrays_keep_their_types(tmp_path):
+    types = ("float32", "float16", "bfloat16", "int32", "uint32", "uint8", "bool")
+    tree = {name: jnp.arange(3).astype(name) for name in types} | {"key": jax.random.key(1)}
+    with Checkpoint(tmp_path / "c") as checkpoint:
+        checkpoint.save(1, {"a": tree}, {})
+        checkpoint.wait()
+        arrays, _ = checkpoint.restore({"a": tree})
+    assert {name: leaf.dtype for name, leaf in arrays["a"].items()} == {
+        name: leaf.dtype for name, leaf in tree.items()
+    }
+    assert {type(arrays["a"][name]) for name in types} == {np.ndarray}
+
+
 @pytest.mark.parametrize(
     "name",
     ["lr[0.1]", "a*b", "**", "what?", "50%", "a#b", "a|b@c", "{x}", "图片", "a\udcffb", "\n"],

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import margin_jax as mj
 from margin_jax import __version__, cli
 from margin_jax.config import TrainConfig
 
@@ -201,13 +202,23 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, capsys
     ],
 )
 def test_too_little_memory_is_one_line(error, message, monkeypatch, capsys):
+    assert_fails_with(1, error, message, monkeypatch, capsys)
+
+
+def test_a_run_that_diverges_is_one_line_and_status_1(monkeypatch, capsys):
+    """It is not the input that was bad: 2 would say so."""
+    error = mj.DivergedError("epoch 1, step 2 is not finite", 1, 2)
+    assert_fails_with(1, error, "margin-jax: epoch 1, step 2 is not finite\n", monkeypatch, capsys)
+
+
+def assert_fails_with(status, error, message, monkeypatch, capsys):
     def describe(*_, **__):
         raise error
 
     monkeypatch.setattr(cli, "app", describe)
     with pytest.raises(SystemExit) as stopped:
         cli.main(["datasets", "describe", "glyphs", "--image-size", "20000"])
-    assert stopped.value.code == 1
+    assert stopped.value.code == status
     assert message in capsys.readouterr().err
 
 
@@ -356,9 +367,15 @@ def test_an_unwritable_run_folder(tmp_path, capsys):
 
 
 def test_a_home_folder_is_found_in_every_path(monkeypatch):
+    """And all but the run folder are absolute, so that a run can be resumed from anywhere."""
     monkeypatch.setenv("HOME", "/home/me")
-    config = TrainConfig(dataset="folder", data_dir="~/pictures", out="~/runs/first")
-    assert (config.data_dir, config.out) == ("/home/me/pictures", "/home/me/runs/first")
+    monkeypatch.chdir("/usr")
+    names = ("data_dir", "manual_dir", "weights", "split", "out")
+    given = {"dataset": "tfds:omniglot", "encoder": "efficientnet_b0"}
+    for before, absolute, run in (("~/", "/home/me/", "/home/me/"), ("", "/usr/", "")):
+        config = TrainConfig(**given, **{name: f"{before}{name}.json" for name in names})
+        expected = {name: f"{run if name == 'out' else absolute}{name}.json" for name in names}
+        assert {name: getattr(config, name) for name in names} == expected
 
 
 def test_numbers_become_python_s_own():

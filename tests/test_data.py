@@ -96,6 +96,14 @@ def test_pairs_are_even_over_identities(few):
     assert different[3] / different[0] > 0.5  # 4 / 60 if drawn uniformly over pairs
 
 
+def test_different_pairs_are_of_any_two_identities_alike():
+    """Of 27 pairs 18 are of the two largest: drawn evenly over identities, a third is."""
+    labels = np.repeat(np.arange(3), [6, 3, 2])
+    drawn = [sample_pairs(labels, 2, seed=seed) for seed in range(900)]
+    of = np.array([labels[pairs.rows[~pairs.same][0]].sum() for pairs in drawn])  # 1, 2 or 3
+    np.testing.assert_allclose(np.bincount(of)[1:] / 900, [1 / 3] * 3, atol=0.05)
+
+
 def test_no_identity_dominates():
     """One with 500 images has 124,750 of the 128,750 same pairs there are."""
     labels = np.concatenate([np.full(500, 0), np.repeat(np.arange(1, 101), 9), [200, 201]])

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import chex
@@ -10,6 +11,7 @@ import oracle
 import pytest
 
 import margin_jax as mj
+from margin_jax.epoch import end_epoch, train_steps
 from margin_jax.step import StepOutput
 
 BATCHES, BATCH, FEATURES, DIM = 7, 12, 5, 4
@@ -346,3 +348,37 @@ def test_training_separates_the_classes():
     for _ in range(4):
         state, last = mj.train_epoch(state, TRAIN_STEP, data, schedule)
     assert last.easy_fraction > first.easy_fraction + 0.05
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm"), [(0.5, np.inf), (0.5, np.nan), (np.inf, 1.0), (np.nan, 1.0)]
+)
+def test_a_loss_or_a_gradient_that_is_not_finite_is_named(loss, norm):
+    """The third step, also where the loss alone looks well."""
+
+    def train_step(state, images, labels):
+        state, output = TRAIN_STEP(state, images, labels)
+        if state.step == 3:
+            output = output._replace(loss=jnp.float32(loss), gradient_norm=jnp.float32(norm))
+        return state, output
+
+    schedule = mj.dams()
+    message = rf"epoch 1, step 3 is not finite: loss {loss}, gradient of length {norm}"
+    with pytest.raises(mj.DivergedError, match=message) as diverged:
+        mj.train_epoch(new_state(schedule), train_step, batches(), schedule)
+    assert (diverged.value.epoch, diverged.value.step) == (1, 3)
+
+
+def test_the_seconds_of_an_epoch_in_parts_are_those_of_all_parts(monkeypatch):
+    """By a clock that goes on by one whenever it is asked: twice a batch, and at both ends."""
+    ticks = itertools.count()
+    monkeypatch.setattr("margin_jax.epoch.time.perf_counter", lambda: float(next(ticks)))
+    schedule = mj.dams()
+    state = new_state(schedule)
+    state, part = train_steps(state, TRAIN_STEP, batches()[:3])
+    assert (part.seconds, part.waited) == (9, 4)  # it also asks, in vain, for a fourth batch
+    state, part = train_steps(state, TRAIN_STEP, batches()[3:], part)
+    assert (part.seconds, part.waited) == (9 + 11, 4 + 5)
+    _, record = end_epoch(state, part, schedule)
+    assert (record.seconds, record.data_wait) == (20, 9 / 20)
+    assert record.images_per_second == BATCHES * BATCH / 20

@@ -169,6 +169,39 @@ def test_equal_distances_have_no_spread():
     np.testing.assert_allclose(spread.std_effective, 0, atol=1e-3)
 
 
+def corners():
+    """Batches on which a formula could go wrong, as (embeddings, labels, where)."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8, 3)).astype(np.float32)
+    yield "random", x, rng.integers(0, 3, 8), None
+    yield "equidistant", np.eye(6, dtype=np.float32), [0, 0, 1, 1, 2, 2], None
+    yield "equidistant, far", 1e3 * np.eye(7, dtype=np.float32), [0, 0, 0, 1, 1, 2, 2], None
+    yield "one point", np.ones((6, 3), np.float32), [0, 0, 1, 1, 2, 2], None
+    yield "one identity", x, [0] * 8, None
+    yield "no two of one", x, np.arange(8), None
+    yield "one triplet", x[:3], [0, 0, 1], None
+    yield "padded", x, [0, 0, 1, 1, 0, 1, 0, 1], np.arange(8) < 5
+    yield "nothing but padding", x, [0, 0, 1, 1, 0, 1, 0, 1], np.zeros(8, bool)
+
+
+@pytest.mark.parametrize(("x", "labels", "where"), [case[1:] for case in corners()])
+@pytest.mark.parametrize("counted", [True, False])
+def test_the_host_and_the_device_say_the_same(x, labels, where, counted):
+    """`EpochTotals.stats`, `EpochStats.of` and the share of `TripletStats`, in every corner."""
+    _, stats = mj.batch_all_triplet_loss(x, labels, 0.2, where=where)
+    bins = np.arange(1024) * bool(stats.totals()["valid"]) if counted else None
+    host = EpochTotals().add(stats, bins).stats()
+    device = EpochStats.of(stats, bins if bins is None else jax.numpy.asarray(bins))
+    scale = float(np.abs(x).max())  # in float32 a spread of 0 is the root of a rounding error
+    for name, value in vars(host).items():
+        told = getattr(device, name)
+        if value is None or told is None:
+            assert value is told is None
+            continue
+        np.testing.assert_allclose(told, value, rtol=2e-4, atol=2e-3 * scale, err_msg=name)
+    np.testing.assert_allclose(stats.easy_fraction, host.easy_fraction, rtol=1e-6)
+
+
 def test_statistics_are_pytrees():
     stats = stats_of([1, 2], [3, 4], [0, 0], [1, 1])
     doubled = jax.tree.map(lambda v: 2 * v, stats)
