@@ -51,7 +51,7 @@ OPTIONS = (
     *("--threshold", "0.5"),
 )
 TIMING = ("seconds", "images_per_second", "data_wait")
-PATIENCE = 600  # seconds, for one process
+PATIENCE = 3600  # seconds: only what hangs takes longer, whatever the machine
 DISK = 20  # megabytes: some checkpoints, but not many
 
 

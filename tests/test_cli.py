@@ -29,7 +29,7 @@ def run(*arguments, **environment):
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
-        timeout=300,
+        timeout=3600,
     )
 
 
@@ -443,14 +443,14 @@ def test_interrupted_it_says_how_to_go_on(tmp_path):
         text=True,
     )
     history = out / "history.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 3600
     try:
         while not (history.is_file() and history.read_text().count("\n") >= 2):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, shown = process.communicate(timeout=60)
+        _, shown = process.communicate(timeout=3600)
     finally:
         process.kill()
     assert process.returncode == 130

@@ -39,7 +39,7 @@ def reference(tmp_path_factory):
     pytest.importorskip("furo")
     out = tmp_path_factory.mktemp("reference")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", str(out)]
-    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=3600)
     assert shown.returncode == 0, shown.stderr
     return out
 

@@ -58,12 +58,11 @@ def test_it_leaves_nothing_behind(tmp_path):
 def test_there_are_never_two(tmp_path):
     """Though each of them removes the file, and the folder."""
     inside, most, entered = 0, 0, 0
-    stop = time.monotonic() + 1
 
     def enter(seed):
         nonlocal inside, most, entered
         wait = random.Random(seed)
-        while time.monotonic() < stop:
+        while entered < 300:
             try:
                 with locked(tmp_path / "a" / "b"):
                     inside += 1
@@ -79,7 +78,6 @@ def test_there_are_never_two(tmp_path):
     for thread in threads:
         thread.join()
     assert most == 1
-    assert entered > 20
     assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
 
 

@@ -13,7 +13,7 @@ LOOPS = Path(__file__).parent.parent / "experiments" / "loops"
 def epochs(name):
     """(margin, easy share in %) of every epoch that a loop prints."""
     command = [sys.executable, "-W", "error", str(LOOPS / f"{name}.py")]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     assert shown.returncode == 0, shown.stderr
     return re.findall(r"^\d+ margin (\d\.\d\d) easy (\d+\.\d)%$", shown.stdout, re.MULTILINE)
 

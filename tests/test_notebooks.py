@@ -57,7 +57,7 @@ def run(tmp_path, monkeypatch):
     def run(path):
         notebook = read(path)
         client = nbclient.NotebookClient(
-            notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}}
+            notebook, timeout=3600, kernel_name="python3", resources={"metadata": {"path": folder}}
         )
         client.execute(env=environment)
         return [cell for cell in notebook.cells if cell.cell_type == "code"]

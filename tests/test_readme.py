@@ -43,7 +43,7 @@ def test_snippets_run(snippet, elsewhere):
         text=True,
         cwd=elsewhere,
         env={**os.environ, "MARGIN_JAX_SMALL": "1"},
-        timeout=300,
+        timeout=3600,
     )
     assert shown.returncode == 0, shown.stderr
     if "schedule.update" in snippet:
@@ -68,7 +68,7 @@ def test_the_first_command_trains(tmp_path):
         text=True,
         cwd=tmp_path,
         env={**os.environ, "MARGIN_JAX_SMALL": "1"},
-        timeout=300,
+        timeout=3600,
     )
     assert shown.returncode == 0, shown.stderr
     for name in re.findall(

@@ -13,7 +13,7 @@ def test_nothing_is_lost_by_kills(tmp_path):
     options = ["--kills", "3", "--terms", "1", "--jobs", "0", "--races", "1", "--no-disks"]
     options += ["--out", str(out)]
     shown = subprocess.run(
-        [sys.executable, str(CAMPAIGN), *options], capture_output=True, text=True, timeout=400
+        [sys.executable, str(CAMPAIGN), *options], capture_output=True, text=True, timeout=3600
     )
     assert shown.returncode == 0, shown.stdout + shown.stderr
     result = json.loads(out.read_text())

@@ -178,7 +178,7 @@ def run_together(*commands, status=0, meanwhile=lambda processes: None):
     ]
     try:
         meanwhile(processes)
-        shown = [process.communicate(timeout=240) for process in processes]
+        shown = [process.communicate(timeout=3600) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -276,7 +276,7 @@ def test_a_job_of_two_different_runs_is_refused(tmp_path):
 
 def test_sigterm_to_one_process_stops_the_job_where_it_can_go_on(tmp_path):
     def terminate(processes):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 3600
         while not (tmp_path / "run" / "history.jsonl").is_file() or not history(tmp_path / "run"):
             assert time.monotonic() < deadline
             assert all(process.poll() is None for process in processes)
