@@ -40,6 +40,17 @@ def test_figures_match_plain_loops(name, distances, same):
         assert tpr == max(point[1] for point in points if point[0] <= rate)
 
 
+def test_what_is_written_are_the_figures_by_their_names():
+    distances, same = np.array([0.1, 0.4, 0.35, 0.8, 0.9]), np.array([True, True, *[False] * 3])
+    report = mj.verification_report(distances, same, threshold=0.4)
+    written = report.to_json()
+    assert written.pop("tpr_at_fpr") == {"0.01": 0.5, "0.001": 0.5}
+    assert written.pop("warnings") == list(report.warnings)
+    assert (written.pop("same_pairs"), written.pop("different_pairs")) == (2, 3)
+    assert written == {name: getattr(report, name) for name in written}
+    assert {*written} == {"auc", "eer", "threshold", "accuracy"}
+
+
 def test_the_threshold_comes_from_elsewhere():
     distances, same = np.array([0.1, 0.2, 0.3, 0.4]), np.array([True, True, False, False])
     good, bad = (mj.verification_report(distances, same, threshold=t) for t in (0.25, 0.35))

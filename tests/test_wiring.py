@@ -1,7 +1,7 @@
 """What joins the parts: a small run, computed again from its folder by plain loops.
 
-Nothing of the package's evaluation, loss, optimisers or schedules is used: only the sampler, whose
-batches are a function of seed and epoch. The data are made so that whatever is mixed up shows:
+Nothing of the package's evaluation, loss, optimisers or schedules is used: only what draws batches
+and pairs, functions of the seed. The data are made so that whatever is mixed up shows:
 
 - the parts are told apart by their brightness and contrast, so no figure of one is that of another;
 - the network is one angle, which training turns from 0.1 to 1.2 and beyond. Who validates is best
@@ -19,6 +19,7 @@ import pytest
 from flax import linen as nn
 
 import margin_jax as mj
+from margin_jax.data.pairs import sample_pairs
 
 TIMING = ("seconds", "images_per_second", "data_wait")
 # Identities and images of each, brightness, contrast, spread, and the angle that tells them apart.
@@ -270,6 +271,9 @@ def test_a_run_is_what_plain_loops_make_of_its_folder(case):
         assert np.all(np.char.startswith(of, part)), name
         np.testing.assert_array_equal(of[:, 0] == of[:, 1], pairs[f"{name}_same"])
         assert len(np.unique(np.sort(pairs[f"{name}_rows"]), axis=0)) == len(of)
+        rows, count = rows_of(part, names), 1_000 if name == "published" else 100_000
+        drawn = sample_pairs(numbered(names)[rows], count, seed=config["seed"])
+        assert name == "hard" or np.array_equal(rows[drawn.rows], pairs[f"{name}_rows"])
     assert {*names[pairs["hard_rows"]].ravel()} == {"test 1", "test 2"}
     sizes = {name: len(pairs[f"{name}_same"]) for name in ("validation", "test", "published")}
     assert sizes == {"validation": 2 * 3 * 28, "test": 2 * 4 * 190, "published": 1_000}
