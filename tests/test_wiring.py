@@ -82,7 +82,7 @@ CASES = {
 }
 
 
-def train(out, dataset, **options):
+def train(out, dataset, on_epoch=None, **options):
     split = out.parent / "split.json"
     parts = {part: [name for name in dataset.identities if name.startswith(part)] for part in PARTS}
     split.write_text(json.dumps(parts))
@@ -96,7 +96,7 @@ def train(out, dataset, **options):
         out=str(out),
         **options,
     )
-    return mj.fit(config, dataset=dataset, encoder=ENCODER)
+    return mj.fit(config, dataset=dataset, encoder=ENCODER, on_epoch=on_epoch)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -382,3 +382,27 @@ def test_the_validation_images_decide_nothing_but_the_choice(tmp_path, no_pictur
     assert timeless(one) != timeless(other)
     for name in ("image_mean", "image_std"):
         np.testing.assert_array_equal(one.batch_stats[name], other.batch_stats[name])
+
+
+class Killed(BaseException):
+    """Like a signal."""
+
+
+def test_a_run_that_goes_on_after_its_best_epoch_still_has_it(case, tmp_path, no_pictures):
+    config, _, report = read(case)
+    options = {"select": config["select"], **CASES[config["select"]]}
+
+    def kill(record):
+        if record["epoch"] == report["best_epoch"] + 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(tmp_path / "run", people()[0], on_epoch=kill, **options)
+    run = train(tmp_path / "run", people()[0], resume=True, **options)
+    assert len(run.history) == config["epochs"] > report["best_epoch"] + 1
+    whole = mj.load_run(case, encoder=ENCODER)
+    assert timeless(run) == timeless(whole)
+    assert run.report == whole.report
+    assert run.params["angle"] == whole.params["angle"]
+    again = mj.load_run(tmp_path / "run", encoder=ENCODER)
+    assert again.params["angle"] == whole.params["angle"]
