@@ -203,3 +203,12 @@ def test_of_more_images_so_many_are_measured_from_the_first_to_the_last(monkeypa
         values = images[measured] / 255
         assert mean == pytest.approx([values.mean()])
         assert std == pytest.approx([values.std()])
+
+
+def test_each_channel_has_its_own_mean_and_spread():
+    images = np.random.default_rng(0).integers(0, 256, (40, 3, 5, 3)) // np.array([1, 2, 5])
+    dataset = types.SimpleNamespace(images=images.astype(np.uint8))
+    train = np.arange(3, 40, 2)
+    mean, std = image_moments(types.SimpleNamespace(dataset=dataset, train=train))
+    np.testing.assert_allclose(mean, (images[train] / 255).mean(axis=(0, 1, 2)))
+    np.testing.assert_allclose(std, (images[train] / 255).std(axis=(0, 1, 2)))

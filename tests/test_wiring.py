@@ -76,7 +76,8 @@ CASES = {
         "schedule": "dams:margin=0.3,threshold=0.5,increase=0.05",
         "distance": "manhattan",
         "reduction": "mean",
-        "optimizer": "adam",
+        "learning_rate_schedule": "exponential",
+        "learning_rate": 0.095,
         "seed": 1,
     },
 }
@@ -146,10 +147,11 @@ def trained_again(config, x, names):
     name, _, values = config["schedule"].partition(":")
     assert name == "dams"
     rule = {key: np.float32(value) for key, value in (v.split("=") for v in values.split(","))}
-    margin, angle, m, v, t = rule["margin"], 0.1, 0.0, 0.0, 0
+    margin, angle, m, v, t, total = rule["margin"], 0.1, 0.0, 0.0, 0, 0
     angles, records = [], []
     for epoch in range(config["epochs"]):
         plan, _ = mj.pk_batches(labels[rows], 4, 2, seed=config["seed"], epoch=epoch)
+        total = total or len(plan) * config["epochs"]  # steps, as the first epoch promises
         mining = "semihard" if ":" in config["mining"] and epoch >= 3 else "all"
         answers, norms = [], []
         for batch in rows[plan]:
@@ -165,8 +167,11 @@ def trained_again(config, x, names):
             gradient = float(np.sum(answer.to_embeddings * slope))
             t += 1
             m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+            rate = config["learning_rate"]
+            if config["learning_rate_schedule"] == "exponential":
+                rate *= 0.01 ** ((min(t, total) - 1) / (total - 1))
             step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
-            angle -= config["learning_rate"] * step
+            angle -= rate * step
             answers.append(answer)
             norms.append(abs(gradient))
         counts = {name: sum(a.counts[name] for a in answers) for name in answers[0].counts}
@@ -264,6 +269,12 @@ def test_a_run_is_what_plain_loops_make_of_its_folder(case):
     data = json.loads((case / "data.json").read_text())
     for part in PARTS:
         assert {*data["identities"][part]} == {*names[rows_of(part, names)]}
+    rows, labels = rows_of("train", names), numbered(names)
+    first, _ = mj.pk_batches(labels[rows], 4, 2, seed=config["seed"], epoch=0)
+    used = len(np.unique(first))
+    left = {"images": len(rows), "used": used, "small": 0, "left": len(rows) - used, "repeated": 0}
+    assert data["coverage"] == left
+    assert (data["images"], data["image_shape"]) == (len(names), [1, 2, 1])
     assert pairs["files"].tolist() == [f"image {i}" for i in range(len(names))]
     for name in ("validation", "test", "published", "hard"):
         part = "validation" if name == "validation" else "test"
