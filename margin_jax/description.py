@@ -28,7 +28,8 @@ def describe(config: TrainConfig, dataset: Dataset) -> Iterator[str]:
     if dataset.skipped:
         yield f"{len(dataset.skipped)} unreadable, skipped; first {dataset.skipped[0]}"
     yield from remarks(dataset.left_out, dataset.notes)
-    yield f"{what} of an identity: {sizes.min():,} to {sizes.max():,}, median {np.median(sizes):g}"
+    least, most, median = np.min(sizes), np.max(sizes), np.median(sizes)
+    yield f"{what} of an identity: {least:,} to {most:,}, median {median:g}"
     yield f"{what:>13}  identities{what + ' in all':>17}"
     power = np.log2(sizes).astype(int)
     for p in np.unique(power):

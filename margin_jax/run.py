@@ -120,7 +120,7 @@ class Run:
             raise ValueError(f"examples must have shape (n, *{expected}); got {examples.shape}")
         rows = np.arange(len(examples)) if rows is None else np.asarray(rows)
         known = rows.dtype.kind in "iu" and rows.ndim == 1 and len(rows) > 0
-        if not (known and rows.min() >= 0 and rows.max() < len(examples)):
+        if not (known and np.min(rows) >= 0 and np.max(rows) < len(examples)):
             raise ValueError(f"rows must be integers from 0 to {len(examples) - 1}; got {rows}")
         return embed_examples(self.encoder.apply, self.params, self.batch_stats, examples, rows)
 

@@ -51,7 +51,7 @@ def sample_pairs(labels: np.ndarray, count: int, *, seed: int) -> Pairs:
             f"{n_different} of different ones"
         )
     room = _without_domination(np.minimum(n_same, count))
-    half = int(min(count // 2, room.sum(), n_different))
+    half = min(count // 2, int(room.sum()), int(n_different))
     same = [
         order[start + _pair(np.sort(rng.choice(n, quota, replace=False)), size)]
         for start, size, n, quota in zip(starts, sizes, n_same, _fill(room, half, rng), strict=True)

@@ -206,9 +206,8 @@ def _balanced(queues: list[np.ndarray], p: int, k: int, rng: np.random.Generator
     """The "balanced" batches, int[steps, P·K]."""
     # A last group that is not whole begins earlier, in the one before.
     starts = [np.minimum(np.arange(0, len(queue), k), len(queue) - k) for queue in queues]
-    count = np.array([len(start) for start in starts])
-    steps = -(-count.sum() // p)
-    missing = steps * p - count.sum()
+    count = np.array([len(start) for start in starts], np.int64)
+    steps, missing = -(-int(count.sum()) // p), -int(count.sum()) % p
     # An identity with fewer groups than batches can fill in for what is missing, one in each of
     # the other batches; P identities always have room enough.
     count += rng.multivariate_hypergeometric(np.clip(steps - count, 0, missing), missing)

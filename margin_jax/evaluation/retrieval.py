@@ -96,10 +96,10 @@ def retrieval_report(
         raise ValueError(f"ks must be at least 1; got {ks}")
     _, dense, sizes = np.unique(y, return_inverse=True, return_counts=True)
     others = sizes[dense] - 1
-    if others.max(initial=0) == 0:
+    if not others.any():
         raise ValueError(f"retrieval needs two images of one identity; got none in {len(y)} images")
 
-    depth = min(len(y) - 1, max(*ks, int(others.max())))
+    depth = min(len(y) - 1, max(*ks, int(np.max(others))))
     queries = np.flatnonzero(others)
     size = max(1, min(len(queries), _TILE // len(y)))
     rank = np.arange(depth)
