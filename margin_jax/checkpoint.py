@@ -50,8 +50,12 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        # Orbax's v1, experimental so far, has it in `training.Checkpointer`, and reads what lies
+        # here: save and restore become `save_checkpointables` and `load_checkpointables`, without
+        # `args`; asynchronous directories and partial restores are asked for in its `Context`. It
+        # has no `read_only`, which must then be seen to here.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=1,
+            preservation_policy=ocp.checkpoint_managers.LatestN(n=1),
             cleanup_tmp_directories=True,  # what a kill leaves unfinished
             # Else a disk that can not be written to is noticed after a time-out of minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
@@ -63,6 +67,7 @@ class Checkpoint:
         for logger in ("absl", "asyncio"):
             logging.getLogger(logger).addFilter(_worth_showing)
         handlers = {ARRAYS: ocp.PyTreeCheckpointHandler(), RECORD: ocp.JsonCheckpointHandler()}
+        registry = ocp.handlers.create_default_handler_registry(**handlers)
         self._folder, self._saved = folder, time.monotonic()
         self._unproven: tuple[int, dict[str, Any]] | None = None
 
@@ -72,7 +77,7 @@ class Checkpoint:
                 if not read_only:
                     folder.mkdir(parents=True, exist_ok=True)
                 path = opened.enter_context(_plain(folder.absolute()))
-                return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
+                return ocp.CheckpointManager(path, options=options, handler_registry=registry)
 
             self._manager = _attempt(make, f"can not open {folder}")
             opened.enter_context(_quiet())
