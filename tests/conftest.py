@@ -1,18 +1,13 @@
 import functools
 import os
+import shutil
 import signal
 import tempfile
+from pathlib import Path
 
 import jax
 import pytest
 
-# What a test, or a process that it starts, has compiled, others need not compile again. A folder
-# for each process of the tests, so that none reads what another one is writing.
-_cache = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # a process has many small programs
-jax.config.update("jax_compilation_cache_dir", _cache.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # Before any computation: several tests place arrays on a mesh of virtual devices.
 jax.config.update("jax_num_cpu_devices", 8)
 # A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C.
@@ -23,6 +18,41 @@ LONG = (
     *("test_reliability", "test_notebooks", "test_training", "test_sharding", "test_cli"),
     *("test_losses", "test_loops", "test_readme", "test_networks", "test_arms", "test_docs"),
 )
+KEPT = 300 * 2**20  # bytes of compiled programs, at most, for the next run of the tests
+
+
+def pytest_configure(config):
+    """What a test, or a process that it starts, has compiled once need not be compiled again.
+
+    Every process of the tests has a folder of its own, with links to what earlier runs have left,
+    and hands on what is new when it ends: JAX writes there without a lock, and nobody must read
+    what another one is writing.
+    """
+    kept = config.cache.mkdir("jax")  # pytest --cache-clear removes it
+    if not hasattr(config, "workerinput"):
+        size = 0
+        for file in sorted(kept.iterdir(), key=os.path.getmtime, reverse=True):
+            size += file.stat().st_size
+            if size > KEPT:
+                file.unlink()
+    mine = Path(tempfile.mkdtemp(prefix="margin-jax-"))
+    for file in kept.glob("*-cache"):
+        (mine / file.name).symlink_to(file.absolute())
+
+    def hand_on():
+        for file in mine.glob("*-cache"):
+            if not file.is_symlink():
+                part = kept / f"{file.name}.{mine.name}"
+                shutil.copyfile(file, part)
+                part.replace(kept / file.name)
+        shutil.rmtree(mine)
+
+    config.add_cleanup(hand_on)
+    # A process that is started has the environment; in this one JAX has read it already.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(mine)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # it has many small programs
+    jax.config.update("jax_compilation_cache_dir", str(mine))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def pytest_collection_modifyitems(items):
