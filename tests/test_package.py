@@ -93,7 +93,7 @@ def test_its_readme_is_the_repository_s_with_links_that_lead_there(metadata):
 
 def test_extras_that_messages_and_the_readme_name_exist(metadata):
     extras = set(metadata.get_all("Provides-Extra"))
-    assert extras == {"prepare", "pretrained", "heic", "docs", "test", "peers"}
+    assert extras == {"prepare", "pretrained", "heic", "docs", "test", "lint", "peers"}
     texts = [
         path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *PACKAGE.rglob("*.py")]
     ]
@@ -112,7 +112,7 @@ def test_what_the_package_imports_is_declared(metadata):
     of_users = [
         text
         for text in metadata.get_all("Requires-Dist")
-        if not re.search(r"extra == '(docs|test|peers)'", text)
+        if not re.search(r"extra == '(docs|test|lint|peers)'", text)
     ]
     declared = {re.match(r"[\w-]+", text)[0].lower().replace("_", "-") for text in of_users}
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")]

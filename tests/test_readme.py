@@ -81,10 +81,11 @@ def test_the_first_command_trains(tmp_path):
 
 def test_ci_does_what_the_readme_says():
     ci = (ROOT / ".ci" / "run").read_text()
-    install, test = blocks("bash")[0], blocks("bash")[1]
-    assert "install -e '.[test]'" in install
-    assert "-e '.[test]'" in ci
-    assert test.strip().removeprefix(".venv/bin/") in ci
+    install, test = blocks("bash")[1].split(" && ")
+    extras = re.findall(r"pip install -e '\.\[(.+)\]'", install)
+    assert extras == ["test"]
+    assert re.findall(r"install -e '\.\[(.+)\]'", ci) == ["test,lint"]
+    assert test.strip().removeprefix(".venv/bin/") in ci.splitlines()
 
 
 def test_commands_and_options_exist(capsys, monkeypatch):
