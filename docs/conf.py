@@ -4,6 +4,7 @@ import dataclasses
 import re
 import typing
 
+from chex import ArrayTree
 from jax.typing import ArrayLike
 from sphinx.util.typing import stringify_annotation
 
@@ -35,7 +36,7 @@ napoleon_custom_sections = [("Attributes", "params_style"), "Gradients over devi
 # Every cross reference must resolve but those to other libraries: looking them up takes a network.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(jax|numpy|optax|flax|collections|pathlib|typing)\..*"),
+    (r"py:.*", r"(jax|chex|numpy|optax|flax|collections|pathlib|typing)\..*"),
     ("py:class", "Figure"),  # matplotlib's, imported where one is drawn
     ("py:class", "int32|float32|batch"),  # a property's type and shape, "int32[batch]"
 ]
@@ -54,11 +55,14 @@ def add_options(app, what, name, obj, options, lines):
 
 
 def shorten(app, what, name, obj, options, signature, returned):
-    """A signature that calls JAX's long union of what can be an array by its name."""
-    union = stringify_annotation(ArrayLike, "smart")
+    """A signature that calls long unions, of what can be an array or a tree, by their names."""
     if name == "margin_jax.TrainConfig":
         signature = "(**options)"
-    return signature and signature.replace(union, "~jax.typing.ArrayLike"), returned
+    for union, called in ((ArrayLike, "jax.typing.ArrayLike"), (ArrayTree, "chex.ArrayTree")):
+        signature = signature and signature.replace(
+            stringify_annotation(union, "smart"), f"~{called}"
+        )
+    return signature, returned
 
 
 def setup(app):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,7 +95,7 @@ class Checkpoint:
         """Seconds since the last save, or since this was opened."""
         return time.monotonic() - self._saved
 
-    def save(self, step: int, arrays: dict[str, Any], record: dict[str, Any]) -> None:
+    def save(self, step: int, arrays: dict[str, chex.ArrayTree], record: dict[str, Any]) -> None:
         """Saves a pytree of arrays and a record as those of `step`, which no save had before.
 
         Raises:
@@ -112,7 +113,9 @@ class Checkpoint:
         some = min(host, key=lambda name: sum(v.nbytes for v in jax.tree.leaves(host[name])))
         self._unproven = step, jax.eval_shape(lambda: {some: host[some]})
 
-    def restore(self, like: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def restore(
+        self, like: dict[str, chex.ArrayTree]
+    ) -> tuple[dict[str, chex.ArrayTree], dict[str, Any]]:
         """``(arrays, record)`` as saved; the arrays as NumPy has them, but for random keys.
 
         Args:
@@ -131,8 +134,8 @@ class Checkpoint:
             ) from None
 
     def _restore(
-        self, step: int | None, like: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self, step: int | None, like: dict[str, chex.ArrayTree]
+    ) -> tuple[dict[str, chex.ArrayTree], dict[str, Any]]:
         target = jax.eval_shape(_without_keys, like)
         # Orbax finds out as well, but in many threads, each with its own traceback.
         saved = dict(self._manager.item_metadata(step)[ARRAYS].tree)
@@ -190,7 +193,7 @@ def _plain(folder: Path) -> Iterator[Path]:
         yield link
 
 
-def _digests(arrays: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
+def _digests(arrays: dict[str, chex.ArrayTree], record: dict[str, Any]) -> dict[str, str]:
     """SHA-256 of the record, and of all arrays under each uppermost name."""
     told = {RECORD: hashlib.sha256(json.dumps(record, sort_keys=True).encode())}
     for name, tree in arrays.items():
@@ -217,7 +220,7 @@ def _is_key(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 
 
-def _without_keys(tree: Any) -> Any:
+def _without_keys(tree: chex.ArrayTree) -> chex.ArrayTree:
     """The same with the data of random keys in their place."""
     return jax.tree.map(lambda v: jax.random.key_data(v) if _is_key(v) else v, tree)
 
@@ -228,7 +231,7 @@ def _with_key(data: Any, like: Any) -> Any:
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def _named(tree: chex.ArrayTree) -> dict[str, Any]:
     """The leaves by name, whatever the containers."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -236,7 +239,7 @@ def _named(tree: Any) -> dict[str, Any]:
     }
 
 
-def _described(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+def _described(tree: chex.ArrayTree) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shapes and types by name."""
     return {name: (tuple(v.shape), str(v.dtype)) for name, v in _named(tree).items()}
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import chex
 import numpy as np
 from jax.sharding import Mesh
 
@@ -22,8 +23,8 @@ def make_report(
     config: TrainConfig,
     data: RunData,
     encoder: Encoder,
-    params: Any,
-    batch_stats: Any,
+    params: chex.ArrayTree,
+    batch_stats: chex.ArrayTree,
     history: list[dict[str, Any]],
     mesh: Mesh,
 ) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,8 +84,8 @@ class Run:
     report: dict[str, Any] = field(repr=False)
     data: dict[str, Any] = field(repr=False)
     encoder: Encoder = field(repr=False)
-    params: Any = field(repr=False)
-    batch_stats: Any = field(repr=False)
+    params: chex.ArrayTree = field(repr=False)
+    batch_stats: chex.ArrayTree = field(repr=False)
 
     @property
     def threshold(self) -> float:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -29,13 +30,13 @@ class TrainState:
     """
 
     step: Array
-    key: Array
-    params: Any
-    batch_stats: Any
-    opt_state: Any
+    key: chex.PRNGKey
+    params: chex.ArrayTree
+    batch_stats: chex.ArrayTree
+    opt_state: optax.OptState
     schedule: ScheduleState
     memory: Memory | None = None
-    loss_params: Any = dataclasses.field(default_factory=dict)
+    loss_params: chex.ArrayTree = dataclasses.field(default_factory=dict)
 
     @property
     def trained(self) -> Any:
@@ -60,11 +61,11 @@ class TrainState:
 
 
 def create_state(
-    params: Any,
-    batch_stats: Any,
+    params: chex.ArrayTree,
+    batch_stats: chex.ArrayTree,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
-    key: Array,
+    key: chex.PRNGKey,
     *,
     memory: Memory | None = None,
     loss_params: Any = None,

@@ -159,6 +159,7 @@ def test_only_models_import_linen():
 
 def test_importing_the_package_is_light():
     heavy = (
+        "chex",
         "flax",
         "optax",
         "orbax",

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 from jax import Array
@@ -21,8 +22,8 @@ _PAIR_VALUES = 2**22
 
 def embed_examples(
     apply_fn: ApplyFn,
-    params: Any,
-    batch_stats: Any,
+    params: chex.ArrayTree,
+    batch_stats: chex.ArrayTree,
     examples: Examples,
     rows: np.ndarray | None = None,
     mesh: Mesh | None = None,
