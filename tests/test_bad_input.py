@@ -322,9 +322,9 @@ PYTHON = {
     ),
     "nobody twice": (lambda: mj.retrieval_report(E, np.arange(4)), "two images of one identity"),
     "embeddings NaN": (lambda: mj.retrieval_report(E * np.nan, Y), "embeddings must be finite"),
-    "images of floats": (lambda: mj.ImageDataset.from_arrays(IMAGES / 1, Y), "must be uint8"),
+    "images of floats": (lambda: mj.Dataset.from_arrays(IMAGES / 1, Y), "must be uint8"),
     "columns of labels": (
-        lambda: mj.ImageDataset.from_arrays(IMAGES, Y[:, None]),
+        lambda: mj.Dataset.from_arrays(IMAGES, Y[:, None]),
         r"labels must have shape \(4,\); got \(4, 1\)",
     ),
 }

@@ -205,7 +205,7 @@ def test_contact_sheet_has_a_row_of_each_identity_with_its_own_images():
     labels = np.repeat([*sizes], [*sizes.values()])
     images = np.zeros((11, 4, 4, 1), np.uint8)
     images[:] = (10 + np.arange(11))[:, None, None, None]
-    figure = plots.plot_contact_sheet(mj.ImageDataset.from_arrays(images, labels), 11, 6)
+    figure = plots.plot_contact_sheet(mj.Dataset.from_arrays(images, labels), 11, 6)
     (axes,) = figure.axes
     names = [text.get_text() for text in axes.get_yticklabels()]
     assert names == ["most (6)", "some (3)", "few (2)"]
@@ -242,5 +242,5 @@ def test_the_pictures_of_a_run_are_drawn_of_its_figures(tiny_fit, tmp_path, monk
     (reports,) = drawn["plot_roc"]
     assert {name: told.auc for name, told in reports.items()} == {
         "embedding": test["auc"],
-        "raw pixels": test["raw_pixels"]["auc"],
+        "raw pixels": test["raw"]["auc"],
     }

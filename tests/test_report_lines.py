@@ -17,7 +17,7 @@ def figures(n, **more):
 
 
 RAW = figures(4, published=figures(5), hard=figures(6))
-TEST = figures(1, published=figures(2), hard=figures(3), raw_pixels=RAW)
+TEST = figures(1, published=figures(2), hard=figures(3), raw=RAW)
 
 
 def test_a_line_has_each_figure_under_its_name():
@@ -59,7 +59,7 @@ def test_every_set_of_pairs_has_its_name():
     ]
     without = {name: value for name, value in TEST.items() if name != "hard"}
     assert rows(without) == [row for row in rows(TEST) if row[1] != 3]
-    assert rows({**TEST, "raw_pixels": None}) == rows(TEST)[:3]
+    assert rows({**TEST, "raw": None}) == rows(TEST)[:3]
 
 
 def test_where_the_margin_and_the_easy_triplets_went():

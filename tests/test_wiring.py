@@ -63,7 +63,7 @@ def people(seed=0):
     order = rng.permutation(len(names))
     images = np.clip(np.concatenate(pixels), 0, 255).astype(np.uint8)[order]
     names = np.array(names)[order]
-    dataset = mj.ImageDataset.from_arrays(images.reshape(-1, 1, 2, 1), names)
+    dataset = mj.Dataset.from_arrays(images.reshape(-1, 1, 2, 1), names)
     alike = [identity in ("test 1", "test 2") for identity in dataset.identities]
     groups = np.where(alike, len(alike), np.arange(len(alike))).astype(np.int32)
     return dataclasses.replace(dataset, groups=groups), names
@@ -118,7 +118,7 @@ def read(folder):
 
 def normalised(names):
     """Images as the network has them: by the mean and the spread of those of the training."""
-    values = people()[0].images.reshape(-1, 2) / 255.0
+    values = people()[0].examples.reshape(-1, 2) / 255.0
     own = values[[name.startswith("train") for name in names]]
     return (values - own.mean()) / own.std(), own.mean(), own.std()
 
@@ -314,13 +314,13 @@ def test_a_run_is_what_plain_loops_make_of_its_folder(case):
     assert run.batch_stats["image_mean"] == pytest.approx([mean], rel=1e-5)
     assert run.batch_stats["image_std"] == pytest.approx([std], rel=1e-5)
     vectors, _ = turned(x, angles[best - 1])
-    np.testing.assert_allclose(run.embed(people()[0].images), vectors, rtol=1e-2, atol=2e-3)
+    np.testing.assert_allclose(run.embed(people()[0].examples), vectors, rtol=1e-2, atol=2e-3)
 
     # What they are worth on the test, and what the pixels are.
     ours = figures_again(vectors, pairs, config["distance"])
-    raw = figures_again(people()[0].images.reshape(-1, 2).astype(float), pairs, "euclidean")
+    raw = figures_again(people()[0].examples.reshape(-1, 2).astype(float), pairs, "euclidean")
     assert_figures(report["validation"], ours["validation"])
-    for told, figures in ((report["test"], ours), (report["test"]["raw_pixels"], raw)):
+    for told, figures in ((report["test"], ours), (report["test"]["raw"], raw)):
         assert_figures(told, figures["test"])
         assert_figures(told["published"], figures["published"])
         assert_figures(told["hard"], figures["hard"])
@@ -334,7 +334,7 @@ def test_the_data_tell_apart_what_could_be_mixed_up(case):
         pairs = dict(saved)
     x, mean, std = normalised(names)
     angles, _ = trained_again(config, x, names)
-    everything = dataset.images / 255.0
+    everything = dataset.examples / 255.0
     assert everything.mean() - mean > 0.1
     assert everything.std() - std > 0.05
 
@@ -363,7 +363,7 @@ def test_the_test_images_decide_nothing_but_the_figures_of_the_test(tmp_path, no
     """Of who is tested, nothing reaches the normalisation, training, choice or threshold."""
     dataset, names = people()
     tested = np.array([name.startswith("test") for name in names])
-    images = dataset.images.copy()
+    images = dataset.examples.copy()
     images[tested] = 255 - images[tested][::-1] // 2
     (tmp_path / "other").mkdir()
     runs = [
@@ -383,7 +383,7 @@ def test_the_test_images_decide_nothing_but_the_figures_of_the_test(tmp_path, no
 
 def test_the_validation_images_decide_nothing_but_the_choice(tmp_path, no_pictures):
     dataset, names = people()
-    images = dataset.images.copy()
+    images = dataset.examples.copy()
     validating = np.array([name.startswith("validation") for name in names])
     images[validating] = 255 - images[validating][::-1] // 2
     (tmp_path / "other").mkdir()
