@@ -15,7 +15,8 @@ Two CPU cores, jax 0.10.2: `import margin_jax` adds 0.05 to 0.08 s to 0.8 to 1.0
 comes after 7.7 to 8.5 s, with a filled cache after 3.0 to 3.5 s. What a save costs is within the
 noise of this script's epochs (-83 +- 125 ms). Whole runs with a save in every epoch and with none,
 three pairs of 9 or 12 epochs, gave 90, 140 and 190 ms; the main thread is held for 35 to 40 ms of
-them. So at one save in ten seconds, as runs do, checkpoints take 1 to 2 % of the time.
+them. So at one save in ten seconds, as runs do, checkpoints take 1 to 2 % of the time. (What a save
+costs is from before saves were read back and digested.)
 """
 
 import json
