@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from margin_jax.distances import DistanceFn, get_distance, paired
+from margin_jax.distances import DistanceFn, get_distance, origin, paired
+from margin_jax.sharding import gathered
 from margin_jax.stats import EFFECTIVE_EDGES, TripletStats
 
 SAMPLES = 512
@@ -49,9 +50,10 @@ def effective_margin_histogram(
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
-    x, y = jax.lax.stop_gradient(jnp.asarray(embeddings)), jnp.asarray(labels)
+    x, y = (gathered(jnp.asarray(v)) for v in (embeddings, labels))
+    x = jax.lax.stop_gradient(x)
     x = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
-    real = jnp.ones(y.shape, bool) if where is None else jnp.asarray(where)
+    real = jnp.ones(y.shape, bool) if where is None else gathered(jnp.asarray(where))
     anchor_key, positive_key, negative_key = jax.random.split(key, 3)
 
     weights = stats.positives.astype(jnp.float32) * stats.negatives.astype(jnp.float32)
@@ -67,6 +69,7 @@ def effective_margin_histogram(
     positive, negative = same & ~itself & real, ~same & real
     p, n = pick(positive_key, positive), pick(negative_key, negative)
     metric = get_distance(distance)
+    x = x - origin(metric, x, real)
     effective = paired(metric, x[a], x[n]) - paired(metric, x[a], x[p])
     is_triplet = jnp.any(positive, axis=1) & jnp.any(negative, axis=1)
     counted = (total > 0) & is_triplet & jnp.isfinite(effective)

@@ -10,7 +10,8 @@ from jax.typing import ArrayLike
 
 from margin_jax import tile, triplets
 from margin_jax.choices import check_choice
-from margin_jax.distances import DistanceFn, get_distance
+from margin_jax.distances import DistanceFn, get_distance, origin
+from margin_jax.sharding import gathered
 from margin_jax.stats import TripletStats
 
 REDUCTIONS = ("mean_active", "mean", "sum")
@@ -50,7 +51,8 @@ def batch_all_triplet_loss(
 
     Args:
         embeddings: float[batch, dim], any float type; narrower ones than float32 are computed in
-            float32. They are *not* normalised for you.
+            float32. They are *not* normalised for you. Arrays sharded over mesh axes of the type
+            Explicit are gathered, and every device does all the work; `axis_name` shares it.
         labels: int[batch].
         margin: μ, a number or float[]; it may be traced and differentiated. Any finite value.
         distance: "euclidean", "squared_euclidean", "cosine" (1 − cos), "manhattan", "chebyshev", or
@@ -166,6 +168,9 @@ def batch_all_triplet_loss(
             f"positives and negatives must be drawn from at most {_MOST_ROWS:,} rows, or counts "
             f"could exceed an int32; got {len(y):,}"
         )
+
+    common = origin(distance_fn, y, y_real)  # of the global batch, so the same on every device
+    x, y = x - common, y - common
 
     x_order = _by_label(x_labels, x_real, where)
     # The same computation when these are the same rows.
@@ -289,14 +294,14 @@ def _check_rows(
     where: ArrayLike | None,
 ) -> tuple[Array, Array, Array]:
     """Checked rows in at least float32, padding of ones, their labels and their mask."""
-    x, given = jnp.asarray(rows), _as_given(labels)
+    x, given = gathered(jnp.asarray(rows)), _as_given(labels)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} must be floating point; got {x.dtype}")
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"{name} must have shape [rows, dim], neither of them 0; got {x.shape}")
     if not jnp.issubdtype(given.dtype, jnp.integer):
         raise TypeError(f"{labels_name} must be integers; got {given.dtype}")
-    y = jnp.asarray(given)
+    y = gathered(jnp.asarray(given))
     if isinstance(given, np.ndarray) and not np.array_equal(given, np.asarray(given, y.dtype)):
         raise ValueError(f"{labels_name} must fit {y.dtype}; got {given.min()} to {given.max()}")
     if y.shape != x.shape[:1]:
@@ -308,7 +313,7 @@ def _check_rows(
     x = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
     if where is None:
         return x, y, jnp.ones(y.shape, bool)
-    real = jnp.asarray(where)
+    real = gathered(jnp.asarray(where))
     if real.dtype != jnp.bool_:
         raise TypeError(f"{where_name} must be boolean; got {real.dtype}")
     if real.shape != y.shape:

@@ -87,6 +87,19 @@ def _mesh(devices: Sequence[jax.Device]) -> Mesh:
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def gathered(array: Array) -> Array:
+    """The same array, whole on every device where axes of the type Explicit had it in shares.
+
+    On these, the default of ``jax.make_mesh``, JAX refuses to sort or to gather along what is
+    shared, rather than choose where the result shall be. Its gradient comes back in shares.
+    """
+    mesh = jax.typeof(array).sharding.mesh
+    if AxisType.Explicit not in mesh.axis_types:
+        return array
+    whole: Array = jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec()))
+    return whole
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -68,7 +68,8 @@ def batch_all(
     """
     # Inside shard_map, what is the same on every device joins what differs from device to device.
     zeros = (
-        jnp.zeros_like(v, shape=(), dtype=margin.dtype) for v in (anchors, references, *windows)
+        jnp.zeros_like(v.reshape(-1)[0], dtype=margin.dtype)
+        for v in (anchors, references, *windows)
     )
     varying = functools.reduce(jnp.add, zeros)
     anchors, references, margin = (v + varying for v in (anchors, references, margin))

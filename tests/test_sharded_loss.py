@@ -1,5 +1,6 @@
 """`axis_name`: inside shard_map the triplets are those of the global batch, the work is shared."""
 
+import contextlib
 import functools
 import re
 
@@ -325,3 +326,41 @@ def test_memory_of_a_device_falls(monkeypatch, devices, share):
     )
     alone, memory = (compiled_step(n).memory_analysis().temp_size_in_bytes for n in (1, devices))
     assert memory < share * alone
+
+
+@pytest.mark.parametrize("in_context", [False, True])
+def test_axes_of_the_type_explicit(in_context):
+    """Those of ``jax.make_mesh`` by default, on which JAX would refuse to sort."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    arrays = {k: jax.device_put(v, NamedSharding(mesh, P("data"))) for k, v in batch().items()}
+    (loss, stats), (gradient, _) = expected_on_one_device()
+
+    def of_embeddings(embeddings, arrays):
+        return one_device(arrays | {"embeddings": embeddings}, 0.3)
+
+    differentiate = jax.value_and_grad(of_embeddings, has_aux=True)
+    runs = [jax.jit(differentiate)]
+    with jax.set_mesh(mesh) if in_context else contextlib.nullcontext():
+        if in_context:  # without one, JAX differentiates no function of such arrays outside jit
+            runs.append(differentiate)
+        for run in runs:
+            found = jax.block_until_ready(run(arrays["embeddings"], arrays))
+            (found_loss, found_stats), slope = found
+            assert found_loss == pytest.approx(float(loss), rel=1e-6)
+            assert found_stats.totals() == stats.totals()
+            assert slope.sharding.spec == P("data", None)
+            np.testing.assert_allclose(slope, gradient["embeddings"], atol=1e-6)
+        for run in (one_device, jax.jit(one_device)):
+            found_loss, found_stats = jax.block_until_ready(run(arrays, 0.3))
+            assert found_loss == pytest.approx(float(loss), rel=1e-6)
+            assert found_stats.totals() == stats.totals()
+        sampled = [
+            mj.effective_margin_histogram(
+                v["embeddings"], v["labels"], s, jax.random.key(0), where=v["where"]
+            )
+            for v, s in ((arrays, found_stats),)
+        ]
+    expected = mj.effective_margin_histogram(
+        batch()["embeddings"], batch()["labels"], stats, jax.random.key(0), where=batch()["where"]
+    )
+    np.testing.assert_array_equal(sampled[0], expected)

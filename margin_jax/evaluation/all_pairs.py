@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from margin_jax.distances import DistanceFn, get_distance
+from margin_jax.distances import DistanceFn, get_distance, origin
 from margin_jax.evaluation.retrieval import check_embeddings
 from margin_jax.evaluation.verification import (
     VerificationReport,
@@ -123,7 +123,7 @@ def _tiles(
     metric: DistanceFn, x: np.ndarray, labels: np.ndarray
 ) -> Iterator[tuple[Array, Array, Array]]:
     """Squares of one shape, and so one compilation, that cover the pairs of i < j."""
-    vectors, names = jnp.asarray(x), jnp.asarray(labels)
+    vectors, names = x - origin(metric, x), jnp.asarray(labels)
     side = min(len(x), _SIDE)
     for top in range(0, len(x) - 1, side):  # the last image alone makes no pair
         for left in range(top, len(x), side):

@@ -5,13 +5,14 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
 from margin_jax.data.dataset import Examples
 from margin_jax.data.loader import read_ahead
-from margin_jax.distances import DistanceFn, get_distance, paired
+from margin_jax.distances import DistanceFn, get_distance, origin, paired
 from margin_jax.sharding import local_mesh, own_rows, place_copies, place_rows, replicated
 from margin_jax.step import ApplyFn
 
@@ -86,10 +87,14 @@ def pair_distances(
     found = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), size):
         chunk = rows[start : start + size]
-        padded = np.pad(chunk, [(0, min(size, _round_up(len(chunk))) - len(chunk)), (0, 0)])
+        missing = min(size, _round_up(len(chunk))) - len(chunk)
+        padded = np.pad(chunk, [(0, missing), (0, 0)], mode="edge")
         x, y = (flat[padded[:, side]].astype(np.float32) for side in (0, 1))
         found[start : start + size] = _paired(metric, x, y)[: len(chunk)]
     return found
 
 
-_paired = jax.jit(paired, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def _paired(metric: DistanceFn, x: Array, y: Array) -> Array:
+    common = origin(metric, jnp.concatenate([x, y]))
+    return paired(metric, x - common, y - common)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from margin_jax.distances import DistanceFn, get_distance
+from margin_jax.distances import DistanceFn, get_distance, origin
 from margin_jax.evaluation.verification import check_finite
 
 KS = (1, 2, 4, 8)
@@ -99,6 +99,8 @@ def retrieval_report(
     if not others.any():
         raise ValueError(f"retrieval needs two images of one identity; got none in {len(y)} images")
 
+    metric = get_distance(distance)
+    vectors = x - origin(metric, x)
     depth = min(len(y) - 1, max(*ks, int(np.max(others))))
     queries = np.flatnonzero(others)
     size = max(1, min(len(queries), _TILE // len(y)))
@@ -108,7 +110,7 @@ def retrieval_report(
     for start in range(0, len(queries), size):
         block = queries[start : start + size]
         padded = np.pad(block, (0, size - len(block)), mode="edge")  # one shape, one compilation
-        right, bad = _right(get_distance(distance), x, dense, padded, depth)
+        right, bad = _right(metric, vectors, dense, padded, depth)
         check_finite(int(np.sum(bad[: len(block)])), len(block) * (len(y) - 1))
         right = np.asarray(right)[: len(block)]
         for k in found:
