@@ -7,6 +7,7 @@ checkpoint can hold, so that a training which was killed in the middle goes on t
 import dataclasses
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -156,6 +157,9 @@ def train_epoch(
     Returns:
         The state after the epoch, holding the next margin, and the :class:`EpochRecord`.
 
+    Warns:
+        UserWarning: if no batch had a valid triplet, with labels all alike or all different.
+
     Raises:
         ValueError: if `batches` is empty, or the schedule needs a histogram that `train_step` does
             not keep.
@@ -271,11 +275,21 @@ def end_epoch(
     Returns:
         The state with the next margin, and the :class:`EpochRecord`.
 
+    Warns:
+        UserWarning: if no batch had a valid triplet, with labels all alike or all different.
+
     Raises:
         ValueError: if nothing was trained.
     """
     if not part.steps:
         raise ValueError("an epoch needs at least one batch; got none")
+    if not part.totals.valid and not (part.memory and part.memory.valid):
+        epoch = int(jax.device_get(state.schedule.epoch)) + 1
+        warnings.warn(
+            f"epoch {epoch} had no triplet, so it trained nothing: a batch needs two rows of one "
+            "label and a row of another",
+            stacklevel=3,
+        )
     stats = part.totals.stats()
     with jax.transfer_guard("allow"):  # a few scalars, once an epoch
         next_schedule = _like(schedule.update(state.schedule, stats), state.schedule)

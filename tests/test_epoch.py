@@ -304,7 +304,9 @@ def test_batches_without_triplets(labels):
     schedule = mj.dams(threshold=0.0)
     start = new_state(schedule)
     data = [(images, labels.astype(np.int32)) for images, _ in batches(count=2)]
-    state, record = mj.train_epoch(start, TRAIN_STEP, data, schedule)
+    with pytest.warns(UserWarning, match="epoch 1 had no triplet, so it trained nothing") as told:
+        state, record = mj.train_epoch(start, TRAIN_STEP, data, schedule)
+    assert told[0].filename == __file__
     # Adam divides a zero gradient by a zero spread: the parameters stay, to the bit.
     chex.assert_trees_all_equal(state.params, start.params)
     assert (record.loss, record.valid, record.easy, record.steps) == (0.0, 0, 0, 2)

@@ -227,9 +227,9 @@ def test_extreme_epochs_give_finite_margins(name):
     ("schedule", "expected"),
     [
         (mj.constant(0.3), [0.3] * 7),
-        (mj.constant(-1), [-1.0] * 7),
+        (mj.constant(1), [1.0] * 7),
         (mj.linear(0.2, 1.0, epochs=5), [0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0]),
-        (mj.linear(1.0, -0.5, epochs=4), [1.0, 0.5, 0.0, -0.5, -0.5, -0.5, -0.5]),
+        (mj.linear(1.0, 0.0, epochs=4), [1.0, 2 / 3, 1 / 3, 0.0, 0.0, 0.0, 0.0]),
         (mj.linear(0.2, 0.7, epochs=1), [0.7] * 7),
         (mj.exponential(0.1, 1.6, epochs=5), [0.1, 0.2, 0.4, 0.8, 1.6, 1.6, 1.6]),
         (mj.exponential(0.8, 0.2, epochs=3), [0.8, 0.4, 0.2, 0.2, 0.2, 0.2, 0.2]),
@@ -413,14 +413,23 @@ def test_the_controller_does_not_wind_up():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: mj.constant(float("nan")), "margin must be finite; got nan"),
-        (lambda: mj.linear(float("inf"), 1.0, 5), "margin must be finite; got inf"),
-        (lambda: mj.linear(0.2, float("-inf"), 5), "margin_end must be finite; got -inf"),
+        (lambda: mj.constant(float("nan")), "margin must be finite and at least 0; got nan"),
+        (lambda: mj.linear(float("inf"), 1.0, 5), "margin must be finite and at least 0; got inf"),
+        (
+            lambda: mj.linear(0.2, float("-inf"), 5),
+            "margin_end must be finite and at least 0; got -inf",
+        ),
         (lambda: mj.linear(0.2, 1.0, 0), "epochs must be between 1 and 1,000,000; got 0"),
         (lambda: mj.exponential(0.2, 1.0, -3), "epochs must be between 1 and 1,000,000; got -3"),
         (lambda: mj.exponential(0.0, 1.0, 5), r"above 0; got margin 0\.0, margin_end 1\.0"),
-        (lambda: mj.exponential(0.2, -1.0, 5), r"above 0; got margin 0\.2, margin_end -1\.0"),
-        (lambda: mj.exponential(0.2, float("nan"), 5), "margin_end must be finite; got nan"),
+        (
+            lambda: mj.exponential(0.2, -1.0, 5),
+            r"margin_end must be finite and at least 0; got -1\.0",
+        ),
+        (
+            lambda: mj.exponential(0.2, float("nan"), 5),
+            "margin_end must be finite and at least 0; got nan",
+        ),
         (lambda: mj.cosine(0.2, 1.0, 0), "1,000,000; got 0"),
         (lambda: mj.litm(0.2, 1.0, 0), "epochs must be between 1 and 1,000,000; got 0"),
         (lambda: mj.linear(0.2, 1.0, 10**13), "between 1 and 1,000,000; got 10000000000000"),
@@ -428,7 +437,7 @@ def test_the_controller_does_not_wind_up():
         (lambda: mj.from_optax(lambda e: 1 / (e - 2 + 1e-99), 9), "must give finite scalars"),
         (lambda: mj.from_optax(lambda e: np.ones(2), 3), "must give finite scalars"),
         (lambda: mj.from_optax(lambda e: 1.0, 0), "1,000,000; got 0"),
-        (lambda: mj.dams(margin=float("nan")), "margin must be finite; got nan"),
+        (lambda: mj.dams(margin=float("nan")), "margin must be finite and at least 0; got nan"),
         (lambda: mj.dams(threshold=95), "threshold must be between 0 and 1; got 95"),
         (lambda: mj.dams(threshold=-0.1), r"threshold must be between 0 and 1; got -0\.1"),
         (lambda: mj.dams(threshold=float("nan")), "threshold must be between 0 and 1; got nan"),
@@ -467,3 +476,97 @@ def test_the_controller_does_not_wind_up():
 def test_bad_parameters(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+MARGINS = {
+    "constant": mj.constant,
+    "linear": lambda margin: mj.linear(margin, 1.0, 5),
+    "linear_end": lambda margin: mj.linear(0.2, margin, 5),
+    "exponential": lambda margin: mj.exponential(margin, 1.0, 5),
+    "cosine": lambda margin: mj.cosine(margin, 1.0, 5),
+    "litm": lambda margin: mj.litm(margin, 1.0, 5),
+    "warmup": lambda margin: mj.warmup_schedule(mj.constant(), 5, margin),
+    "dams": mj.dams,
+    "automargin": mj.automargin,
+    "quantile_margin": mj.quantile_margin,
+    "target_easy_fraction": mj.target_easy_fraction,
+}
+
+
+@pytest.mark.parametrize("make", MARGINS.values(), ids=MARGINS)
+def test_margins_that_no_schedule_takes(make):
+    for margin in (-0.1, float("nan"), float("inf"), 1e39, np.float32(-1)):
+        with pytest.raises(
+            ValueError, match=r"(margin|margin_end|start) must be finite and at lea"
+        ):
+            make(margin)
+    for margin in ("0.2", None, [0.1, 0.2], np.array([0.1, 0.2]), mj.dams().init()):
+        with pytest.raises(TypeError, match=r"(margin|margin_end|start) must be a number; got"):
+            make(margin)
+    with pytest.raises(TypeError, match=r"must be a number; got .*Trace"):
+        jax.jit(lambda margin: make(margin).init().margin)(0.2)
+    for margin in (jnp.float32(0.25), np.array(0.25), np.float64(0.25), 1):
+        assert np.isfinite(make(margin).init().margin)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: mj.dams(threshold="0.9"),
+        lambda: mj.dams(lower_threshold=None),
+        lambda: mj.dams(increase="0.1"),
+        lambda: mj.dams(cap="1"),
+        lambda: mj.automargin(k="2"),
+        lambda: mj.automargin(smoothing="0"),
+        lambda: mj.automargin(deviations=None),
+        lambda: mj.quantile_margin(quantile="0.1"),
+        lambda: mj.quantile_margin(low="0.1"),
+        lambda: mj.target_easy_fraction(target="0.9"),
+        lambda: mj.target_easy_fraction(integral_gain="3"),
+        lambda: mj.target_easy_fraction(high=None),
+        lambda: mj.clip_schedule(mj.dams(), low="0"),
+    ],
+)
+def test_parameters_that_are_no_numbers(make):
+    with pytest.raises(TypeError, match="must be a number; got"):
+        make()
+
+
+def test_stages_are_whole():
+    with pytest.raises(ValueError, match=r"stages must be whole numbers; got 2\.5"):
+        mj.litm(0.2, 1.0, 9, stages=2.5)
+
+
+@pytest.mark.parametrize("name", FEEDBACK)
+def test_statistics_of_another_kind_are_told_apart(name):
+    """Totals and a batch's statistics have other sums under the names of an epoch's."""
+    _, batch = mj.batch_all_triplet_loss(jnp.eye(4), jnp.array([0, 0, 1, 1]), 0.2)
+    schedule = SCHEDULES[name]
+    for stats in (mj.EpochTotals().add(batch), batch, batch.totals(), None):
+        kind = type(stats).__name__
+        with pytest.raises(
+            TypeError, match=rf"needs EpochStats, as EpochTotals\.stats.* got {kind}"
+        ):
+            schedule.update(schedule.init(), stats)
+
+
+@pytest.mark.parametrize("name", FEEDBACK)
+@pytest.mark.parametrize("extreme", [np.finfo(np.float32).max, 1e37])
+def test_extreme_statistics_leave_no_trace(name, extreme):
+    """What float32 holds, but can not compute with, is not remembered, and so does no harm."""
+    schedule, update = SCHEDULES[name], jitted(name)
+    ordinary = [epoch_stats(0.9)] * 12
+    spread = abs(extreme)
+    wild = dataclasses.replace(
+        epoch_stats(0.9), mean_effective=np.float32(extreme), std_effective=np.float32(spread)
+    )
+    _, state = run(schedule, [*ordinary[:3], wild], update=update)
+    assert all(np.abs(leaf) < 1e38 for leaf in jax.tree.leaves(state))
+    if name == "automargin_smooth" and extreme == 1e37:
+        return  # it is told to keep nine tenths of the past
+    seen, _ = run(schedule, ordinary, state, update)
+    plain, _ = run(schedule, [*ordinary[:4], *ordinary], update=update)
+    if name in ("automargin", "joined"):
+        np.testing.assert_allclose(seen[-1], plain[-1], rtol=1e-6)
+    else:
+        assert 0 < seen[-1] < 2.2

@@ -5,6 +5,7 @@ stats)`` gives the state for the next epoch. Both decide bit for bit alike on th
 ``jit`` and inside ``lax.scan``.
 """
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -132,11 +133,24 @@ def number(name: str, value: Any) -> float:
     raise TypeError(f"{name} must be a number; got {value!r:.80}")
 
 
+def whole(name: str, value: int) -> int:
+    """The value as an int.
+
+    Raises:
+        ValueError: unless it is a whole number.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be whole numbers; got {value!r}") from None
+
+
 def finite(name: str, value: float) -> float:
     """The value as a float.
 
     Raises:
         ValueError: unless it is finite in float32.
+        TypeError: unless it is a number.
     """
     if not abs(number(name, value)) < 1e38:
         raise ValueError(f"{name} must be finite; got {value}")
@@ -148,6 +162,7 @@ def share(name: str, value: float) -> float:
 
     Raises:
         ValueError: unless it is in [0, 1].
+        TypeError: unless it is a number.
     """
     if not 0 <= number(name, value) <= 1:
         raise ValueError(f"{name} must be between 0 and 1; got {value}")
@@ -159,6 +174,7 @@ def at_least(name: str, value: float, least: float) -> float:
 
     Raises:
         ValueError: unless it is finite and not below `least`.
+        TypeError: unless it is a number.
     """
     if not least <= number(name, value) < 1e38:
         raise ValueError(f"{name} must be finite and at least {least:g}; got {value}")

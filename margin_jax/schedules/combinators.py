@@ -1,6 +1,5 @@
 """Schedules made of schedules: limits, a late or a soft start, one after another."""
 
-import operator
 from collections.abc import Sequence
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from margin_jax.schedules.base import Schedule, ScheduleState, finite, next_state
+from margin_jax.schedules.base import Schedule, ScheduleState, at_least, finite, next_state, whole
 from margin_jax.schedules.open_loop import constant, linear
 from margin_jax.stats import EpochStats
 
@@ -59,7 +58,7 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
             f"join_schedules needs one boundary between each two schedules; got "
             f"{len(schedules)} schedules and {len(boundaries)} boundaries"
         )
-    boundaries = [_whole("boundaries", boundary) for boundary in boundaries]
+    boundaries = [whole("boundaries", boundary) for boundary in boundaries]
     if boundaries != sorted(set(boundaries)) or not all(0 < end < 2**31 for end in boundaries):
         raise ValueError(f"boundaries must rise, from at least 1; got {boundaries}")
     ends = np.array(boundaries, np.int32)
@@ -102,21 +101,14 @@ def warmup_schedule(schedule: Schedule, epochs: int, start: float = 0.0) -> Sche
     ``μ(e) = start + (first − start) · e / epochs`` for ``e < epochs``.
 
     Raises:
-        ValueError: unless ``epochs ≥ 1`` and `start` is finite.
+        ValueError: unless ``epochs ≥ 1`` and `start` is finite and at least 0.
     """
-    line = linear(start, _first_margin(schedule), _checked(epochs) + 1)
+    line = linear(at_least("start", start, 0), _first_margin(schedule), _checked(epochs) + 1)
     return join_schedules([line, schedule], [epochs])
 
 
-def _whole(what: str, value: int) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{what} must be whole numbers; got {value!r}") from None
-
-
 def _checked(epochs: int) -> int:
-    epochs = _whole("epochs", epochs)
+    epochs = whole("epochs", epochs)
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1; got {epochs}")
     return epochs

@@ -1,6 +1,8 @@
 """Schedules that answer to what was measured in the epoch."""
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from margin_jax.schedules.base import (
     finite,
     first_state,
     next_state,
+    number,
     share,
 )
 from margin_jax.stats import EFFECTIVE_EDGES, EpochStats
@@ -43,7 +46,7 @@ def dams(
     numbers.
 
     Args:
-        margin: μ of epoch 0.
+        margin: μ of epoch 0, at least 0.
         threshold: the share of easy triplets that is too many, in [0, 1].
         increase: what is then added to μ, at least 0.
         cap: the highest margin, at least `margin`.
@@ -53,6 +56,7 @@ def dams(
 
     Raises:
         ValueError: for values out of those ranges.
+        TypeError: for what is no number; by `update`, for what is no :class:`EpochStats`.
 
     Example:
         >>> import jax.numpy as jnp, margin_jax as mj
@@ -69,11 +73,12 @@ def dams(
         `arXiv 2603.26389 <https://arxiv.org/abs/2603.26389>`_; the defaults are those of its
         released code.
     """
-    start = np.float32(finite("margin", margin))
-    high, low = np.float32(share("threshold", threshold)), np.float32(lower_threshold)
+    start = np.float32(at_least("margin", margin, 0))
+    high = np.float32(share("threshold", threshold))
+    low = np.float32(share("lower_threshold", lower_threshold))
     up = np.float32(at_least("increase", increase, 0))
     down = np.float32(at_least("decrease", decrease, 0))
-    if not 0 <= lower_threshold <= threshold:
+    if lower_threshold > threshold:
         raise ValueError(
             f"lower_threshold must be between 0 and threshold, {threshold}; got {lower_threshold}"
         )
@@ -81,7 +86,7 @@ def dams(
         raise ValueError(
             f"decrease and lower_threshold go together; got {decrease} and {lower_threshold}"
         )
-    if not cap >= margin:
+    if not number("cap", cap) >= margin:
         raise ValueError(f"cap must be at least margin, {margin}; got {cap}")
 
     def init() -> ScheduleState:
@@ -95,7 +100,7 @@ def dams(
         after = next_state(state, jnp.where(easy >= high, raised, unless_hard))
         return _unless_silent(after, state, stats)
 
-    return Schedule(init, update)
+    return Schedule(init, _of_epochs(update))
 
 
 def automargin(
@@ -118,7 +123,7 @@ def automargin(
     everywhere, so μ is up to 0.05 % off the formula.
 
     Args:
-        margin: μ of epoch 0.
+        margin: μ of epoch 0, at least 0.
         k: the larger, the smaller the margin; above 0. At 1 half of the triplets are easy if the
             effective margins are spread evenly about their mean.
         deviations: any finite number; −1.28 at k = 1 makes nine in ten easy if they are normal.
@@ -126,17 +131,18 @@ def automargin(
 
     Raises:
         ValueError: for values out of those ranges.
+        TypeError: for what is no number; by `update`, for what is no :class:`EpochStats`.
 
     References:
         Nguyen et al. 2022, "AdaTriplet: Adaptive Gradient Triplet Loss with Automatic Margin
         Learning for Forensic Medical Image Matching", `arXiv 2205.02849
         <https://arxiv.org/abs/2205.02849>`_.
     """
-    start = finite("margin", margin)
-    if not 1e-6 < k < 1e38:
+    start = at_least("margin", margin, 0)
+    if not 1e-6 < number("k", k) < 1e38:
         raise ValueError(f"k must be finite and above 0; got {k}")
     part, spread = 1 / k, finite("deviations", deviations)
-    if not 0 <= smoothing < 1:
+    if not 0 <= number("smoothing", smoothing) < 1:
         raise ValueError(f"smoothing must be at least 0 and below 1; got {smoothing}")
 
     def init() -> ScheduleState:
@@ -148,7 +154,10 @@ def automargin(
         first = memory["measured"] == 0
 
         def follow(old: Array, new: Array | np.float32) -> Array:
-            return jnp.where(first, new, old + _times(new - old, 1 - smoothing))
+            moved = old + _times(new - old, 1 - smoothing)
+            if smoothing == 0:  # of a past thousands of times as large, rounding would leave a part
+                moved = jnp.where(jnp.abs(new - old) > 4096 * jnp.abs(new), new, moved)
+            return jnp.where(first, new, moved)
 
         m = follow(memory["mean"], stats.mean_effective)
         s = follow(memory["std"], stats.std_effective)
@@ -161,7 +170,7 @@ def automargin(
         )
         return _unless_silent(after, state, stats)
 
-    return Schedule(init, update)
+    return Schedule(init, _of_epochs(update))
 
 
 def quantile_margin(margin: float = 0.2, quantile: float = 0.1, low: float = 0.05) -> Schedule:
@@ -174,15 +183,16 @@ def quantile_margin(margin: float = 0.2, quantile: float = 0.1, low: float = 0.0
     effective margins there. Factors are rounded as in :func:`~margin_jax.automargin`.
 
     Args:
-        margin: μ of epoch 0.
+        margin: μ of epoch 0, at least 0.
         quantile: in [0, 1]; 0.1 makes about nine in ten easy, if the next epoch is like this one.
         low: the lowest margin, for as long as the quantile is below it. At 0 or less a network that
             maps everything to one point has no loss left to leave it by.
 
     Raises:
         ValueError: for values out of those ranges; by `update`, for statistics without histogram.
+        TypeError: for what is no number; by `update`, for what is no :class:`EpochStats`.
     """
-    start, lowest = finite("margin", margin), np.float32(finite("low", low))
+    start, lowest = at_least("margin", margin, 0), np.float32(finite("low", low))
     wanted = np.float32(share("quantile", quantile))
 
     def init() -> ScheduleState:
@@ -203,7 +213,7 @@ def quantile_margin(margin: float = 0.2, quantile: float = 0.1, low: float = 0.0
         after = next_state(state, jnp.maximum(reached, lowest))
         return _unless_silent(after, state, stats, cdf[-1])
 
-    return Schedule(init, update, needs_histogram=True)
+    return Schedule(init, _of_epochs(update), needs_histogram=True)
 
 
 def target_easy_fraction(
@@ -241,7 +251,7 @@ def target_easy_fraction(
     that peak.
 
     Args:
-        margin: μ of epoch 0. The bounds hold from the next one on.
+        margin: μ of epoch 0, at least 0. The bounds hold from the next one on.
         target: the share of easy triplets to hold, in [0, 1]. At 0 or 1 the error has one sign: μ
             moves until no, or every, triplet is easy, or to a bound.
         integral_gain, proportional_gain: at least 0, below 4,096.
@@ -250,6 +260,7 @@ def target_easy_fraction(
 
     Raises:
         ValueError: for values out of those ranges.
+        TypeError: for what is no number; by `update`, for what is no :class:`EpochStats`.
 
     Example:
         >>> import jax.numpy as jnp, margin_jax as mj
@@ -261,13 +272,13 @@ def target_easy_fraction(
         >>> round(float(epoch.std_effective), 3), round(float(state.margin), 3)
         (0.612, 0.414)
     """
-    start = finite("margin", margin)
+    start = at_least("margin", margin, 0)
     wanted = np.float32(share("target", target))
     for name, gain in (
         ("integral_gain", integral_gain),
         ("proportional_gain", proportional_gain),
     ):
-        if not 0 <= gain < 4096:
+        if not 0 <= number(name, gain) < 4096:
             raise ValueError(f"{name} must be at least 0 and below 4096; got {gain}")
     if not finite("low", low) <= finite("high", high):
         raise ValueError(f"low must be at most high; got {low} and {high}")
@@ -282,15 +293,38 @@ def target_easy_fraction(
         margin = jnp.clip(integral + _times(error, proportional_gain), *limits)
         return _unless_silent(next_state(state, margin, integral=integral), state, stats)
 
-    return Schedule(init, update)
+    return Schedule(init, _of_epochs(update))
+
+
+Update = Callable[[ScheduleState, EpochStats], ScheduleState]
+
+
+def _of_epochs(update: Update) -> Update:
+    """The same; in plain words where it is given other statistics."""
+
+    @functools.wraps(update)
+    def checked(state: ScheduleState, stats: EpochStats) -> ScheduleState:
+        if not isinstance(stats, EpochStats):
+            raise TypeError(
+                "a schedule's update needs EpochStats, as EpochTotals.stats() or EpochStats.of() "
+                f"give them; got {type(stats).__name__}"
+            )
+        return update(state, stats)
+
+    return checked
 
 
 def _unless_silent(
     after: ScheduleState, before: ScheduleState, stats: EpochStats, *more: Array
 ) -> ScheduleState:
-    """The state `after`, or, if the epoch says nothing, the one before with its epoch counted."""
+    """The state `after`, or, if the epoch says nothing, the one before with its epoch counted.
+
+    An epoch whose statistics float32 can not compute with, though it holds them, says nothing
+    either: what is remembered would be NaN for good, or a margin that no loss takes.
+    """
     seen = jnp.stack([stats.easy_fraction, stats.mean_effective, stats.std_effective, *more])
-    said = jnp.all(jnp.isfinite(seen))
+    computed = jnp.stack([v.astype(jnp.float32) for v in jax.tree.leaves(after)])
+    said = jnp.all(jnp.isfinite(seen)) & jnp.all(jnp.abs(computed) < 1e38)
     same = next_state(before, before.margin, **before.memory)
     kept: ScheduleState = jax.tree.map(lambda new, old: jnp.where(said, new, old), after, same)
     return kept

@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from margin_jax.schedules.base import Schedule, finite, table
+from margin_jax.schedules.base import Schedule, at_least, table, whole
 
 
 def constant(margin: float = 0.2) -> Schedule:
     """One margin throughout.
 
     Raises:
-        ValueError: unless the margin is finite.
+        ValueError: unless the margin is finite and at least 0.
     """
-    return table(np.array([finite("margin", margin)]))
+    return table(np.array([at_least("margin", margin, 0)]))
 
 
 def linear(margin: float, margin_end: float, epochs: int) -> Schedule:
@@ -24,9 +24,9 @@ def linear(margin: float, margin_end: float, epochs: int) -> Schedule:
     trains at `margin`, the last at `margin_end`.
 
     Raises:
-        ValueError: unless the margins are finite and ``epochs ≥ 1``.
+        ValueError: unless the margins are finite and at least 0, and ``epochs ≥ 1``.
     """
-    start, end = finite("margin", margin), finite("margin_end", margin_end)
+    start, end = at_least("margin", margin, 0), at_least("margin_end", margin_end, 0)
     return table(start + (end - start) * _progress(epochs))
 
 
@@ -38,7 +38,7 @@ def exponential(margin: float, margin_end: float, epochs: int) -> Schedule:
     Raises:
         ValueError: unless the margins are finite and above 0 and ``epochs ≥ 1``.
     """
-    start, end = finite("margin", margin), finite("margin_end", margin_end)
+    start, end = at_least("margin", margin, 0), at_least("margin_end", margin_end, 0)
     if start <= 0 or end <= 0:
         raise ValueError(
             f"exponential needs margins above 0; got margin {margin}, margin_end {margin_end}"
@@ -52,9 +52,9 @@ def cosine(margin: float, margin_end: float, epochs: int) -> Schedule:
     ``μ(e) = margin + (margin_end − margin) · (1 − cos(π · e / (epochs − 1))) / 2``
 
     Raises:
-        ValueError: unless the margins are finite and ``epochs ≥ 1``.
+        ValueError: unless the margins are finite and at least 0, and ``epochs ≥ 1``.
     """
-    start, end = finite("margin", margin), finite("margin_end", margin_end)
+    start, end = at_least("margin", margin, 0), at_least("margin_end", margin_end, 0)
     return table(start + (end - start) * (1 - np.cos(np.pi * _progress(epochs))) / 2)
 
 
@@ -70,14 +70,14 @@ def litm(margin: float, margin_end: float, epochs: int, stages: int = 3) -> Sche
     for hard identities) is not a matter of the margin and is not done here.
 
     Raises:
-        ValueError: unless the margins are finite, ``stages ≥ 2`` and ``epochs ≥ 1``.
+        ValueError: unless the margins are finite and at least 0, ``stages ≥ 2`` and ``epochs ≥ 1``.
 
     References:
         Zhang et al. 2019, "Learning Incremental Triplet Margin for Person Re-identification",
         `arXiv 1812.06576 <https://arxiv.org/abs/1812.06576>`_.
     """
-    start, end = finite("margin", margin), finite("margin_end", margin_end)
-    if stages < 2:
+    start, end = at_least("margin", margin, 0), at_least("margin_end", margin_end, 0)
+    if whole("stages", stages) < 2:
         raise ValueError(f"litm needs at least 2 stages; got {stages}")
     height = _progress(min(stages, _checked(epochs)))
     return table(start + (end - start) * height[np.arange(epochs) * len(height) // epochs])
