@@ -196,9 +196,9 @@ def test_ten_times_the_average_is_not_too_much():
 def test_of_more_images_so_many_are_measured_from_the_first_to_the_last(monkeypatch):
     images = np.zeros((9, 2, 2, 1), np.uint8)
     images[:] = np.array([9, 1, 7, 1, 5, 1, 7, 1, 3])[:, None, None, None] * 20
-    data = types.SimpleNamespace(dataset=types.SimpleNamespace(examples=images), train=np.arange(9))
+    data = types.SimpleNamespace(dataset=types.SimpleNamespace(examples=images, pictures=True), train=np.arange(9))
     for most, measured in ((9, np.arange(9)), (8, np.delete(np.arange(9), 7)), (3, [0, 4, 8])):
-        monkeypatch.setattr("margin_jax.protocol._MOMENTS", most)
+        monkeypatch.setattr("margin_jax.protocol._PICTURES", most)
         mean, std = moments(data)
         values = images[measured] / 255
         assert mean == pytest.approx([values.mean()])
@@ -207,7 +207,7 @@ def test_of_more_images_so_many_are_measured_from_the_first_to_the_last(monkeypa
 
 def test_each_channel_has_its_own_mean_and_spread():
     images = np.random.default_rng(0).integers(0, 256, (40, 3, 5, 3)) // np.array([1, 2, 5])
-    dataset = types.SimpleNamespace(examples=images.astype(np.uint8))
+    dataset = types.SimpleNamespace(examples=images.astype(np.uint8), pictures=True)
     train = np.arange(3, 40, 2)
     mean, std = moments(types.SimpleNamespace(dataset=dataset, train=train))
     np.testing.assert_allclose(mean, (images[train] / 255).mean(axis=(0, 1, 2)))

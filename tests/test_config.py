@@ -145,7 +145,7 @@ def test_options_go_over_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr("margin_jax.training.fit", lambda config, **_: asked.update(train=config))
     monkeypatch.setattr("margin_jax.cli.train.summary", lambda run: "")
     monkeypatch.setattr(
-        "margin_jax.comparison.compare", lambda config, *_, **__: asked.update(compare=config)
+        "margin_jax.arms.vary", lambda config, **_: asked.update(compare=config) or {}
     )
     with pytest.raises(SystemExit):
         cli.main(["train", "--config", str(path), "--epochs", "5"])

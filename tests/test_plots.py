@@ -242,5 +242,5 @@ def test_the_pictures_of_a_run_are_drawn_of_its_figures(tiny_fit, tmp_path, monk
     (reports,) = drawn["plot_roc"]
     assert {name: told.auc for name, told in reports.items()} == {
         "embedding": test["auc"],
-        "raw pixels": test["raw"]["auc"],
+        "raw values": test["raw"]["auc"],
     }

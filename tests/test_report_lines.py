@@ -54,7 +54,7 @@ def test_every_set_of_pairs_has_its_name():
         ("embedding", 1),
         ("  published number", 2),
         ("  hard pairs", 3),
-        ("raw pixels", 4),
+        ("raw values", 4),
         ("  hard pairs", 6),
     ]
     without = {name: value for name, value in TEST.items() if name != "hard"}

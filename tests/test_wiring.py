@@ -274,8 +274,8 @@ def test_a_run_is_what_plain_loops_make_of_its_folder(case):
     used = len(np.unique(first))
     left = {"images": len(rows), "used": used, "small": 0, "left": len(rows) - used, "repeated": 0}
     assert data["coverage"] == left
-    assert (data["images"], data["image_shape"]) == (len(names), [1, 2, 1])
-    assert pairs["files"].tolist() == [f"image {i}" for i in range(len(names))]
+    assert (data["examples"], data["example_shape"]) == (len(names), [1, 2, 1])
+    assert pairs["files"].tolist() == [f"example {i}" for i in range(len(names))]
     for name in ("validation", "test", "published", "hard"):
         part = "validation" if name == "validation" else "test"
         of = names[pairs[f"{name}_rows"]]
@@ -311,8 +311,8 @@ def test_a_run_is_what_plain_loops_make_of_its_folder(case):
     # Its weights, and the normalisation that goes with them.
     run = mj.load_run(case, encoder=ENCODER)
     assert run.params["angle"] == pytest.approx(angles[best - 1], rel=1e-3)
-    assert run.batch_stats["image_mean"] == pytest.approx([mean], rel=1e-5)
-    assert run.batch_stats["image_std"] == pytest.approx([std], rel=1e-5)
+    assert run.batch_stats["mean"] == pytest.approx([mean], rel=1e-5)
+    assert run.batch_stats["std"] == pytest.approx([std], rel=1e-5)
     vectors, _ = turned(x, angles[best - 1])
     np.testing.assert_allclose(run.embed(people()[0].examples), vectors, rtol=1e-2, atol=2e-3)
 
@@ -368,12 +368,12 @@ def test_the_test_images_decide_nothing_but_the_figures_of_the_test(tmp_path, no
     (tmp_path / "other").mkdir()
     runs = [
         train(tmp_path / "run", dataset),
-        train(tmp_path / "other" / "run", dataclasses.replace(dataset, images=images)),
+        train(tmp_path / "other" / "run", dataclasses.replace(dataset, examples=images)),
     ]
     one, other = runs
     assert timeless(one) == timeless(other)
     assert float(one.params["angle"]) == float(other.params["angle"])
-    for name in ("image_mean", "image_std"):
+    for name in ("mean", "std"):
         np.testing.assert_array_equal(one.batch_stats[name], other.batch_stats[name])
     for name in ("best_epoch", "margin", "validation"):
         assert one.report[name] == other.report[name]
@@ -388,10 +388,10 @@ def test_the_validation_images_decide_nothing_but_the_choice(tmp_path, no_pictur
     images[validating] = 255 - images[validating][::-1] // 2
     (tmp_path / "other").mkdir()
     one = train(tmp_path / "run", dataset)
-    other = train(tmp_path / "other" / "run", dataclasses.replace(dataset, images=images))
+    other = train(tmp_path / "other" / "run", dataclasses.replace(dataset, examples=images))
     assert timeless(one, validated=False) == timeless(other, validated=False)
     assert timeless(one) != timeless(other)
-    for name in ("image_mean", "image_std"):
+    for name in ("mean", "std"):
         np.testing.assert_array_equal(one.batch_stats[name], other.batch_stats[name])
 
 
