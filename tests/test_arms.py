@@ -319,7 +319,9 @@ def test_the_command_trains_the_product_and_goes_on(compared, tmp_path, monkeypa
     assert "differences to reduction=mean_active are paired" in printed
 
 
-def test_a_command_that_varies_something_keeps_the_usual_schedule(monkeypatch):
+def test_a_command_varies_nothing_but_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run.json").write_text('{"schedule": "litm"}')
     asked = {}
 
     def compare(given, seeds, **_):
@@ -330,12 +332,16 @@ def test_a_command_that_varies_something_keeps_the_usual_schedule(monkeypatch):
     for options, names in (
         ([], ["constant", "linear", "dams"]),
         (["--vary", "learning-rate=0.1,0.2"], ["learning_rate=0.1", "learning_rate=0.2"]),
+        (["--config", "run.json", "--vary", "epochs=1,10"], ["epochs=1", "epochs=10"]),
+        (["--config", "run.json", "--schedules", "dams"], ["dams"]),
         (["--schedules", "all"], list(mj.schedules.SCHEDULES)),
     ):
         asked.clear()
         with pytest.raises(SystemExit):
             cli.main(["compare", *options])
         assert list(asked) == names
+        if names == ["epochs=1", "epochs=10"]:
+            assert {arm.schedule for arm in asked.values()} == {"litm"}
     assert {arm.epochs for arm in asked.values()} == {10}
 
 
@@ -428,6 +434,7 @@ def test_arms_that_can_not_be_compared(
         (["--vary", "pretrained=yes"], "pretrained must be true or false; got 'yes'"),
         (["--vary", "epochs=2,2"], "epochs must be varied over at least one value, each once"),
         (["--vary", "seed=0,1"], "seed must be the same in every arm"),
+        (["--schedule", "dams"], "nothing is varied, and the schedule is dams in every arm: give"),
         (["--baseline", "dasm"], "baseline must be one of constant, linear, dams; got 'dasm'"),
     ],
 )

@@ -25,7 +25,7 @@ def _comparison_option(help: str, **more: Any) -> Any:
 
 
 @config_options(
-    without=("schedule", "seed", "resume", "allow_changes"),
+    without=("seed", "resume", "allow_changes"),
     epochs=COMPARE_EPOCHS,
     out="runs/compare-DATASET",
 )
@@ -74,6 +74,11 @@ def compare(
 
     cache_compilations(compilation_cache)
     varied = read_varied(vary or [])
+    if schedules is None and not varied and "schedule" in given:
+        raise ValueError(
+            f"nothing is varied, and the schedule is {given['schedule']} in every arm: give "
+            "--schedules or --vary"
+        )
     if schedules is not None or not varied:
         names = list(SCHEDULES) if schedules == "all" else split_specs(schedules or _SCHEDULES)
         varied = {"schedule": names + varied.pop("schedule", []), **varied}
