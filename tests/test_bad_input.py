@@ -115,7 +115,7 @@ ROWS = [
     ("train --schedule dams:margin=", "where margin is no number"),
     ("train --schedule dams:nan", "--margin must be at least 0; got nan"),
     ("train --schedule dams:-1", "--margin must be at least 0; got -1"),
-    ("train --schedule constant:inf", "--margin must be finite; got inf"),
+    ("train --schedule constant:inf", "--margin must be finite and at least 0; got inf"),
     ("train --schedule dams:margni=1", "parameter of dams must be .*Did you mean 'margin'"),
     ("train --schedule dams:margin=1,margin=2", "each parameter once; got .* margin twice"),
     ("train --schedule dams:0.2,0.3", "parameter of dams must be one of .*; got '0.3'"),
@@ -134,14 +134,17 @@ ROWS = [
     ("train --augment crop:nan", "--augment must be crop:SHARE, a number between 0 and 1"),
     ("train --augment flip,flip", "--augment must have each part once"),
     ("compare --schedules dmas", "must be one of constant, .*Did you mean 'dams'"),
-    ("compare --schedules dams,dams", "--schedules must be at least one, each once; got"),
+    (
+        "compare --schedules dams,dams",
+        "schedule must be varied over at least one value, each once; got",
+    ),
     ("compare --seeds 0", "--seeds must be at least one"),
     ("compare --seeds x", "'--seeds': Input should be a valid integer"),
     ("schedules plot dams:x", "where margin is no number"),
     ("schedules plot --stimulus stp", "--stimulus must be one of .*Did you mean 'step'"),
     ("schedules plot --stimulus step --history flat", "--stimulus and --history exclude each oth"),
     ("schedules plot --epochs 1", "--epochs must be between 2 and 1,000,000; got 1"),
-    ("schedules plot --margin nan", "--margin must be finite; got nan"),
+    ("schedules plot --margin nan", "--margin must be finite and at least 0; got nan"),
     # splits
     *(
         (f"train --split {text}", "--split must be percentages of training, .*; got")
@@ -276,7 +279,7 @@ PYTHON = {
     "margin of text": (lambda: mj.dams("0.2"), "margin must be a number; got '0.2'"),
     "margin of nothing": (lambda: mj.dams(None), "margin must be a number; got None"),
     "margins": (lambda: mj.constant(np.ones(2)), "margin must be a number; got array"),
-    "margin NaN": (lambda: mj.dams(float("nan")), "margin must be finite; got nan"),
+    "margin NaN": (lambda: mj.dams(float("nan")), "margin must be finite and at least 0; got nan"),
     "share of text": (lambda: mj.dams(0.2, threshold="9"), "threshold must be a number; got '9'"),
     "half an epoch": (lambda: mj.linear(0.1, 1, 2.5), "epochs must be a whole number; got 2.5"),
     "no epochs": (lambda: mj.linear(0.1, 1, 0), "epochs must be between 1 and 1,000,000; got 0"),

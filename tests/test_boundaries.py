@@ -196,7 +196,9 @@ def test_ten_times_the_average_is_not_too_much():
 def test_of_more_images_so_many_are_measured_from_the_first_to_the_last(monkeypatch):
     images = np.zeros((9, 2, 2, 1), np.uint8)
     images[:] = np.array([9, 1, 7, 1, 5, 1, 7, 1, 3])[:, None, None, None] * 20
-    data = types.SimpleNamespace(dataset=types.SimpleNamespace(examples=images, pictures=True), train=np.arange(9))
+    data = types.SimpleNamespace(
+        dataset=types.SimpleNamespace(examples=images, pictures=True), train=np.arange(9)
+    )
     for most, measured in ((9, np.arange(9)), (8, np.delete(np.arange(9), 7)), (3, [0, 4, 8])):
         monkeypatch.setattr("margin_jax.protocol._PICTURES", most)
         mean, std = moments(data)

@@ -182,7 +182,7 @@ def test_comparison_has_a_mean_and_every_seed_of_each_schedule():
             assert_line(thick, range(1, 6), curves.mean(axis=0))
             thin = sorted(tuple(v.get_ydata()) for v in drawn if v is not thick)
             np.testing.assert_allclose(thin, sorted(map(tuple, curves)))
-    assert figure.axes[0].get_title() == "Margin schedules, mean of 3 seeds"
+    assert figure.axes[0].get_title() == "Mean of 3 seeds"
 
 
 def test_responses_are_drawn_by_schedule():
