@@ -96,7 +96,7 @@ ROWS = [
     ("train --batch-size 64", "that is --identities-per-batch times --images-per-identity"),
     ("train --gpus 2", "--gpus; here that is --devices"),
     ("train --no-such", "No such option: --no-such"),
-    ("compare --schedule dams", "No such option: --schedule .*--schedules"),
+    ("compare --schedule dams", "nothing is varied, .*: give --schedules or --vary"),
     ("compare --seed 1", "No such option: --seed .*--seeds"),
     ("evaluate flat --pair x", "No such option: --pair .*--pairs"),
     ("datasets describe glyphs --epochs 3", "No such option: --epochs"),

@@ -139,7 +139,7 @@ def test_files_that_are_none(tmp_path, capsys, name, text, message):
 
 
 def test_options_go_over_the_file(tmp_path, monkeypatch):
-    """And a command takes of a file what it has: a comparison sets schedule and seed itself."""
+    """And a command takes of a file what it has: a comparison sets the seeds itself."""
     asked = {}
 
     def note(command):
@@ -157,6 +157,6 @@ def test_options_go_over_the_file(tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         cli.main(["train", "--config", str(path), "--epochs", "5"])
     with pytest.raises(SystemExit):
-        cli.main(["compare", "--config", str(path), "--margin", "0.3"])
+        cli.main(["compare", "--config", str(path), "--margin", "0.3", "--vary", "mining=all,hard"])
     assert (asked["train"].epochs, asked["train"].margin, asked["train"].seed) == (5, 0.7, 9)
     assert (asked["compare"].epochs, asked["compare"].margin) == (2, 0.3)
