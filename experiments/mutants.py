@@ -212,7 +212,7 @@ def as_markdown(mutants: list[Mutant], results: dict[str, str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--only", nargs="*", help="modules by name; default: all")
+    parser.add_argument("--only", nargs="*", help="modules by name, in that order; default: all")
     parser.add_argument("--out", type=Path, default=RESULTS / "mutants.jsonl")
     options = parser.parse_args()
     mutants = read_table()
@@ -221,7 +221,8 @@ def main() -> None:
         lines = map(json.loads, options.out.read_text(encoding="utf-8").splitlines())
         results = {line["mutant"]: line["by"] for line in lines}
     left = [m for m in mutants if m.digest not in results]
-    left = [m for m in left if options.only is None or m.module in options.only]
+    if options.only is not None:
+        left = [m for module in options.only for m in left if m.module == module]
     for library in LIBRARIES:
         importlib.import_module(library)
     with tempfile.TemporaryDirectory() as room:
