@@ -128,9 +128,10 @@ def test_a_block_row_leaves_the_usual_size(accelerator):
     assert accelerator.triplets._block_size is usual
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_row_tells_the_run(accelerator, monkeypatch):
     monkeypatch.setenv("MARGIN_JAX_SMALL", "1")
-    found = accelerator.train(mj.TrainConfig(epochs=2, width=0.1, image_size=16))
+    found = accelerator.train(mj.TrainConfig(epochs=2, encoder="mlp", image_size=12))
     assert found["epochs"] == 2 == len(found["margin"])
     assert 0 < found["auc"] <= 1
     assert found["seconds"] > 0

@@ -194,7 +194,7 @@ root = Path(sys.argv[1])
 for row, image in enumerate(np.random.default_rng(0).integers(0, 256, (64, 8, 8), np.uint8)):
     (root / "pictures" / f"{row // 4:02}").mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(root / "pictures" / f"{row // 4:02}" / f"{row}.png")
-small = {"epochs": 1, "identities_per_batch": 2, "image_size": 8, "width": 0.1}
+small = {"epochs": 1, "identities_per_batch": 2, "image_size": 8, "encoder": "mlp"}
 folder = {"dataset": "folder", "data_dir": str(root / "pictures"), "out": str(root / "run")}
 run = mj.fit(mj.TrainConfig(**small, **folder))
 print(len(run.history))

@@ -1,21 +1,26 @@
 """The short form of experiments/reliability.py: processes killed at random moments, and resumed."""
 
+import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 CAMPAIGN = Path(__file__).parent.parent / "experiments" / "reliability.py"
 
 
-def test_nothing_is_lost_by_kills(tmp_path):
+def test_nothing_is_lost_by_kills(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("reliability", CAMPAIGN)
+    spec.loader.exec_module(reliability := importlib.util.module_from_spec(spec))
+    small = ("--encoder", "mlp", "--image-size", "12")
+    monkeypatch.setattr(reliability, "OPTIONS", (*reliability.OPTIONS, *small))
     out = tmp_path / "result.json"
     options = ["--kills", "3", "--terms", "1", "--jobs", "0", "--races", "1", "--no-disks"]
-    options += ["--out", str(out)]
-    shown = subprocess.run(
-        [sys.executable, str(CAMPAIGN), *options], capture_output=True, text=True, timeout=3600
-    )
-    assert shown.returncode == 0, shown.stdout + shown.stderr
+    monkeypatch.setattr(sys, "argv", [str(CAMPAIGN), *options, "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        reliability.main()
+    assert not ended.value.code, capsys.readouterr()
     result = json.loads(out.read_text())
     assert result["lost"] == []
     assert result["SIGKILL"]["signals"] == 3
