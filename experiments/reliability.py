@@ -48,7 +48,7 @@ from typing import Any
 OPTIONS = (
     *("--max-identities", "60", "--identities-per-batch", "8", "--epochs", "6"),
     *("--checkpoint-steps", "5", "--histogram", "--mining", "all,3:semihard"),
-    *("--threshold", "0.5"),
+    *("--schedule", "dams:threshold=0.5"),
 )
 TIMING = ("seconds", "images_per_second", "data_wait")
 PATIENCE = 3600  # seconds: only what hangs takes longer, whatever the machine

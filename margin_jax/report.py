@@ -69,7 +69,7 @@ def make_report(
         "test": {**figures(ours), "raw": raw and figures(raw)},
     }
     pictures = {
-        "margin": plots.plot_margin(history, _easy_share_watched(config)),
+        "margin": plots.plot_margin(history, config.make_schedule().easy_share),
         "loss": plots.plot_loss(history, epoch),
         "effective_margin": plots.plot_effective_margin(history),
         "distances": plots.plot_distances(
@@ -80,13 +80,6 @@ def make_report(
         ),
     }
     return report, pictures
-
-
-def _easy_share_watched(config: TrainConfig) -> float | None:
-    """The share of easy triplets at which the schedule acts, or that it holds."""
-    name, values = config.schedule_parameters()
-    watched = {"dams": "threshold", "target_easy_fraction": "target"}
-    return float(values[watched[name]]) if name in watched else None
 
 
 def _verify(data: RunData, distances: dict[str, np.ndarray]) -> dict[str, VerificationReport]:

@@ -59,7 +59,7 @@ SEAL = "sha256"
 # What may change in the middle of a run, if it is asked for: the optimiser's state, the margin, the
 # split and the batches go on as they are.
 CHANGEABLE = {
-    *("epochs", "learning_rate", "schedule", "margin_end", "threshold", "increase"),
+    *("epochs", "learning_rate", "schedule", "margin_end"),
     *("reduction", "mining", "augment", "microbatch", "data_dir", "strict"),
 }
 

@@ -570,3 +570,12 @@ def test_extreme_statistics_leave_no_trace(name, extreme):
         np.testing.assert_allclose(seen[-1], plain[-1], rtol=1e-6)
     else:
         assert 0 < seen[-1] < 2.2
+
+
+def test_the_share_that_a_schedule_watches():
+    """Which pictures draw; of one that is limited it is still that one's."""
+    assert mj.dams(threshold=0.8).easy_share == 0.8
+    assert mj.clip_schedule(mj.dams(threshold=0.8), 0.1, 0.5).easy_share == 0.8
+    assert mj.target_easy_fraction(target=0.7).easy_share == 0.7
+    assert mj.constant(0.2).easy_share is None
+    assert mj.automargin().easy_share is None

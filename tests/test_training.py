@@ -22,7 +22,11 @@ from margin_jax.run import best_epoch, read_config, read_history
 
 TIMING = ("seconds", "images_per_second", "data_wait")
 SMALL = mj.TrainConfig(
-    max_identities=60, epochs=3, identities_per_batch=8, images_per_identity=4, threshold=0.5
+    max_identities=60,
+    epochs=3,
+    identities_per_batch=8,
+    images_per_identity=4,
+    schedule="dams:threshold=0.5",
 )
 
 
@@ -187,9 +191,11 @@ def test_killed_after_any_save_it_goes_on_to_the_last_bit(tiny_fit, tmp_path, mo
 
 
 def test_resumed_on_other_devices_it_is_the_same_to_rounding(tiny_fit, tmp_path):
-    whole, out = tiny_fit(tmp_path / "whole", threshold=0.5), tmp_path / "run"
+    whole, out = tiny_fit(tmp_path / "whole", schedule="dams:threshold=0.5"), tmp_path / "run"
     for epochs, devices in ((1, 1), (2, 4), (3, 2)):
-        run = tiny_fit(out, threshold=0.5, epochs=epochs, devices=devices, resume=True)
+        run = tiny_fit(
+            out, schedule="dams:threshold=0.5", epochs=epochs, devices=devices, resume=True
+        )
     for record, expected in zip(run.history, whole.history, strict=True):
         assert record["next_margin"] == expected["next_margin"]
         assert record["valid"] == expected["valid"]
@@ -354,9 +360,9 @@ def test_a_schedule_gets_the_histogram_that_it_needs(tiny_fit, tmp_path):
 
 
 def test_resume_takes_more_epochs_of_the_same_run_only(tiny_fit, tmp_path):
-    out, again = tmp_path / "run", {"resume": True, "threshold": 0.5}
-    whole = tiny_fit(tmp_path / "whole", threshold=0.5)
-    tiny_fit(out, threshold=0.5, epochs=2)
+    out, again = tmp_path / "run", {"resume": True, "schedule": "dams:threshold=0.5"}
+    whole = tiny_fit(tmp_path / "whole", schedule="dams:threshold=0.5")
+    tiny_fit(out, schedule="dams:threshold=0.5", epochs=2)
     longer = tiny_fit(out, **again)
     assert timeless(longer.history) == timeless(whole.history)
     for change, message in (

@@ -22,7 +22,7 @@ from margin_jax.files import local_path, parse_json
 from margin_jax.schedules import Schedule, make_schedule, resolve_schedule
 
 # Parameters of schedules that have an option of their own.
-_SCHEDULE_OPTIONS = ("margin", "margin_end", "threshold", "increase", "epochs")
+_SCHEDULE_OPTIONS = ("margin", "margin_end", "epochs")
 # Fields that decide where and how a run goes, but not its result.
 _NOT_THE_RESULT = {"out", "overwrite", "resume", "allow_changes", "checkpoint_steps", "devices"}
 _NOT_THE_RESULT |= {"memory_limit", "manual_dir"}

@@ -25,20 +25,17 @@ class MarginConfig:
     schedule: Annotated[
         str,
         Option(
-            "How the margin moves: dams raises it by --increase after every epoch with a share of "
-            "easy triplets of at least --threshold; linear, exponential, cosine and litm go from "
-            "--margin to --margin-end over the run; constant stays. NAME:KEY=VALUE,... sets any "
-            f"parameter; `margin-jax schedules` lists them. {one_of(SCHEDULES)}",
+            "How the margin moves: dams raises it by .05 after every epoch with 95 % of easy "
+            "triplets or more; linear, exponential, cosine and litm go from --margin to --margin-end "
+            "over the run; constant stays. NAME:KEY=VALUE,... sets any parameter, as in "
+            "dams:threshold=0.8,increase=0.1; `margin-jax schedules` lists them. "
+            f"{one_of(SCHEDULES)}",
         ),
     ] = "dams"
     margin: Annotated[float, Option("The margin in the first epoch.")] = 0.2
     margin_end: Annotated[
         float, Option("linear, exponential, cosine, litm: the margin in the last epoch.")
     ] = 1.0
-    threshold: Annotated[
-        float, Option("dams: the share of easy triplets that is too many.", 0, 1)
-    ] = 0.95
-    increase: Annotated[float, Option("dams: what is then added to the margin.")] = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,11 +49,14 @@ class Schedule(NamedTuple):
             answer to statistics leave the margin as it is.
         needs_histogram: whether `update` reads ``stats.effective_cdf``, which costs a sample of
             triplets a step and is measured on demand.
+        easy_share: the share of easy triplets at which it acts, or that it holds; None for those
+            that answer to something else. Pictures show it.
     """
 
     init: Callable[[], ScheduleState]
     update: Callable[[ScheduleState, EpochStats], ScheduleState]
     needs_histogram: bool = False
+    easy_share: float | None = None
 
     def from_json(self, values: Mapping[str, float | int]) -> ScheduleState:
         """The state that :meth:`ScheduleState.to_json` wrote, bit for bit.

@@ -34,7 +34,7 @@ def clip_schedule(schedule: Schedule, low: float = 0.0, high: float = 2.0) -> Sc
     def update(state: ScheduleState, stats: EpochStats) -> ScheduleState:
         return limited(schedule.update(state.memory["inner"], stats))
 
-    return Schedule(init, update, schedule.needs_histogram)
+    return schedule._replace(init=init, update=update)
 
 
 def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:

@@ -100,7 +100,7 @@ def dams(
         after = next_state(state, jnp.where(easy >= high, raised, unless_hard))
         return _unless_silent(after, state, stats)
 
-    return Schedule(init, _of_epochs(update))
+    return Schedule(init, _of_epochs(update), easy_share=threshold)
 
 
 def automargin(
@@ -293,7 +293,7 @@ def target_easy_fraction(
         margin = jnp.clip(integral + _times(error, proportional_gain), *limits)
         return _unless_silent(next_state(state, margin, integral=integral), state, stats)
 
-    return Schedule(init, _of_epochs(update))
+    return Schedule(init, _of_epochs(update), easy_share=target)
 
 
 Update = Callable[[ScheduleState, EpochStats], ScheduleState]
