@@ -104,6 +104,7 @@ def compare(
         ``.png``, and a run folder a cell.
 
     Raises:
+        TypeError: for arms that are no mapping.
         ValueError: as :func:`~margin_jax.fit`; for no or equal arms, arms whose data differ, no or
             repeated seeds, or another baseline; if a finished cell was trained on other images, or
             with another network or loss.
@@ -144,6 +145,8 @@ def _checked(
     loss: Loss | None,
 ) -> dict[str, TrainConfig]:
     """The arms with their folder, if they can be compared."""
+    if not isinstance(arms, Mapping):
+        raise TypeError(f"arms must be configurations by name, as vary gives them; got {arms!r}")
     if not arms:
         raise ValueError("arms must be at least one; got none")
     for name, config in arms.items():

@@ -23,9 +23,7 @@ INTEGERS = (
     *("identities-per-batch", "images-per-identity", "fillers", "microbatch", "freeze", "devices"),
     *("embedding-size", "checkpoint-steps"),
 )
-NUMBERS = (
-    *("margin", "margin-end", "threshold", "increase", "learning-rate", "width", "memory-limit"),
-)
+NUMBERS = (*("margin", "margin-end", "learning-rate", "width", "memory-limit"),)
 CHOICES = {
     "dataset": ("glyph", "glyphs"),
     "repeated-names": ("merg", "merge"),

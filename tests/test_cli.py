@@ -1,5 +1,6 @@
 """The command line: what it does, and one line and status 2 for what it can not do."""
 
+import dataclasses
 import json
 import os
 import re
@@ -103,8 +104,11 @@ BAD = {
     "unknown schedule": (["train", "--schedule", "dmas"], "Did you mean 'dams'?"),
     "unknown distance": (["train", "--distance", "euclid"], "Did you mean 'euclidean'?"),
     "unknown reduction": (["train", "--reduction", "max"], "mean_active, mean, sum; got 'max'"),
-    "unknown mining": (["train", "--mining", "easy"], "all, semihard, hard; got 'easy'"),
-    "unknown encoder": (["train", "--encoder", "resnet"], "mlp, own; got 'resnet'"),
+    "unknown mining": (
+        ["train", "--mining", "easy"],
+        "all, semihard, hard, batch_hard; got 'easy'",
+    ),
+    "unknown encoder": (["train", "--encoder", "resnet"], "nn2, mlp; got 'resnet'"),
     "unknown selection": (["train", "--select", "acc"], "auc, loss; got 'acc'"),
     "negative margin": (["train", "--margin", "-1"], "margin must be at least 0; got -1.0"),
     "margin NaN": (["train", "--margin", "nan"], "got nan"),
@@ -278,7 +282,7 @@ def test_devices_that_are_not_there_are_one_line(platform, command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "call", ["fit(TrainConfig())", "compare(TrainConfig(), ['dams'], [0])", "load_run('old')"]
+    "call", ["fit(TrainConfig())", "compare({'a': TrainConfig()}, [0])", "load_run('old')"]
 )
 def test_devices_that_are_not_there_are_one_error_in_python(call, tmp_path):
     (tmp_path / "old").mkdir()
@@ -409,10 +413,10 @@ def test_help_shows_every_option_with_its_default(capsys, monkeypatch):
         cli.main(["train", "--help"])
     assert stopped.value.code == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for name in TrainConfig.__dataclass_fields__:
+    for name in (field.name for field in dataclasses.fields(TrainConfig)):
         assert f"--{name.replace('_', '-')}" in shown
     for text in (
-        "[default: 0.95]",
+        "[default: 0.2]",
         "[default: dams]",
         "constant, linear, exponential, cosine, litm, dams",
     ):

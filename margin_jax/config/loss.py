@@ -26,9 +26,9 @@ class MarginConfig:
         str,
         Option(
             "How the margin moves: dams raises it by .05 after every epoch with 95 % of easy "
-            "triplets or more; linear, exponential, cosine and litm go from --margin to --margin-end "
-            "over the run; constant stays. NAME:KEY=VALUE,... sets any parameter, as in "
-            "dams:threshold=0.8,increase=0.1; `margin-jax schedules` lists them. "
+            "triplets or more; linear, exponential, cosine and litm go from --margin to "
+            "--margin-end over the run; constant stays. NAME:KEY=VALUE,... sets any parameter, as "
+            "in dams:threshold=0.8,increase=0.1; `margin-jax schedules` lists them. "
             f"{one_of(SCHEDULES)}",
         ),
     ] = "dams"
