@@ -632,7 +632,8 @@ def test_distances_are_of_the_pairs_that_are_named(finished, monkeypatch):
         return embed(images, rows)
 
     monkeypatch.setattr(type(finished), "embed", watched)
-    np.testing.assert_allclose(finished.distances(images, pairs), expected, atol=1e-6)
+    # Rounding may leave an image a little apart from itself: by the root of what a square has.
+    np.testing.assert_allclose(finished.distances(images, pairs), expected, atol=1e-3)
     assert embedded == [0, 1, 4]
     report = finished.verify(finished.distances(images, pairs), np.array([False, True, False]))
     assert (report.same, report.different, report.auc) == (1, 2, 1.0)
