@@ -113,11 +113,11 @@ def copied(room: Path, root: Path = ROOT) -> Path:
     return room
 
 
-def first_failure(tree: Path, tests: tuple[str, ...], cache: Path | None = None) -> str:
+def first_failure(tree: Path, tests: tuple[str, ...], cache: Path) -> str:
     """The first test that fails in a tree; "" if all pass.
 
     In a process of its own, which has all libraries from this one, but nothing of the package, and
-    what other ones have compiled from the cache. Both are most of the time of a small test.
+    what other ones have compiled from pytest's cache. Both are most of the time of a small test.
 
     Raises:
         RuntimeError: if the tests can not even be collected.
@@ -132,8 +132,9 @@ def first_failure(tree: Path, tests: tuple[str, ...], cache: Path | None = None)
             os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
             sys.path.insert(0, str(tree))
             sys.dont_write_bytecode = True
-            seen = _Seen(cache)
-            options = ["-x", "-q", "-p", "no:xdist", "-o", "addopts=", "-p", "no:cacheprovider"]
+            seen = _Seen()
+            options = ["-x", "-q", "-p", "no:xdist", "-o", "addopts="]
+            options += ["-o", f"cache_dir={cache}"]
             status = pytest.main([*options, *files], plugins=[seen])
             told.write(seen.failed)
             told.flush()
@@ -149,24 +150,16 @@ def first_failure(tree: Path, tests: tuple[str, ...], cache: Path | None = None)
 
 
 class _Seen:
-    """Notes the first test that fails, and has all processes compile into one folder."""
+    """Notes the first test that fails."""
 
-    def __init__(self, cache: Path | None) -> None:
-        self.failed, self.cache = "", cache
+    failed = ""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed and not self.failed:
             self.failed = report.nodeid
 
-    def pytest_collection_finish(self) -> None:  # after `conftest` has said where
-        if self.cache is not None:
-            import jax
 
-            jax.config.update("jax_compilation_cache_dir", str(self.cache))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
-def tried(mutant: Mutant, tree: Path, cache: Path | None = None) -> dict[str, Any]:
+def tried(mutant: Mutant, tree: Path, cache: Path) -> dict[str, Any]:
     """The result of a mutant, made in a tree and taken back."""
     path, changed = mutant.applied(tree)
     before = path.read_text(encoding="utf-8")

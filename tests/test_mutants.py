@@ -55,7 +55,7 @@ import mutants
 
 *module, old, new = sys.argv[2:]
 mutant = mutants.Mutant(module[0], "", old, new, ("test_sums",))
-print("noticed by", mutants.tried(mutant, Path(sys.argv[1]))["by"])
+print("noticed by", mutants.tried(mutant, Path(sys.argv[1]), Path(sys.argv[1], "cache"))["by"])
 """
 
 
