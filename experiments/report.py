@@ -18,7 +18,7 @@ from report_plots import plot_curves, plot_differences
 from shapes import FIRST, KINDS, REDUCTION, UNEVEN, Shape, read_shapes
 
 import margin_jax as mj
-from margin_jax.comparison import CHANCE, holm
+from margin_jax.runs.comparison import CHANCE, holm
 
 RESULTS = CELLS.parent
 

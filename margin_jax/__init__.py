@@ -7,10 +7,11 @@ load when first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from margin_jax.effective import effective_margin_histogram
-from margin_jax.loss import Loss, TripletLoss
-from margin_jax.losses import batch_all_triplet_loss, triplet_stats
-from margin_jax.mining import mining_schedule
+from margin_jax.losses.base import Loss
+from margin_jax.losses.batch_all import batch_all_triplet_loss, triplet_stats
+from margin_jax.losses.effective_margin import effective_margin_histogram
+from margin_jax.losses.mining import mining_schedule
+from margin_jax.losses.triplet import TripletLoss
 from margin_jax.schedules import (
     Schedule,
     ScheduleState,
@@ -32,14 +33,11 @@ from margin_jax.schedules import (
 from margin_jax.stats import EpochStats, EpochTotals, TripletStats
 
 if TYPE_CHECKING:
-    from margin_jax.arms import compare, vary
-    from margin_jax.augmentation import make_augment
-    from margin_jax.comparison import Comparison
     from margin_jax.config import TrainConfig
     from margin_jax.data import load_dataset
+    from margin_jax.data.augmentation import make_augment
     from margin_jax.data.dataset import Dataset
     from margin_jax.data.sampler import pk_batches
-    from margin_jax.epoch import DivergedError, EpochRecord, train_epoch
     from margin_jax.evaluation.all_pairs import all_pairs_report
     from margin_jax.evaluation.retrieval import RetrievalReport, retrieval_report
     from margin_jax.evaluation.verification import (
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
         choose_threshold,
         verification_report,
     )
-    from margin_jax.memory import Memory
     from margin_jax.models.encoder import Encoder
     from margin_jax.plots import (
         plot_comparison,
@@ -58,34 +55,38 @@ if TYPE_CHECKING:
         plot_margin,
         plot_roc,
     )
-    from margin_jax.run import Run, load_run
-    from margin_jax.state import TrainState, create_state
-    from margin_jax.step import make_train_step
-    from margin_jax.training import fit
+    from margin_jax.runs.arms import compare, vary
+    from margin_jax.runs.comparison import Comparison
+    from margin_jax.runs.fit import fit
+    from margin_jax.runs.run import Run, load_run
+    from margin_jax.training.epoch import DivergedError, EpochRecord, train_epoch
+    from margin_jax.training.memory import Memory
+    from margin_jax.training.state import TrainState, create_state
+    from margin_jax.training.step import make_train_step
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Comparison": "comparison",
+    "Comparison": "runs.comparison",
     "Encoder": "models.encoder",
     "Dataset": "data.dataset",
-    "DivergedError": "epoch",
-    "compare": "arms",
-    "EpochRecord": "epoch",
-    "Memory": "memory",
+    "DivergedError": "training.epoch",
+    "compare": "runs.arms",
+    "EpochRecord": "training.epoch",
+    "Memory": "training.memory",
     "RetrievalReport": "evaluation.retrieval",
-    "Run": "run",
+    "Run": "runs.run",
     "TrainConfig": "config",
-    "TrainState": "state",
+    "TrainState": "training.state",
     "VerificationReport": "evaluation.verification",
     "all_pairs_report": "evaluation.all_pairs",
     "choose_threshold": "evaluation.verification",
-    "create_state": "state",
-    "fit": "training",
+    "create_state": "training.state",
+    "fit": "runs.fit",
     "load_dataset": "data",
-    "load_run": "run",
-    "make_augment": "augmentation",
-    "make_train_step": "step",
+    "load_run": "runs.run",
+    "make_augment": "data.augmentation",
+    "make_train_step": "training.step",
     "pk_batches": "data.sampler",
     "plot_comparison": "plots",
     "plot_contact_sheet": "plots",
@@ -95,8 +96,8 @@ _LAZY = {
     "plot_margin": "plots",
     "plot_roc": "plots",
     "retrieval_report": "evaluation.retrieval",
-    "train_epoch": "epoch",
-    "vary": "arms",
+    "train_epoch": "training.epoch",
+    "vary": "runs.arms",
     "verification_report": "evaluation.verification",
 }
 

@@ -23,6 +23,8 @@ from jax import Array
 # 0.002 apart near 0, by 2 % farther out, to ±1,000, so that embeddings need not be of length 1.
 _half = 0.1 * np.sinh(np.arange(1, 513) * math.asinh(1e4) / 512)
 EFFECTIVE_EDGES = np.concatenate([-_half[510::-1], [0.0], _half]).astype(np.float32)
+# Of the sample of effective margins that a record keeps.
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 @jax.tree_util.register_dataclass

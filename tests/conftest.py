@@ -15,8 +15,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Files that take long: last, one process of the tests would wait for them.
 LONG = (
-    *("test_reliability", "test_notebooks", "test_training", "test_sharding", "test_cli"),
-    *("test_losses", "test_loops", "test_readme", "test_networks", "test_arms", "test_docs"),
+    *("test_reliability", "test_notebooks", "test_fit", "test_meshes", "test_cli"),
+    *("test_batch_all", "test_loops", "test_readme", "test_networks", "test_arms", "test_docs"),
 )
 KEPT = 300 * 2**20  # bytes of compiled programs, at most, for the next run of the tests
 
@@ -86,7 +86,7 @@ class _Undrawn:
 
 def _without_pictures(patched):
     """Runs leave empty pictures, which take most of a second of a small one."""
-    from margin_jax import run
+    from margin_jax.runs import run
 
     write = run.write_report
     patched.setattr(

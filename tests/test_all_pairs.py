@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import margin_jax as mj
-from margin_jax.distances import get_distance
 from margin_jax.evaluation import all_pairs
 from margin_jax.evaluation.all_pairs import all_pairs_report
+from margin_jax.losses.distances import get_distance
 
 
 def signed(x, y):

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 import margin_jax as mj
-from margin_jax import arms, cli, training
-from margin_jax.augmentation import make_augment
+from margin_jax import cli
 from margin_jax.cli.compare import read_varied
+from margin_jax.data.augmentation import make_augment
+from margin_jax.runs import arms, fit
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 SMALL = mj.TrainConfig(
@@ -27,7 +28,7 @@ SCHEDULES = ("linear", "constant:0.3", "dams")
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    training._optimizer_and_step.cache_clear()
+    fit._optimizer_and_step.cache_clear()
     out = tmp_path_factory.mktemp("compare") / "all"
     config = SMALL.replace(out=str(out))
     return config, mj.compare(mj.vary(config, schedule=SCHEDULES), (0, 1))
@@ -35,10 +36,10 @@ def compared(tmp_path_factory):
 
 def test_cells_are_paired_and_share_one_compilation(compared):
     config, result = compared
-    _, train_step = training._optimizer_and_step(
+    _, train_step = fit._optimizer_and_step(
         *_step_arguments(mj.load_run(config.folder / "dams-seed0"))
     )
-    assert training._optimizer_and_step.cache_info().misses == 1
+    assert fit._optimizer_and_step.cache_info().misses == 1
     assert train_step._cache_size() == 1, "each cell compiled anew"
     for seed in (0, 1):
         runs = [
@@ -57,7 +58,7 @@ def test_cells_are_paired_and_share_one_compilation(compared):
 
 def _step_arguments(run):
     config = run.config
-    mesh = training.make_mesh(None, config.batch_size)
+    mesh = fit.make_mesh(None, config.batch_size)
     return (
         run.encoder,
         ("adam", config.learning_rate, "constant", 1, 1, 0),
@@ -91,7 +92,7 @@ def test_finished_cells_are_kept_and_missing_ones_trained(compared, monkeypatch)
 
     def counting(cell, **options):
         trained.append((cell.schedule, cell.seed))
-        return training.fit(cell, **options)
+        return fit.fit(cell, **options)
 
     monkeypatch.setattr(arms, "fit", counting)
     again = mj.compare(mj.vary(config, schedule=SCHEDULES), (0, 1))
@@ -280,7 +281,7 @@ def test_the_command_trains_the_product_and_goes_on(compared, tmp_path, monkeypa
 
     def counting(cell, **options):
         trained.append((cell.schedule, cell.reduction, cell.seed))
-        return training.fit(cell, **options)
+        return fit.fit(cell, **options)
 
     monkeypatch.setattr(arms, "fit", counting)
     common = [

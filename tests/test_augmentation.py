@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from margin_jax.augmentation import Moves, apply_moves, draw_moves, make_augment
-from margin_jax.sharding import make_mesh, place_copies, place_rows
+from margin_jax.data.augmentation import Moves, apply_moves, draw_moves, make_augment
+from margin_jax.devices.meshes import make_mesh, place_copies, place_rows
 
 ALL = "flip,shift:3,crop:0.6"
 

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 import margin_jax as mj
-from margin_jax import cli, training
-from margin_jax.run import CHANGEABLE
+from margin_jax import cli
+from margin_jax.runs import fit
+from margin_jax.runs.folder import CHANGEABLE
 
 INTEGERS = (
     *("image-size", "bits", "max-identities", "memory", "memory-warmup", "epochs", "seed"),
@@ -240,7 +241,7 @@ def nothing_trains(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("it was accepted")
 
-    monkeypatch.setattr(training, "_train", refuse)
+    monkeypatch.setattr(fit, "_train", refuse)
 
 
 @pytest.mark.usefixtures("nothing_trains")

@@ -13,12 +13,12 @@ from margin_jax import cli
 from margin_jax.data.pairs import sample_pairs
 from margin_jax.data.sampler import choose_batch
 from margin_jax.data.splits import split_identities
-from margin_jax.epoch import EpochPart, end_epoch
 from margin_jax.evaluation.all_pairs import all_pairs_report
 from margin_jax.evaluation.folds import fold_report
 from margin_jax.evaluation.verification import most_accurate_threshold
-from margin_jax.protocol import moments
+from margin_jax.runs.run_data import moments
 from margin_jax.stats import EFFECTIVE_EDGES, EpochTotals
+from margin_jax.training.epoch import EpochPart, end_epoch
 
 # Triplets
 
@@ -130,11 +130,11 @@ def test_of_thresholds_that_are_as_accurate_the_smallest_is_taken():
 
 
 def test_two_images_at_the_threshold_are_of_one_identity(monkeypatch, capsys):
-    from margin_jax import evaluate, run
+    from margin_jax.runs import run, use
 
     monkeypatch.setattr(run, "load_run", lambda folder: types.SimpleNamespace(threshold=0.5))
     for distance, answer in ((0.5, "same"), (np.nextafter(0.5, 1), "different")):
-        monkeypatch.setattr(evaluate, "verify_images", lambda *_, distance=distance: distance)
+        monkeypatch.setattr(use, "verify_images", lambda *_, distance=distance: distance)
         with pytest.raises(SystemExit):
             cli.main(["verify", "a run", "one.png", "other.png"])
         assert capsys.readouterr().out.startswith(f"{answer}: distance 0.5000")
@@ -200,7 +200,7 @@ def test_of_more_images_so_many_are_measured_from_the_first_to_the_last(monkeypa
         dataset=types.SimpleNamespace(examples=images, pictures=True), train=np.arange(9)
     )
     for most, measured in ((9, np.arange(9)), (8, np.delete(np.arange(9), 7)), (3, [0, 4, 8])):
-        monkeypatch.setattr("margin_jax.protocol._PICTURES", most)
+        monkeypatch.setattr("margin_jax.runs.run_data._PICTURES", most)
         mean, std = moments(data)
         values = images[measured] / 255
         assert mean == pytest.approx([values.mean()])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from margin_jax.checkpoint import Checkpoint
+from margin_jax.training.checkpoint import Checkpoint
 
 TREE = {"w": jnp.arange(6.0).reshape(2, 3), "key": jax.random.key(3), "n": jnp.int32(4)}
 

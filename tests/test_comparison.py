@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import margin_jax as mj
-from margin_jax.comparison import holm
+from margin_jax.runs.comparison import holm
 
 
 def comparison(*, baseline="base", **auc):

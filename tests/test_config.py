@@ -10,7 +10,7 @@ import margin_jax as mj
 from margin_jax import cli, spec
 from margin_jax.config import PARTS
 from margin_jax.config.file import read_options
-from margin_jax.encoders import ENCODERS, resolve_encoder
+from margin_jax.models import ENCODERS, resolve_encoder
 
 
 def test_every_option_is_of_one_part():
@@ -147,11 +147,11 @@ def test_options_go_over_the_file(tmp_path, monkeypatch):
 
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"epochs": 2, "margin": 0.7, "seed": 9, "schedule": "litm"}))
-    monkeypatch.setattr("margin_jax.training.fit", note("train"))
+    monkeypatch.setattr("margin_jax.runs.fit.fit", note("train"))
     monkeypatch.setattr("margin_jax.cli.train.summary", lambda run: "")
-    monkeypatch.setattr("margin_jax.arms.vary", note("compare"))
+    monkeypatch.setattr("margin_jax.runs.arms.vary", note("compare"))
     monkeypatch.setattr(
-        "margin_jax.arms.compare", lambda *_, **__: mj.Comparison((), (), {}, {}, "")
+        "margin_jax.runs.arms.compare", lambda *_, **__: mj.Comparison((), (), {}, {}, "")
     )
     monkeypatch.setattr("margin_jax.Comparison.markdown", lambda self: "")
     with pytest.raises(SystemExit):

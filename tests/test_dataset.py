@@ -6,11 +6,12 @@ import pytest
 from flax import linen as nn
 
 import margin_jax as mj
-from margin_jax import plots, protocol
+from margin_jax import plots
 from margin_jax.data.dataset import read_rows
-from margin_jax.description import describe
-from margin_jax.evaluate import embed_folder, embed_identities, verify_images
-from margin_jax.protocol import moments, prepare_data
+from margin_jax.runs import run_data
+from margin_jax.runs.describe import describe
+from margin_jax.runs.run_data import moments, prepare_data
+from margin_jax.runs.use import embed_folder, embed_identities, verify_images
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 OWN = mj.TrainConfig(dataset="own", encoder="own", identities_per_batch=8, learning_rate=1e-2)
@@ -106,7 +107,7 @@ def of_dtype(values, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("values", [1, 100, 10**6], ids="of {} values".format)
 def test_moments_are_those_of_the_training_examples(monkeypatch, dtype, values):
-    monkeypatch.setattr(protocol, "_VALUES", values)
+    monkeypatch.setattr(run_data, "_VALUES", values)
     examples, labels = people((4, 5), np.float64)
     examples[..., 2] = 0.1  # what never changes has a spread of nothing, and is left as it is
     examples[..., 3] += 1000  # as little as it changes, it can be told
@@ -125,7 +126,7 @@ def test_moments_are_those_of_the_training_examples(monkeypatch, dtype, values):
 def test_an_example_that_is_not_finite_is_named_before_anything_is_written(tmp_path, part, value):
     examples, labels = people((3,), np.float64)
     dataset = mj.Dataset.from_arrays(examples, labels)
-    _, rows = protocol.split_dataset(OWN, dataset)
+    _, rows = run_data.split_dataset(OWN, dataset)
     examples[rows[part][[5, 9]]] = value
     asked = OWN.replace(out=str(tmp_path / "run"))
     with pytest.raises(ValueError, match=f"finite numbers of float32; example {rows[part][5]} is"):

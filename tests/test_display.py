@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 import margin_jax as mj
-from margin_jax import report_lines
-from margin_jax.checkpoint import Checkpoint
 from margin_jax.cli.train import summary
-from margin_jax.progress import ProgressBar
+from margin_jax.evaluation import tables
+from margin_jax.runs.progress import ProgressBar
+from margin_jax.training.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +87,11 @@ def test_nothing_unless_it_is_asked_for(stream, monkeypatch):
 def test_a_run_shows_the_figures_of_the_command_line(run):
     said, table = summary(run), run._repr_markdown_()
     numbers = re.findall(
-        r"[\d.]+%|0\.\d{4}|[\d,]{3,}", said.split(report_lines.HEADER)[1].split("\n\n")[0]
+        r"[\d.]+%|0\.\d{4}|[\d,]{3,}", said.split(tables.HEADER)[1].split("\n\n")[0]
     )
     assert len(numbers) >= 15
     assert [number for number in numbers if number not in table] == []
-    assert report_lines.training_line(run.report, run.history) in table
+    assert tables.training_line(run.report, run.history) in table
     assert "| &emsp;published number | " in table
     assert len(repr(run)) < 2000, "arrays and records in it"
 

@@ -10,8 +10,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import margin_jax as mj
-from margin_jax.distances import euclidean, origin, squared_euclidean
 from margin_jax.evaluation.embedding import pair_distances
+from margin_jax.losses.distances import euclidean, origin, squared_euclidean
 
 FAR = {"1e5": (1e5, 1.0), "100 and .01": (100.0, 0.01)}
 N, DIM = 64, 128

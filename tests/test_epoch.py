@@ -11,8 +11,8 @@ import oracle
 import pytest
 
 import margin_jax as mj
-from margin_jax.epoch import end_epoch, train_steps
-from margin_jax.step import StepOutput
+from margin_jax.training.epoch import end_epoch, train_steps
+from margin_jax.training.step import StepOutput
 
 BATCHES, BATCH, FEATURES, DIM = 7, 12, 5, 4
 
@@ -374,7 +374,7 @@ def test_a_loss_or_a_gradient_that_is_not_finite_is_named(loss, norm):
 def test_the_seconds_of_an_epoch_in_parts_are_those_of_all_parts(monkeypatch):
     """By a clock that goes on by one whenever it is asked: twice a batch, and at both ends."""
     ticks = itertools.count()
-    monkeypatch.setattr("margin_jax.epoch.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("margin_jax.training.epoch.time.perf_counter", lambda: float(next(ticks)))
     schedule = mj.dams()
     state = new_state(schedule)
     state, part = train_steps(state, TRAIN_STEP, batches()[:3])

@@ -11,9 +11,9 @@ from flax import linen as nn
 from flax.errors import InvalidRngError
 
 from margin_jax.evaluation.embedding import embed_examples
-from margin_jax.models import Encoder, make_module
 from margin_jax.models.efficientnet import published_head
 from margin_jax.models.heads import Head, Siamese
+from margin_jax.models.make import Encoder, make_module
 from margin_jax.models.mlp import MLP
 
 

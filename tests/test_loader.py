@@ -11,10 +11,10 @@ import pytest
 from jax.sharding import NamedSharding
 from PIL import Image
 
-from margin_jax import sharding
 from margin_jax.data import folder
 from margin_jax.data.loader import load_batches, read_ahead
-from margin_jax.sharding import make_mesh, own_rows, place_rows
+from margin_jax.devices import meshes
+from margin_jax.devices.meshes import make_mesh, own_rows, place_rows
 
 PLAN = np.random.default_rng(0).permutation(40).reshape(5, 8)
 LABELS = np.arange(40, dtype=np.int32) // 4
@@ -84,9 +84,9 @@ def test_a_process_reads_only_the_rows_of_its_devices(monkeypatch):
 
     def parts(shape, sharding, read):
         assert shape == (8, 1, 1, 1)
-        return [read(index) for index in sharding.addressable_devices_indices_map(shape).values()]
+        return [read(index) for index in meshes.addressable_devices_indices_map(shape).values()]
 
-    monkeypatch.setattr(sharding, "NamedSharding", Share)
+    monkeypatch.setattr(meshes, "NamedSharding", Share)
     monkeypatch.setattr(jax, "make_array_from_callback", parts)
     images = Recording()
     batches = list(load_batches(images, LABELS, PLAN, make_mesh(4, 8), first_step=1))

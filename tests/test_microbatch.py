@@ -10,9 +10,9 @@ import pytest
 from flax import linen as nn
 
 import margin_jax as mj
-from margin_jax.models import make_encoder
+from margin_jax.devices.meshes import make_mesh, place_copies, place_rows
 from margin_jax.models.encoder import Encoder
-from margin_jax.sharding import make_mesh, place_copies, place_rows
+from margin_jax.models.make import make_encoder
 
 BATCH, SIDE = 24, 6
 SCHEDULE = mj.constant(0.1)
@@ -151,7 +151,7 @@ def test_it_is_the_gradient_of_the_loss_of_all_parts(name):
 def test_dropout_is_another_in_every_part():
     """Equal images in all rows, and no two parts embed them alike."""
     apply_fn, params, batch_stats = network("noisy")
-    from margin_jax.microbatch import differentiate
+    from margin_jax.training.microbatch import differentiate
 
     images = np.repeat(batch()[0][:1], BATCH, axis=0)
     images[::2] = 255 - images[::2]  # BatchNorm would make one image zero

@@ -7,8 +7,8 @@ import pytest
 from flax import linen as nn
 
 from margin_jax.evaluation.embedding import embed_examples
-from margin_jax.models import make_encoder
 from margin_jax.models.encoder import Encoder
+from margin_jax.models.make import make_encoder
 from margin_jax.models.small_cnn import l2_normalise, max_pool
 
 

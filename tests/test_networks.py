@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import margin_jax as mj
-from margin_jax import training
-from margin_jax.encoders import DTYPES, ENCODERS
-from margin_jax.models import make_encoder, pretrained
+from margin_jax.models import DTYPES, ENCODERS, pretrained
+from margin_jax.models.make import make_encoder
+from margin_jax.runs import setting
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 MLP = {"encoder": "mlp", "embedding_size": 8, "learning_rate": 1e-2}
@@ -92,9 +92,7 @@ def test_published_weights_take_the_place_of_drawn_ones(monkeypatch, name, mean,
     monkeypatch.setattr(pretrained, "load_weights", lambda *asked: files[asked])
     for options in ({"pretrained": True}, {"weights": "/file"}):
         given = mj.TrainConfig(encoder=name, **options)
-        params, batch_stats = training._begin_with(
-            training._published(given), given, encoder, *drawn
-        )
+        params, batch_stats = setting._begin_with(setting._published(given), given, encoder, *drawn)
         assert all(np.all(x == 1) for x in jax.tree.leaves(params["trunk"]))
         assert all(np.all(x == 0) for x in jax.tree.leaves(params["head"]))
         assert all(np.all(x == 1) for x in jax.tree.leaves(batch_stats["module"]))

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from margin_jax.checkpoint import Checkpoint
-from margin_jax.optimizers import (
+from margin_jax.training.checkpoint import Checkpoint
+from margin_jax.training.optimizers import (
     LEARNING_RATES,
     OPTIMIZERS,
     learning_rate_schedule,

@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from margin_jax.encoders import PRETRAINED
-from margin_jax.models import make_module, pretrained
+from margin_jax.models import PRETRAINED, pretrained
+from margin_jax.models.make import make_module
 from margin_jax.models.pretrained import convert, fetch, load_weights
 
 FIXTURES = Path(__file__).parent / "fixtures" / "encoders.npz"

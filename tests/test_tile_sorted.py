@@ -11,10 +11,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import margin_jax as mj
-from margin_jax import triplets
-from margin_jax.sharding import make_mesh
-from margin_jax.tile import Windows, compare
-from margin_jax.tile_sorted import compare_sorted
+from margin_jax.devices.meshes import make_mesh
+from margin_jax.losses import blocks
+from margin_jax.losses.tile import Windows, compare
+from margin_jax.losses.tile_sorted import compare_sorted
 
 MININGS = ("all", "semihard", "hard")
 N, DIM = 60, 3
@@ -224,14 +224,14 @@ def test_auto_is_the_loop_or_sorting_and_compiles_once():
 
 def test_the_largest_class_decides(monkeypatch):
     taken = []
-    usual = triplets.compare_sorted
+    usual = blocks.compare_sorted
 
     def told(*arguments):
         jax.debug.callback(lambda: taken.append(arguments[-1]))
         return usual(*arguments)
 
-    monkeypatch.setattr(triplets, "compare_sorted", told)
-    monkeypatch.setattr(triplets, "_block_size", lambda anchors, references, width: anchors - 1)
+    monkeypatch.setattr(blocks, "compare_sorted", told)
+    monkeypatch.setattr(blocks, "_block_size", lambda anchors, references, width: anchors - 1)
     n = 400
     x = np.random.default_rng(7).normal(size=(n, 5)).astype(np.float32)
     run = jax.jit(lambda x, labels: mj.batch_all_triplet_loss(x, labels, 0.2)[0])

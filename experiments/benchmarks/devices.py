@@ -40,9 +40,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import margin_jax as mj
-from margin_jax import tile, triplets
-from margin_jax.models import make_encoder
-from margin_jax.sharding import AXIS, make_mesh, replicated
+from margin_jax.devices.meshes import AXIS, make_mesh, replicated
+from margin_jax.losses import blocks, tile
+from margin_jax.models.make import make_encoder
 
 DIM, K = 128, 4
 FEW, SLICE = (1, 2, 4, 8), (64,)
@@ -115,7 +115,7 @@ def loops_of_loss(rows, devices):
     with mock.patch.object(tile, "_for_each_positive", k_times):
         counted = flops(compile_loss(rows, devices))
     own = rows // devices
-    counted *= math.ceil(own / triplets._block_size(own, rows, 1))
+    counted *= math.ceil(own / blocks._block_size(own, rows, 1))
     assert 1 < counted / (own * rows * (6 * DIM + 8 * K + 16)) < 1.15, counted
     return counted - flops(compile_loss(rows, devices))
 

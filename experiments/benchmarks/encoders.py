@@ -53,8 +53,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import margin_jax as mj
-from margin_jax.encoders import ENCODERS
-from margin_jax.models import make_encoder
+from margin_jax.models import ENCODERS
+from margin_jax.models.make import make_encoder
 
 DIM = 128
 TIMM = {"efficientnet_b0": "efficientnet_b0", "mobilenet_v3_small": "mobilenetv3_small_100"}

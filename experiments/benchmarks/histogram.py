@@ -18,7 +18,7 @@ import optax
 import margin_jax as mj
 from margin_jax.data import load_dataset
 from margin_jax.data.sampler import pk_batches
-from margin_jax.models import make_encoder
+from margin_jax.models.make import make_encoder
 
 ROUNDS, STEPS = 40, 5
 

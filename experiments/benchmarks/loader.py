@@ -35,7 +35,7 @@ from PIL import Image
 import margin_jax as mj
 from margin_jax.data.folder import find_files, read_images
 from margin_jax.data.loader import load_batches
-from margin_jax.sharding import make_mesh
+from margin_jax.devices.meshes import make_mesh
 
 ROUNDS, IMAGES, BATCH = 5, 2048, 64
 

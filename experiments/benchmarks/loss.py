@@ -52,7 +52,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import margin_jax as mj
-from margin_jax.distances import euclidean
+from margin_jax.losses.distances import euclidean
 
 # Before PyTorch is imported: idle threads of one library that spin would slow the other down.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

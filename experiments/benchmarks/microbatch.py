@@ -46,7 +46,7 @@ import numpy as np
 import optax
 
 import margin_jax as mj
-from margin_jax.models import make_encoder
+from margin_jax.models.make import make_encoder
 
 DIM = 128
 GIB = 2**30

@@ -28,14 +28,14 @@ import time
 from pathlib import Path
 
 import margin_jax as mj
-from margin_jax import training
+from margin_jax.runs import fit
 
 TURN, TURNS = 5, 6
 
 FIRST_STEP = """
 import sys, time
 from margin_jax import cli
-from margin_jax.progress import ProgressBar
+from margin_jax.runs.progress import ProgressBar
 
 def step(self, *figures):
     print("\\nfirst", time.time(), flush=True)
@@ -79,9 +79,9 @@ def first_step() -> dict[str, float]:
 
 
 def checkpoints() -> dict[str, float]:
-    save, saves = training.Checkpoint.save, [True]
-    training.Checkpoint.save = lambda *given: save(*given) if saves[0] else None
-    training._SAVE_SECONDS = 0
+    save, saves = fit.Checkpoint.save, [True]
+    fit.Checkpoint.save = lambda *given: save(*given) if saves[0] else None
+    fit._SAVE_SECONDS = 0
     ends: list[float] = []
 
     def on_epoch(record: dict[str, float]) -> None:

@@ -70,7 +70,7 @@ def compare(
 
     Two losses: margin-jax compare --schedules constant:0.2 --vary reduction=mean,mean_active
     """
-    from margin_jax import arms
+    from margin_jax.runs import arms
 
     cache_compilations(compilation_cache)
     varied = read_varied(vary or [])

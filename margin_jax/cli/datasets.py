@@ -69,8 +69,8 @@ def describe_dataset(
 ) -> Path:
     """Identities, images, sizes, split and coverage of a dataset, and a contact sheet."""
     from margin_jax import plots
-    from margin_jax.description import describe
-    from margin_jax.protocol import load
+    from margin_jax.runs.describe import describe
+    from margin_jax.runs.run_data import load
 
     config = TrainConfig(dataset=name, **given)
     sheet = out or Path(f"dataset-{as_file_name(name)}.png")

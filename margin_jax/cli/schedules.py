@@ -56,7 +56,7 @@ def plot_schedules(
     spread, whatever the margin is: a picture of the rules, not of what they are worth.
     """
     from margin_jax import plots
-    from margin_jax.run import HISTORY, read_history
+    from margin_jax.runs.folder import HISTORY, read_history
     from margin_jax.schedules import make_schedule, response
 
     check_out(out, picture=True)

@@ -10,11 +10,11 @@ import typer
 
 from margin_jax.cli.options import config_options
 from margin_jax.config import TrainConfig
+from margin_jax.evaluation.tables import HEADER, figures, report_rows, training_line
 from margin_jax.files import local_path
-from margin_jax.report_lines import HEADER, figures, report_rows, training_line
 
 if TYPE_CHECKING:
-    from margin_jax.run import Run
+    from margin_jax.runs.run import Run
 
 # A share of the training time that is worth saying.
 _WAIT = 0.05
@@ -72,9 +72,9 @@ def train(
     """
     import jax  # and flax and orbax: not needed for --help
 
-    from margin_jax import multihost as job
-    from margin_jax.run import CONFIG, is_vacant, read_config
-    from margin_jax.training import fit
+    from margin_jax.devices import jobs as job
+    from margin_jax.runs.fit import fit
+    from margin_jax.runs.folder import CONFIG, is_vacant, read_config
 
     job.start(coordinator, processes, process, detect=multihost)
     cache_compilations(compilation_cache)
@@ -123,7 +123,7 @@ def cache_compilations(folder: str | None) -> None:
 @contextlib.contextmanager
 def saying_how_to_go_on(command: str, config: TrainConfig) -> Iterator[None]:
     """Names the command that goes on, should the training be interrupted."""
-    from margin_jax.training import Preempted
+    from margin_jax.runs.fit import Preempted
 
     try:
         yield

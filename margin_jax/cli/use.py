@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from margin_jax.cli.options import check_out
-from margin_jax.report_lines import HEADER, figures
+from margin_jax.evaluation.tables import HEADER, figures
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
 
@@ -60,15 +60,15 @@ def evaluate(
     """Verify with a run's best weights and threshold: its saved pairs, or other images."""
     from margin_jax.choices import check_choice
     from margin_jax.data.folder import REPEATED_NAMES
-    from margin_jax.evaluate import (
+    from margin_jax.files import to_json, write_text
+    from margin_jax.runs.run import load_run
+    from margin_jax.runs.use import (
         embed_identities,
         evaluate_all_pairs,
         evaluate_listed,
         evaluate_retrieval,
         evaluate_run,
     )
-    from margin_jax.files import to_json, write_text
-    from margin_jax.run import load_run
 
     loaded = load_run(run)
     drawn = {name: value for name, value in (("count", count), ("seed", seed)) if value is not None}
@@ -139,8 +139,8 @@ def embed(
     """Write the embeddings of all images in a folder, with their file names, to an npz file."""
     import numpy as np
 
-    from margin_jax.evaluate import embed_folder
-    from margin_jax.run import load_run
+    from margin_jax.runs.run import load_run
+    from margin_jax.runs.use import embed_folder
 
     check_out(out)
     files, embeddings, skipped, remarks = embed_folder(load_run(run), folder)
@@ -160,8 +160,8 @@ def verify(
     second: Annotated[Path, typer.Argument(help="Another image.", metavar="IMAGE")],
 ) -> None:
     """Are two images of the same identity? Their distance, and the run's threshold."""
-    from margin_jax.evaluate import verify_images
-    from margin_jax.run import load_run
+    from margin_jax.runs.run import load_run
+    from margin_jax.runs.use import verify_images
 
     loaded = load_run(run)
     distance = verify_images(loaded, first, second)

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from margin_jax import loss as losses
+from margin_jax import losses
 from margin_jax.choices import check_choice, one_of
 from margin_jax.config.option import Option
-from margin_jax.distances import DISTANCES
-from margin_jax.losses import REDUCTIONS
-from margin_jax.mining import mining_schedule, mining_starts
+from margin_jax.losses.batch_all import REDUCTIONS
+from margin_jax.losses.distances import DISTANCES
+from margin_jax.losses.mining import mining_schedule, mining_starts
+from margin_jax.losses.tile import MININGS
 from margin_jax.schedules import SCHEDULES
-from margin_jax.tile import MININGS
 
 # Parameters of losses that have an option of their own; mining too, which may change by epoch.
 _LOSS_OPTIONS = ("distance", "reduction")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 from margin_jax.choices import check_choice, one_of
 from margin_jax.config.option import Option
 from margin_jax.data import OWN
-from margin_jax.encoders import DTYPES, ENCODERS, PRETRAINED, resolve_encoder
+from margin_jax.models import DTYPES, ENCODERS, PRETRAINED, resolve_encoder
 
 # Parameters of encoders that have an option of their own, with what they are unless they are said.
 _ENCODER_OPTIONS = {"width": 1.0, "small_stem": False, "dtype": "float32"}

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from margin_jax.augmentation import make_augment
 from margin_jax.choices import check_choice, one_of
 from margin_jax.config.option import Option
+from margin_jax.data.augmentation import make_augment
 from margin_jax.data.sampler import SAMPLERS, SMALL_IDENTITIES
-from margin_jax.optimizers import LEARNING_RATES, OPTIMIZERS, make_optimizer
+from margin_jax.training.optimizers import LEARNING_RATES, OPTIMIZERS, make_optimizer
 
 SELECTIONS = ("auc", "loss")
 

@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from margin_jax.data.dataset import Examples, read_rows
-from margin_jax.sharding import own_rows, place_copies, place_rows
+from margin_jax.devices.meshes import own_rows, place_copies, place_rows
 
 _THREADS, _AHEAD = 2, 4
 

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from margin_jax.distances import DistanceFn, get_distance, origin
 from margin_jax.evaluation.retrieval import check_embeddings
 from margin_jax.evaluation.verification import (
     VerificationReport,
@@ -23,6 +22,7 @@ from margin_jax.evaluation.verification import (
     report_from_roc,
     verification_report,
 )
+from margin_jax.losses.distances import DistanceFn, get_distance, origin
 
 EXACT_UP_TO = 2**22
 # Images along one side of a tile of distances.

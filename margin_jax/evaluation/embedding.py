@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 from margin_jax.data.dataset import Examples
 from margin_jax.data.loader import read_ahead
-from margin_jax.distances import DistanceFn, get_distance, origin, paired
-from margin_jax.sharding import local_mesh, own_rows, place_copies, place_rows, replicated
-from margin_jax.step import ApplyFn
+from margin_jax.devices.meshes import local_mesh, own_rows, place_copies, place_rows, replicated
+from margin_jax.losses.distances import DistanceFn, get_distance, origin, paired
+from margin_jax.models import ApplyFn
 
 _BATCH = 256
 # Values of one side that are copied at a time.

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from margin_jax.distances import DistanceFn, get_distance, origin
 from margin_jax.evaluation.verification import check_finite
+from margin_jax.losses.distances import DistanceFn, get_distance, origin
 
 KS = (1, 2, 4, 8)
 # Distances that are on the device at a time.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from margin_jax.report_lines import table
+from margin_jax.evaluation.tables import table
 
 FPRS = (1e-2, 1e-3)
 # A rate measured on fewer false matches than this says little.

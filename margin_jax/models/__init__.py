@@ -1,54 +1,92 @@
-"""Encoders by name: pictures to L2-normalised embeddings. The only rooms that import Flax."""
+"""What an encoder is to all others, and those that have names; without Flax.
 
-import functools
-import importlib
-from typing import Any
+A new one is an entry here, and a module of ``margin_jax.models`` with a function ``build``.
+"""
 
-import jax.numpy as jnp
-from flax import linen as nn
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
-from margin_jax.choices import check_choice
-from margin_jax.encoders import DTYPES, ENCODERS
-from margin_jax.models.encoder import Encoder
+from jax import Array
+
+from margin_jax.spec import parse
+
+DTYPES = ("float32", "bfloat16")
 
 
-@functools.cache
-def make_encoder(
-    name: str,
-    embedding_size: int,
-    *,
-    dtype: str = "float32",
-    colour: bool = False,
-    **parameters: Any,
-) -> Encoder:
-    """The encoder of that name; the same object each time, so that its compilations are shared.
+class ApplyFn(Protocol):
+    """An encoder as a pure function."""
+
+    def __call__(
+        self, params: Any, batch_stats: Any, examples: Array, *, train: bool, key: Array | None
+    ) -> tuple[Array, Any]:
+        """Returns ``(embeddings float[batch, dim], batch_stats)``."""
+        ...
+
+
+class Weights(NamedTuple):
+    """Published weights of a trunk.
+
+    Attributes:
+        repo: where they lie on the Hugging Face hub, in the file ``model.safetensors``.
+        mean, std: normalisation of the images that they were trained on, red, green, blue, for
+            values from 0 to 1.
+    """
+
+    repo: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Named(NamedTuple):
+    """An encoder that has a name.
+
+    Attributes:
+        module: of ``margin_jax.models``; its ``build(embedding_size, dtype=..., ...)`` makes one.
+        parameters: what else ``build`` takes, with the values that it has unless others are said.
+        weights: those that its trunk can begin with, if any are published.
+    """
+
+    module: str
+    parameters: Mapping[str, Any]
+    weights: Weights | None = None
+
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_STEM = {"small_stem": False}
+
+ENCODERS: dict[str, Named] = {
+    "small_cnn": Named("small_cnn", {"width": 1.0}),
+    "efficientnet_b0": Named(
+        "efficientnet", _STEM, Weights("timm/efficientnet_b0.ra_in1k", *_IMAGENET)
+    ),
+    "efficientnet_lite0": Named(
+        "efficientnet_lite", _STEM, Weights("timm/tf_efficientnet_lite0.in1k", *_HALF)
+    ),
+    "mobilenet_v3_small": Named(
+        "mobilenet", _STEM, Weights("timm/mobilenetv3_small_100.lamb_in1k", *_IMAGENET)
+    ),
+    "nn2": Named("nn2", _STEM),
+    "mlp": Named("mlp", {}),
+}
+PRETRAINED: dict[str, Weights] = {
+    name: named.weights for name, named in ENCODERS.items() if named.weights is not None
+}
+
+
+def resolve_encoder(text: str, defaults: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of an encoder in a text, and the value of each of its parameters.
 
     Args:
-        name: one of ENCODERS.
-        embedding_size: length of an embedding.
-        dtype: of the computation, "float32" or "bfloat16"; parameters, batch statistics and
-            embeddings are float32 whatever it is.
-        colour: the network has three channels even if images are grey, as pretrained ones do.
-        parameters: `width` of small_cnn, whose channels are this many times 32, 64, 128 and 128;
-            `small_stem` of others: the first layer keeps the size of the image, for images of 28
-            to 64 pixels.
+        text: ``NAME`` or ``NAME:KEY=VALUE,...``.
+        defaults: values of parameters that the text leaves open, by name.
 
     Raises:
-        ValueError: for an unknown name, or a parameter that it does not have.
+        ValueError: an unknown name or key, a key said twice, or a value of another kind.
     """
-    return Encoder(make_module(name, embedding_size, dtype=dtype, **parameters), colour)
-
-
-def make_module(
-    name: str, embedding_size: int, *, dtype: str = "float32", **parameters: Any
-) -> nn.Module:
-    """The Linen module of the encoder of that name; arguments as of :func:`make_encoder`."""
-    named = ENCODERS[check_choice("encoder", name, ENCODERS)]
-    check_choice("dtype", dtype, DTYPES)
-    for parameter in parameters:
-        check_choice(f"a parameter of {name}", parameter, named.parameters)
-    build = importlib.import_module(f"margin_jax.models.{named.module}").build
-    module: nn.Module = build(
-        embedding_size, dtype=jnp.dtype(dtype), **{**named.parameters, **parameters}
-    )
-    return module
+    values = {name: {"dtype": DTYPES[0], **named.parameters} for name, named in ENCODERS.items()}
+    known = {name: {key: type(value) for key, value in own.items()} for name, own in values.items()}
+    name, said = parse("an encoder", text, known)
+    own = values[name]
+    own |= {key: defaults[key] for key in own if key in defaults}
+    return name, own | said

@@ -16,8 +16,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from margin_jax.choices import check_choice
-from margin_jax.encoders import PRETRAINED
-from margin_jax.models import make_module
+from margin_jax.models import PRETRAINED
+from margin_jax.models.make import make_module
 
 FILE = "model.safetensors"
 

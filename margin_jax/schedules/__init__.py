@@ -10,12 +10,7 @@ from margin_jax.schedules.combinators import (
     join_schedules,
     warmup_schedule,
 )
-from margin_jax.schedules.feedback import (
-    automargin,
-    dams,
-    quantile_margin,
-    target_easy_fraction,
-)
+from margin_jax.schedules.feedback import automargin, dams, quantile_margin, target_easy_fraction
 from margin_jax.schedules.open_loop import constant, cosine, exponential, from_optax, linear, litm
 from margin_jax.spec import resolve
 

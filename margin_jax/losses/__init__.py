@@ -1,0 +1,47 @@
+"""Losses as values: what trains a network, while its triplets are counted for the schedule."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from margin_jax.losses.base import OWN, Loss, check_loss, describe_loss, takes_references
+from margin_jax.losses.triplet import TripletLoss
+from margin_jax.spec import resolve
+
+# Those that a name and values describe; the command line knows them.
+LOSSES: dict[str, Callable[..., Loss]] = {"triplet": TripletLoss}
+
+
+def resolve_loss(text: str, defaults: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of a loss in a text, and the value of each of its parameters.
+
+    Args:
+        text: ``NAME`` or ``NAME:KEY=VALUE,...``.
+        defaults: values of parameters that the text leaves open, by name.
+
+    Raises:
+        ValueError: an unknown name or key, a key said twice, or a value of another kind.
+    """
+    return resolve("a loss", text, LOSSES, defaults)
+
+
+def make_loss(text: str, defaults: Mapping[str, Any]) -> Loss:
+    """The loss that a text describes, as :func:`resolve_loss` reads it.
+
+    Raises:
+        ValueError: also for values that the loss refuses.
+    """
+    name, values = resolve_loss(text, defaults)
+    return LOSSES[name](**values)
+
+
+__all__ = [
+    "LOSSES",
+    "OWN",
+    "Loss",
+    "TripletLoss",
+    "check_loss",
+    "describe_loss",
+    "make_loss",
+    "resolve_loss",
+    "takes_references",
+]

@@ -1,0 +1,111 @@
+"""What training asks of a loss."""
+
+import inspect
+import re
+from typing import Any, Protocol, runtime_checkable
+
+from jax import Array
+
+from margin_jax.losses.distances import DistanceFn
+from margin_jax.stats import TripletStats
+
+# Instead of a name: a loss of one's own.
+OWN = "own"
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """What a network is trained by: a value, called with embeddings and the margin in force.
+
+    Whatever it sums, it counts triplets: schedules, epochs and reports go by these. One that has
+    none of its own takes :func:`~margin_jax.triplet_stats`::
+
+        @dataclasses.dataclass(frozen=True)
+        class CenterLoss:
+            distance: str = "euclidean"
+
+            def init(self, key, embedding_size, classes):
+                return jax.random.normal(key, (classes, embedding_size))
+
+            def __call__(self, centers, embeddings, labels, margin, *, where=None, axis_name=None):
+                loss = jnp.mean(jnp.sum((embeddings - centers[labels]) ** 2, axis=1))
+                loss = loss if axis_name is None else jax.lax.pmean(loss, axis_name)
+                return loss, mj.triplet_stats(embeddings, labels, margin, axis_name=axis_name)
+
+        mj.fit(mj.TrainConfig(loss="own"), loss=CenterLoss())
+
+    It is hashable, as a frozen dataclass is, since programs are compiled for it.
+
+    Attributes:
+        distance: between its embeddings, a name or a function as for
+            :func:`~margin_jax.batch_all_triplet_loss`.
+    """
+
+    def __hash__(self) -> int:
+        """Equal losses share their compiled programs."""
+        ...
+
+    @property
+    def distance(self) -> str | DistanceFn:
+        """How its embeddings are compared, in training and after it."""
+        ...
+
+    def init(self, key: Array, embedding_size: int, classes: int) -> Any:
+        """Parameters of its own, which are trained with the network's; ``{}`` for none."""
+        ...
+
+    def __call__(
+        self,
+        params: Any,
+        embeddings: Array,
+        labels: Array,
+        margin: Array,
+        *,
+        where: Array | None = None,
+        axis_name: str | None = None,
+    ) -> tuple[Array, TripletStats]:
+        """``(loss, stats)`` of a batch; the loss is a float scalar.
+
+        Args:
+            params: as :meth:`init` drew them, or as they were trained since.
+            embeddings: float[batch, embedding_size].
+            labels: int[batch]; in :func:`~margin_jax.fit` the training identities are 0 to
+                `classes` − 1.
+            margin: float32[], traced.
+            where: bool[batch], True for real rows. Default: all.
+            axis_name: inside ``shard_map``, the mesh axis over which the batch is sharded. The loss
+                is then that of the global batch, the statistics are those of the device's rows.
+        """
+        ...
+
+
+def check_loss(loss: Loss) -> Loss:
+    """Returns a loss that training can use.
+
+    Raises:
+        TypeError: for what is none, or can not be hashed.
+    """
+    kind = type(loss).__name__
+    try:
+        hash(loss)
+    except TypeError as error:
+        raise TypeError(
+            f"a loss must be hashable, as a frozen dataclass of numbers, text and tuples is; got "
+            f"{kind}: {error}"
+        ) from error
+    if isinstance(loss, type) or not isinstance(loss, Loss):
+        raise TypeError(
+            "a loss has a distance, init(key, embedding_size, classes) and is called as "
+            f"loss(params, embeddings, labels, margin, where=, axis_name=); got {kind}"
+        )
+    return loss
+
+
+def describe_loss(loss: Loss) -> str:
+    """What it can be told from others by; an address is another one in each process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(loss))
+
+
+def takes_references(loss: Loss) -> bool:
+    """Whether it can also draw positives and negatives from rows other than the batch's."""
+    return "references" in inspect.signature(loss.__call__).parameters

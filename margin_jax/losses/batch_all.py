@@ -1,0 +1,360 @@
+"""The public triplet loss: what a triplet is, which ones train, and what the mean is over."""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from margin_jax.choices import check_choice
+from margin_jax.devices.meshes import gathered
+from margin_jax.losses.blocks import IMPLEMENTATIONS, batch_all
+from margin_jax.losses.distances import DistanceFn, get_distance, origin
+from margin_jax.losses.tile import MININGS, Terms, Windows
+from margin_jax.stats import TripletStats
+
+REDUCTIONS = ("mean_active", "mean", "sum")
+# An anchor with p positives and n negatives among N rows has p · n <= N² / 4 triplets.
+_MOST_ROWS = 92_681
+
+
+def batch_all_triplet_loss(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    margin: ArrayLike,
+    *,
+    distance: str | DistanceFn = "euclidean",
+    reduction: str = "mean_active",
+    mining: str = "all",
+    where: ArrayLike | None = None,
+    references: ArrayLike | None = None,
+    reference_labels: ArrayLike | None = None,
+    reference_where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    swap: bool = False,
+    soft: bool = False,
+    implementation: str = "auto",
+) -> tuple[Array, TripletStats]:
+    """Triplet loss over **all** valid triplets of a batch, with their counts.
+
+    For every anchor a, positive p (same label, another row) and negative n (another label)::
+
+        loss(a, p, n) = max(0, d(a,p) − d(a,n) + μ)
+
+    A triplet is *easy* when its loss is 0 (a tie counts as easy), else *active*: *semihard* if
+    d(a,n) > d(a,p), *hard* if not. Counts are exact integers and never depend on `mining`.
+
+    Pure; works under ``jit``, ``vmap``, ``shard_map`` and ``grad`` (once, reverse mode). Nothing is
+    static but the shapes and the options: a new margin or other labels never recompile. Memory
+    grows with batch × block, not with the number of triplets.
+
+    Args:
+        embeddings: float[batch, dim], any float type; narrower ones than float32 are computed in
+            float32. They are *not* normalised for you. Arrays sharded over mesh axes of the type
+            Explicit are gathered, and every device does all the work; `axis_name` shares it.
+        labels: int[batch].
+        margin: μ, a number or float[]; it may be traced and differentiated. Any finite value.
+        distance: "euclidean", "squared_euclidean", "cosine" (1 − cos), "manhattan", "chebyshev", or
+            a pure function ``f(x[B, D], y[N, D]) -> [B, N]``, whose derivative must be finite also
+            where two rows are equal, as an anchor and itself are. On an accelerator its blocks are
+            D times smaller, as it may hold the differences of all coordinates.
+        reduction: "mean_active", the mean over the active triplets of the selected kind; "mean",
+            over all valid triplets; or "sum". A mean over nothing is 0, with gradient 0.
+        mining: which active triplets train the network: "all", "semihard" or "hard". The released
+            code of the paper calls these "hard", "semihard" and "superhard", each as a mean over
+            the selected triplets; its "none" is (reduction="mean", mining="all"). Or "batch_hard":
+            of each anchor the one triplet of its farthest positive and its nearest negative, the
+            first of equals; a mean is then over anchors, those with a loss or all that have a
+            triplet. The counts remain those of all triplets.
+        where: bool[batch], True for real rows, False for padding. Default: all real.
+        references: float[refs, dim], other rows to draw positives and negatives from, instead of
+            the batch itself. No row of it counts as the anchor itself.
+        reference_labels: int[refs], required with `references`.
+        reference_where: bool[refs].
+        axis_name: name or names of the mesh axes over which the batch is sharded, inside
+            ``jax.shard_map``. Triplets are then those of the global batch, as if it were on one
+            device: every device gathers the rows of all (and the references, of which each brings
+            its share), scans its own anchors, and returns the global loss and the statistics of
+            its own rows. See *Gradients over devices*.
+        swap: measure the negative from the nearer of anchor and positive, min(d(a,n), d(p,n)), in
+            the loss and in the kinds of triplet. `sum_an` of the statistics stays that of d(a,n).
+            A tie sends the gradient to d(a,n). It needs a tile of distances and its vjp for each
+            positive: several times the time of the plain loss (``experiments/results/loss.md``).
+        soft: replace the hinge by ``log(1 + exp(d(a,p) − d(a,n) + μ))``. Every valid triplet then
+            has a loss, so mining="all" selects all of them; the counts are still defined by the
+            margin. An exponential for every triplet: about twice the time.
+        implementation: "loop" or "sorted", for tests and benchmarks: how positives are compared
+            with negatives. They count alike and differ by rounding in the loss. "auto" takes the
+            faster one for each block, by its largest class, at run time. With swap or soft only the
+            loop is there.
+
+    Returns:
+        ``(loss, stats)``: the loss, a float32 scalar (float64 for float64 embeddings), and a
+        :class:`~margin_jax.TripletStats` of per-anchor int32 counts in the order of the batch.
+
+    Gradients over devices:
+        Taken outside ``shard_map``, the gradient is that of the global loss, and there is nothing
+        to do. So it is inside with ``check_vma=True``, the default: with respect to embeddings, and
+        with respect to parameters that are the same on every device, over which ``shard_map`` has
+        already summed it (a ``pmean`` does no harm, a ``psum`` would multiply it).
+
+        With ``check_vma=False``, and under ``pmap``, JAX does not know what is the same on every
+        device, and what is taken inside comes out as a device's part times the number of devices.
+        ``pmean`` makes a gradient with respect to parameters right; one with respect to embeddings
+        is to be divided by the number of devices.
+
+    Raises:
+        ValueError: wrong shapes, an unknown option, swap with batch_hard, a margin known to be NaN
+            or infinite, labels known not to fit int32, more rows to draw from than 92,681, beyond
+            which the triplets of one anchor could exceed an int32.
+        TypeError: embeddings that are not floating point, labels that are not integers, or of two
+            types that no third one holds, a mask that is not boolean; when the loss is
+            differentiated twice or in forward mode.
+
+    Example:
+        >>> import jax.numpy as jnp, margin_jax as mj
+        >>> x = jnp.array([[0.0], [1.0], [1.5], [9.0]])
+        >>> loss, stats = mj.batch_all_triplet_loss(x, jnp.array([0, 0, 1, 1]), 0.2)
+        >>> stats.totals()
+        {'valid': 8, 'easy': 5, 'semihard': 0, 'hard': 3}
+
+    References:
+        Batch-all and batch-hard: Hermans et al. 2017, `arXiv 1703.07737 <https://arxiv.org/abs/1703.07737>`_.
+        Swap: Balntas et al. 2016, "Learning local feature descriptors with triplets and shallow
+        convolutional neural networks".
+        Easy triplets as the signal for the margin: `arXiv 2603.26389
+        <https://arxiv.org/abs/2603.26389>`_.
+    """
+    x, x_labels, x_real = _check_rows("embeddings", "labels", "where", embeddings, labels, where)
+    mu = _check_margin(margin, x.dtype)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_kinds(mining, swap=swap)
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    distance_fn = get_distance(distance)
+
+    if references is None:
+        if reference_labels is not None or reference_where is not None:
+            raise ValueError("reference_labels and reference_where need references")
+        y, y_labels, y_real = x, x_labels, x_real
+    else:
+        if reference_labels is None:
+            raise ValueError("references need reference_labels")
+        y, y_labels, y_real = _check_rows(
+            "references",
+            "reference_labels",
+            "reference_where",
+            references,
+            reference_labels,
+            reference_where,
+        )
+        y = y.astype(x.dtype)
+        if x.shape[1] != y.shape[1]:
+            raise ValueError(
+                f"references must have as many columns as embeddings, {x.shape[1]}; "
+                f"got shape {y.shape}"
+            )
+        x_labels, y_labels = _of_one_type(x_labels, y_labels)
+
+    first = jnp.int32(0)  # of this device's rows in the batch
+    if axis_name is not None:
+        y, y_labels, y_real = (
+            jax.lax.all_gather(v, axis_name, tiled=True) for v in (y, y_labels, y_real)
+        )
+        first = jax.lax.axis_index(axis_name) * x.shape[0]
+
+    if len(y) > _MOST_ROWS:
+        raise ValueError(
+            f"positives and negatives must be drawn from at most {_MOST_ROWS:,} rows, or counts "
+            f"could exceed an int32; got {len(y):,}"
+        )
+
+    common = origin(distance_fn, y, y_real)  # of the global batch, so the same on every device
+    x, y = x - common, y - common
+
+    x_order = _by_label(x_labels, x_real, where)
+    # The same computation when these are the same rows.
+    y_order = _by_label(y_labels, y_real, where if references is None else reference_where)
+    windows = _windows(x_labels[x_order], x_real[x_order], y_labels[y_order], y_real[y_order])
+    if references is None:
+        windows = windows._replace(itself=_inverse(y_order)[first + x_order])
+    terms = Terms(distance_fn, mining, swap, soft, implementation)
+    total, stats = batch_all(x[x_order], y[y_order], mu, windows, terms)
+    batch_order = _inverse(x_order)
+    stats = jax.tree.map(lambda v: v[batch_order], stats)
+
+    def over_devices(v: Array) -> Array:
+        return v if axis_name is None else jax.lax.psum(v, axis_name)
+
+    total = over_devices(total)
+    if reduction == "sum":
+        return total, stats
+    valid = stats.valid
+    everything = valid if soft else stats.active  # what has a loss
+    if mining == "batch_hard":  # one of each anchor, active if any of the anchor's triplets is
+        valid, everything = valid > 0, everything > 0
+    selected = {"semihard": stats.semihard, "hard": stats.hard}.get(mining, everything)
+    averaged = selected if reduction == "mean_active" else valid
+    # Summed as floats: only the last bit of the mean can differ, and int32 could overflow.
+    count = over_devices(jnp.sum(averaged.astype(total.dtype)))
+    return total / jnp.where(count > 0, count, 1), stats
+
+
+def triplet_stats(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    margin: ArrayLike,
+    *,
+    distance: str | DistanceFn = "euclidean",
+    where: ArrayLike | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> TripletStats:
+    """Statistics of all triplets of a batch, for a loss that counts none; without any gradient.
+
+    With them, a margin schedule watches whatever trains the network: which triplets would be easy
+    at the margin in force.
+
+    Args:
+        embeddings, labels, margin, distance, where, axis_name: as for
+            :func:`~margin_jax.batch_all_triplet_loss`.
+
+    Raises:
+        ValueError, TypeError: as that function.
+
+    Example:
+        >>> import jax.numpy as jnp, margin_jax as mj
+        >>> x = jnp.array([[0.0], [1.0], [1.5], [9.0]])
+        >>> mj.triplet_stats(x, jnp.array([0, 0, 1, 1]), 0.2).totals()
+        {'valid': 8, 'easy': 5, 'semihard': 0, 'hard': 3}
+    """
+    constants = jax.lax.stop_gradient((jnp.asarray(embeddings), margin))
+    _, stats = batch_all_triplet_loss(
+        constants[0],
+        labels,
+        constants[1],
+        distance=distance,
+        where=where,
+        axis_name=axis_name,
+    )
+    return stats
+
+
+def check_kinds(mining: str, *, swap: bool) -> None:
+    """Checks which triplets are to train.
+
+    Raises:
+        ValueError: an unknown kind, or one that has no swap.
+    """
+    check_choice("mining", mining, MININGS)
+    if swap and mining == "batch_hard":
+        raise ValueError("swap is for mining all, semihard or hard; got it with batch_hard")
+
+
+def _by_label(labels: Array, real: Array, where: ArrayLike | None) -> Array:
+    """int32[rows], the order of the rows by label, padding last."""
+    if where is None:
+        return jnp.argsort(labels)  # one key: half the time
+    return jnp.lexsort((labels, ~real))
+
+
+def _inverse(order: Array) -> Array:
+    """int32[rows], where each row went: what sorting the order would give, in linear time."""
+    rows = jnp.arange(len(order), dtype=jnp.int32)
+    return jnp.zeros_like(rows).at[order].set(rows, unique_indices=True)
+
+
+def _windows(labels: Array, real: Array, reference_labels: Array, reference_real: Array) -> Windows:
+    """The columns of every anchor, none of which is the anchor itself.
+
+    The references come sorted by :func:`_by_label`; the anchors may come in any order.
+    """
+    n_real = jnp.sum(reference_real, dtype=jnp.int32)
+    # Padding stands last; the greatest label keeps the array sorted whatever it was padded with.
+    last = np.array(np.iinfo(reference_labels.dtype).max)
+    ascending = jnp.where(reference_real, reference_labels, last.astype(reference_labels.dtype))
+    start = jnp.searchsorted(ascending, labels, side="left").astype(jnp.int32)
+    stop = jnp.searchsorted(ascending, labels, side="right").astype(jnp.int32)
+    start, stop = jnp.minimum(start, n_real), jnp.minimum(stop, n_real)
+    return Windows(
+        start=start,
+        stop=jnp.where(real, stop, start),
+        itself=jnp.full_like(start, -1),
+        real=jnp.where(real, n_real, 0),
+    )
+
+
+def _check_rows(
+    name: str,
+    labels_name: str,
+    where_name: str,
+    rows: ArrayLike,
+    labels: ArrayLike,
+    where: ArrayLike | None,
+) -> tuple[Array, Array, Array]:
+    """Checked rows in at least float32, padding of ones, their labels and their mask."""
+    x, given = gathered(jnp.asarray(rows)), _as_given(labels)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating point; got {x.dtype}")
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"{name} must have shape [rows, dim], neither of them 0; got {x.shape}")
+    if not jnp.issubdtype(given.dtype, jnp.integer):
+        raise TypeError(f"{labels_name} must be integers; got {given.dtype}")
+    y = gathered(jnp.asarray(given))
+    if isinstance(given, np.ndarray) and not np.array_equal(given, np.asarray(given, y.dtype)):
+        raise ValueError(f"{labels_name} must fit {y.dtype}; got {given.min()} to {given.max()}")
+    if y.shape != x.shape[:1]:
+        raise ValueError(
+            f"{labels_name} must have shape {x.shape[:1]}, one for each row of {name}; "
+            f"got {y.shape}"
+        )
+    # The cast is outside the custom gradient, so the gradient comes back in the type given.
+    x = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
+    if where is None:
+        return x, y, jnp.ones(y.shape, bool)
+    real = gathered(jnp.asarray(where))
+    if real.dtype != jnp.bool_:
+        raise TypeError(f"{where_name} must be boolean; got {real.dtype}")
+    if real.shape != y.shape:
+        raise ValueError(f"{where_name} must have shape {y.shape}; got {real.shape}")
+    # Not even NaN in the padding may reach a gradient (0 × NaN is NaN), nor a division by the
+    # length of a row, which a distance of the user's own may do.
+    return jnp.where(real[:, None], x, 1), y, real
+
+
+def _as_given(labels: ArrayLike) -> Array | np.ndarray:
+    """On the host where they are, so that what 32 bits do not hold is not cut before it is seen."""
+    on_host = isinstance(labels, list | tuple) and not any(
+        isinstance(label, Array) for label in jax.tree.leaves(labels)
+    )
+    return np.asarray(labels) if on_host or isinstance(labels, np.ndarray) else jnp.asarray(labels)
+
+
+def _of_one_type(labels: Array, reference_labels: Array) -> tuple[Array, Array]:
+    """Both in a type that holds all of either, since one is looked up in the other."""
+    dtypes = labels.dtype, reference_labels.dtype
+    common = jax.dtypes.canonicalize_dtype(jnp.promote_types(*dtypes))
+    if common.kind == "f" or not all(np.can_cast(dtype, common) for dtype in dtypes):
+        raise TypeError(
+            f"no integer type in use holds labels and reference_labels; got {dtypes[0]} and "
+            f"{dtypes[1]}"
+        )
+    return labels.astype(common), reference_labels.astype(common)
+
+
+def _check_margin(margin: ArrayLike, dtype: jnp.dtype) -> Array:
+    """The margin as a scalar; finite if its value is known without waiting for a device."""
+    if isinstance(margin, numbers.Real | np.ndarray) and not np.all(np.abs(margin) < 1e38):
+        raise ValueError(f"margin must be below 1e38 and finite; got {margin}")
+    if isinstance(margin, int | np.integer | np.ndarray) and np.asarray(margin).dtype.kind in "iuO":
+        margin = np.asarray(margin, float)  # before it is cut to 32 bits
+    try:
+        mu = jnp.asarray(margin)
+    except (TypeError, ValueError):
+        kind = type(margin).__name__
+        raise TypeError(f"margin must be a number, such as state.margin; got {kind}") from None
+    if mu.shape != ():
+        raise ValueError(f"margin must be a scalar; got shape {mu.shape}")
+    if not (jnp.issubdtype(mu.dtype, jnp.floating) or jnp.issubdtype(mu.dtype, jnp.integer)):
+        raise TypeError(f"margin must be a real number; got {mu.dtype}")
+    return mu.astype(dtype)

@@ -1,0 +1,293 @@
+"""Pictures of a run. Each function returns a matplotlib figure and touches no global state.
+
+A history is a list of records, one an epoch, such as ``run.history``. Of a loop of one's own, any
+dictionaries will do that have what is drawn, ``vars`` of an `EpochRecord` for example.
+"""
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from margin_jax.data.images import one_line
+from margin_jax.evaluation.verification import VerificationReport
+from margin_jax.stats import QUANTILES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+
+    from margin_jax.data.dataset import Dataset
+    from margin_jax.plots.figure import Figure
+    from margin_jax.schedules.response import Response
+
+# Okabe and Ito's palette, told apart by colour-blind readers too.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+
+PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
+
+History = list[dict[str, Any]]
+
+
+def plot_margin(history: History, watched: float | None = None) -> "Figure":
+    """The margin in force, and below it the share of easy triplets, by epoch.
+
+    Args:
+        history: a record an epoch, with epoch, margin and easy_fraction.
+        watched: the share at which the schedule acts, drawn as a line.
+    """
+    figure, (above, below) = _epoch_figure(rows=2)
+    epochs = _column(history, "epoch")
+    above.plot(epochs, _column(history, "margin"), color=ORANGE, drawstyle="steps-mid")
+    above.set_ylabel("margin μ")
+    above.set_title("Margin in force, and easy triplets under it")
+    below.plot(epochs, 100 * _column(history, "easy_fraction"), color=BLUE)
+    if watched is not None:
+        name = f"watched by the schedule: {100 * watched:g} %"
+        below.axhline(100 * watched, color=GREY, ls="--", lw=1, label=name)
+        below.legend(loc="best")
+    below.set_ylabel("easy triplets (%)")
+    return figure
+
+
+def plot_loss(history: History, best_epoch: int) -> "Figure":
+    """Training loss, and below it the validation AUC with the best epoch marked, by epoch.
+
+    Args:
+        history: a record an epoch, with epoch, loss and validation_auc.
+        best_epoch: from 1, as in ``run.report``.
+    """
+    figure, (above, below) = _epoch_figure(rows=2)
+    epochs = _column(history, "epoch")
+    above.plot(epochs, _column(history, "loss"), color=BLUE)
+    above.set_ylabel("training loss")
+    above.set_ylim(bottom=0)
+    above.set_title("Training loss, and verification on validation identities")
+    auc = _column(history, "validation_auc")
+    below.plot(epochs, auc, color=GREEN)
+    best = auc[best_epoch - 1]
+    below.plot(best_epoch, best, "o", color=ORANGE, label=f"best: {best:.4f}, epoch {best_epoch}")
+    below.set_ylabel("validation AUC")
+    below.legend(loc="lower right")
+    return figure
+
+
+def plot_effective_margin(history: History) -> "Figure":
+    """Mean and spread of d(a,n) − d(a,p) over all valid triplets by epoch, with μ drawn on it.
+
+    Quantiles stand for the spread where they were recorded.
+
+    Args:
+        history: a record an epoch, with epoch, margin, mean_effective, std_effective and, if there
+            are any, effective_quantiles.
+    """
+    figure, (axes,) = _epoch_figure()
+    epochs = _column(history, "epoch")
+    mean, std = _column(history, "mean_effective"), _column(history, "std_effective")
+    if any(record.get("effective_quantiles") for record in history):
+        unknown = [np.nan] * len(QUANTILES)
+        rows = [record.get("effective_quantiles") or unknown for record in history]
+        quantiles = np.array(rows, np.float64).T
+        for i, share in enumerate(QUANTILES[: len(QUANTILES) // 2]):
+            low, high = quantiles[i], quantiles[-1 - i]
+            name = f"{share:.0%} to {1 - share:.0%} of them"
+            alpha = 0.08 * (i + 1)
+            axes.fill_between(epochs, low, high, color=BLUE, alpha=alpha, lw=0, label=name)
+    else:
+        name = "± standard deviation"
+        axes.fill_between(epochs, mean - std, mean + std, color=BLUE, alpha=0.2, lw=0, label=name)
+    axes.plot(epochs, mean, color=BLUE, label="mean over all triplets")
+    axes.plot(
+        epochs, _column(history, "margin"), color=ORANGE, drawstyle="steps-mid", label="margin μ"
+    )
+    axes.axhline(0, color=GREY, lw=0.8)
+    axes.set_ylabel("effective margin d(a,n) − d(a,p)")
+    axes.set_title("Effective margin: triplets above μ are easy")
+    axes.legend(loc="best")
+    return figure
+
+
+def plot_distances(distances: np.ndarray, same: np.ndarray, threshold: float) -> "Figure":
+    """Distances of same and of different test pairs, and the threshold between them.
+
+    Args:
+        distances: float[pairs], as from ``run.distances``.
+        same: bool[pairs].
+        threshold: such as ``run.threshold``.
+    """
+    figure, (axes,) = _figure()
+    bins = np.linspace(0.0, float(np.max(distances)), 61).tolist()
+    for kind, colour, name in ((same, BLUE, "same"), (~same, ORANGE, "different")):
+        axes.hist(
+            distances[kind],
+            bins,
+            density=True,
+            alpha=0.6,
+            color=colour,
+            label=f"{name} identity ({np.count_nonzero(kind):,} pairs)",
+        )
+    axes.axvline(threshold, color="black", ls="--", label=f"threshold {threshold:.3f}")
+    axes.set_xlabel("distance")
+    axes.set_ylabel("density")
+    axes.set_title("Distances of test pairs")
+    axes.legend(loc="upper right")
+    return figure
+
+
+def plot_roc(reports: dict[str, VerificationReport]) -> "Figure":
+    """ROC curves by name, the false positive rate on a logarithmic axis."""
+    figure, (axes,) = _figure()
+    for (style, colour), (name, report) in zip(_styles(), reports.items(), strict=False):
+        axes.plot(
+            report.fpr,
+            report.tpr,
+            style,
+            color=colour,
+            label=f"{name}: AUC {report.auc:.4f}, EER {report.eer:.1%}",
+        )
+    lowest = min(1 / report.different for report in reports.values())
+    chance = np.geomspace(lowest, 1, 200)
+    axes.plot(chance, chance, color=GREY, ls=":", label="chance")
+    axes.set_xscale("log")
+    axes.set_xlim(lowest, 1)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("false positive rate")
+    axes.set_ylabel("true positive rate")
+    axes.set_title("ROC on test pairs")
+    # Below, since a good network's curve runs along the top and a bad one's along the bottom.
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def plot_comparison(histories: dict[str, dict[int, History]]) -> "Figure":
+    """Margin, easy share and validation AUC by epoch: a thick mean and thin seeds an arm.
+
+    Args:
+        histories: by arm, then by seed; those of an arm of one length.
+    """
+    figure, grid = _epoch_figure(rows=3)
+    figure.set_size_inches(8.0, 7.2)
+    shown = (("margin", "margin μ", 1), ("easy_fraction", "easy triplets (%)", 100))
+    for axes, (name, label, scale) in zip(
+        grid, (*shown, ("validation_auc", "validation AUC", 1)), strict=True
+    ):
+        for (style, colour), (arm, runs) in zip(_styles(), histories.items(), strict=False):
+            curves = scale * np.array([_column(history, name) for history in runs.values()])
+            epochs = _column(next(iter(runs.values())), "epoch")
+            if len(curves) > 1:
+                axes.plot(epochs, curves.T, style, color=colour, lw=0.5, alpha=0.3)
+            entry = arm if axes is grid[0] else None
+            axes.plot(epochs, curves.mean(axis=0), style, color=colour, lw=2, label=entry)
+        axes.set_ylabel(label)
+    seeds = len(next(iter(histories.values())))
+    grid[0].set_title(f"Mean of {seeds} seed{'s' if seeds > 1 else ''}")
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def plot_responses(responses: "dict[str, Response]", title: str) -> "Figure":
+    """The margin, and below it the share of easy triplets at that margin, of several schedules.
+
+    Args:
+        responses: by schedule, all of one length.
+        title: what they answer to.
+    """
+    figure, (above, below) = _epoch_figure(rows=2)
+    figure.set_size_inches(8.0, 5.4)
+    for (style, colour), (name, response) in zip(_styles(), responses.items(), strict=False):
+        epochs = np.arange(1, len(response.margin) + 1)
+        above.plot(epochs, response.margin, style, color=colour, drawstyle="steps-mid", label=name)
+        below.plot(epochs, 100 * response.easy_fraction, style, color=colour)
+    above.set_ylabel("margin μ")
+    figure.suptitle(title, fontsize="medium")
+    figure.legend(loc="outside right center", frameon=False)
+    below.set_ylabel("easy triplets (%)")
+    return figure
+
+
+def plot_contact_sheet(dataset: "Dataset", identities: int = 10, images: int = 10) -> "Figure":
+    """A row of images for each of some identities, from the largest to the smallest.
+
+    Args:
+        dataset: of pictures.
+        identities: rows at most, evenly spread over the images by the size of their identities.
+        images: columns at most, evenly spread over the images of an identity.
+
+    Raises:
+        ValueError: for examples that are no pictures.
+    """
+    from margin_jax.plots.figure import Figure  # slow to import
+
+    if not dataset.pictures:
+        examples = dataset.examples
+        raise ValueError(
+            f"a contact sheet is of pictures, uint8; got {examples.dtype} of shape {examples.shape}"
+        )
+    sizes = np.bincount(dataset.labels, minlength=len(dataset.identities))
+    by_size = np.argsort(-sizes, kind="stable")
+    spread = (np.arange(identities) + 0.5) / identities * len(dataset.labels)
+    shown = by_size[np.unique(np.searchsorted(np.cumsum(sizes[by_size]), spread))]
+    height, width, channels = dataset.examples.shape[1:]
+    gap = 1 + max(height, width) // 24
+    step_down, step_right = height + gap, width + gap
+    sheet = np.full((len(shown) * step_down, images * step_right, channels), 255, np.uint8)
+    for row, identity in enumerate(shown):
+        own = np.flatnonzero(dataset.labels == identity)
+        own = own[np.linspace(0, len(own) - 1, min(images, len(own))).astype(int)]
+        for column, image in enumerate(dataset.examples[own]):
+            top, left = row * step_down, column * step_right
+            sheet[top : top + height, left : left + width] = image
+    figure = Figure(
+        figsize=(2.0 + 0.7 * images, 0.6 + 0.7 * len(shown) * height / width),
+        dpi=150,
+        layout="constrained",
+    )
+    axes = figure.subplots()
+    axes.imshow(sheet if channels == 3 else sheet[..., 0], cmap="gray", vmin=0, vmax=255)
+    axes.set_xticks([])
+    axes.set_yticks(
+        np.arange(len(shown)) * step_down + height / 2,
+        [f"{one_line(Path(dataset.identities[i])):.24} ({sizes[i]:,})" for i in shown],
+        parse_math=False,
+    )
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title("Identities, and how many images each has", fontsize="medium")
+    return figure
+
+
+def _styles() -> "Iterator[tuple[str, str]]":
+    """Line styles and colours, as many as there are curves."""
+    return itertools.cycle(itertools.product(("-", "--", ":"), PALETTE))
+
+
+def _figure(rows: int = 1) -> "tuple[Figure, list[Axes]]":
+    from margin_jax.plots.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    grid = figure.subplots(rows, sharex=True, squeeze=False)[:, 0]
+    for axes in grid:
+        tidy(axes)
+    return figure, list(grid)
+
+
+def tidy(axes: "Axes", lines: Literal["both", "x", "y"] = "both") -> None:
+    """Faint lines to read values by, and no frame above and to the right."""
+    axes.grid(axis=lines, alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _epoch_figure(rows: int = 1) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.ticker import MaxNLocator
+
+    figure, grid = _figure(rows)
+    grid[-1].set_xlabel("epoch")
+    grid[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, grid
+
+
+def _column(history: History, name: str) -> np.ndarray:
+    """float64[epochs]; what was not measured is NaN."""
+    return np.array([np.nan if r[name] is None else r[name] for r in history], np.float64)

@@ -1,0 +1,91 @@
+"""What a finished training is worth: figures on the test identities, and pictures."""
+
+from typing import Any
+
+import chex
+import numpy as np
+from jax.sharding import Mesh
+
+from margin_jax import plots
+from margin_jax.config import TrainConfig
+from margin_jax.evaluation.embedding import embed_examples, pair_distances
+from margin_jax.evaluation.verification import (
+    VerificationReport,
+    choose_threshold,
+    verification_report,
+)
+from margin_jax.models.encoder import Encoder
+from margin_jax.runs.run_data import RunData
+from margin_jax.runs.validation import best_epoch
+
+
+def make_report(
+    config: TrainConfig,
+    data: RunData,
+    encoder: Encoder,
+    params: chex.ArrayTree,
+    batch_stats: chex.ArrayTree,
+    history: list[dict[str, Any]],
+    mesh: Mesh,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures of the best weights at the threshold of the validation pairs, and pictures.
+
+    Args:
+        config, data, encoder: of the run.
+        params, batch_stats: its best weights.
+        history: all of its records.
+        mesh: devices that share the work, on all of which the weights are.
+
+    Returns:
+        What goes into ``report.json``, and the pictures by name.
+    """
+    examples = data.dataset.examples
+    used = np.unique(np.concatenate([pairs.rows.ravel() for pairs in data.pairs.values()]))
+    embedded = embed_examples(encoder.apply, params, batch_stats, examples, used, mesh)
+    vectors = np.zeros((len(examples), embedded.shape[1]), np.float32)
+    vectors[used] = embedded
+    distances = {
+        name: pair_distances(vectors, pairs.rows, config.distance)
+        for name, pairs in data.pairs.items()
+    }
+    ours = _verify(data, distances)
+    raw = None
+    if isinstance(examples, np.ndarray):  # else each of them would be decoded for each of its pairs
+        raw = _verify(
+            data,
+            {name: pair_distances(examples, pairs.rows) for name, pairs in data.pairs.items()},
+        )
+
+    def figures(reports: dict[str, VerificationReport]) -> dict[str, Any]:
+        rest = {name: r.to_json() for name, r in reports.items() if name in ("published", "hard")}
+        return {**reports["test"].to_json(), **rest}
+
+    epoch = best_epoch(history, config.select)
+    report = {
+        "best_epoch": epoch,
+        "epochs": len(history),
+        "margin": history[epoch - 1]["margin"],
+        "validation": ours["validation"].to_json(),
+        "test": {**figures(ours), "raw": raw and figures(raw)},
+    }
+    pictures = {
+        "margin": plots.plot_margin(history, config.make_schedule().easy_share),
+        "loss": plots.plot_loss(history, epoch),
+        "effective_margin": plots.plot_effective_margin(history),
+        "distances": plots.plot_distances(
+            distances["test"], data.pairs["test"].same, ours["test"].threshold
+        ),
+        "roc": plots.plot_roc(
+            {"embedding": ours["test"], **({"raw values": raw["test"]} if raw else {})}
+        ),
+    }
+    return report, pictures
+
+
+def _verify(data: RunData, distances: dict[str, np.ndarray]) -> dict[str, VerificationReport]:
+    """A report for each set of pairs, all at the threshold chosen on the validation pairs."""
+    threshold = choose_threshold(distances["validation"], data.pairs["validation"].same)
+    return {
+        name: verification_report(distances[name], pairs.same, threshold=threshold)
+        for name, pairs in data.pairs.items()
+    }

@@ -1,0 +1,216 @@
+"""A finished run: its weights, its figures, and what it is asked for."""
+
+import contextlib
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from margin_jax.training.checkpoint import Checkpoint
+from margin_jax.config import TrainConfig
+from margin_jax.data import OWN
+from margin_jax.data.dataset import Examples
+from margin_jax.data.images import StreamedImages
+from margin_jax.evaluation.embedding import embed_examples, pair_distances
+from margin_jax.evaluation.verification import VerificationReport, verification_report
+from margin_jax.files import (
+    append_line,
+    local_path,
+    parse_json,
+    read_json,
+    sha256,
+    to_json,
+    write_text,
+)
+from margin_jax.lock import LOCK, locked
+from margin_jax.models.make import make_encoder
+from margin_jax.models.encoder import Encoder
+from margin_jax.runs.run_data import RunData
+from margin_jax.evaluation.tables import report_rows, table, training_line
+from margin_jax.schedules import SCHEDULES
+from margin_jax.devices.meshes import check_devices
+from margin_jax.spec import leaves_open
+from margin_jax.runs.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    HISTORY,
+    REPORT,
+    check_sealed,
+    is_saved,
+    read_config,
+    read_history,
+    read_report,
+)
+from margin_jax.runs.validation import best_epoch
+
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained encoder with all that was measured on the way.
+
+    Attributes:
+        path: the run folder.
+        config: what was run.
+        history: one record an epoch, as in ``history.jsonl``.
+        report: as in ``report.json``; the test figures are under "test".
+        data: as in ``data.json``.
+        encoder: the network and the normalisation of its examples, as pure functions.
+        params, batch_stats: the weights of the best epoch.
+    """
+
+    path: Path
+    config: TrainConfig
+    history: list[dict[str, Any]] = field(repr=False)
+    report: dict[str, Any] = field(repr=False)
+    data: dict[str, Any] = field(repr=False)
+    encoder: Encoder = field(repr=False)
+    params: chex.ArrayTree = field(repr=False)
+    batch_stats: chex.ArrayTree = field(repr=False)
+
+    @property
+    def threshold(self) -> float:
+        """The distance up to which two examples count as the same, chosen on validation."""
+        return float(self.report["test"]["threshold"])
+
+    @property
+    def embeds_pictures(self) -> bool:
+        """Whether it was trained on pictures, uint8, and no floats."""
+        return bool(self.data["example_dtype"] == "uint8")
+
+    def embed(self, examples: Examples, rows: np.ndarray | None = None) -> np.ndarray:
+        """float32[n, embedding_size]: embeddings, L2-normalised but by a network of your own.
+
+        Args:
+            examples: such as the run was trained on: pictures, uint8[n, height, width, channels],
+                of its size and channels, or float[n, ...] of its shape, and of any float dtype.
+            rows: int[rows], which of them, at least one. Default: all.
+
+        Raises:
+            TypeError: examples that are no uint8, or no floats, as those of the run are.
+            ValueError: examples of another shape or that are not finite, or rows that are not
+                among them.
+        """
+        if not isinstance(examples, StreamedImages):
+            examples = np.asarray(examples)
+        expected = tuple(self.data["example_shape"])
+        if self.embeds_pictures and examples.dtype != np.uint8:
+            raise TypeError(f"pictures must be uint8, 0 to 255; got {examples.dtype}")
+        if not self.embeds_pictures and not jnp.issubdtype(examples.dtype, jnp.floating):
+            raise TypeError(f"examples must be floats, as the run's are; got {examples.dtype}")
+        if examples.shape[1:] != expected or len(examples) == 0:
+            raise ValueError(f"examples must have shape (n, *{expected}); got {examples.shape}")
+        rows = np.arange(len(examples)) if rows is None else np.asarray(rows)
+        known = rows.dtype.kind in "iu" and rows.ndim == 1 and len(rows) > 0
+        if not (known and np.min(rows) >= 0 and np.max(rows) < len(examples)):
+            raise ValueError(f"rows must be integers from 0 to {len(examples) - 1}; got {rows}")
+        return embed_examples(self.encoder.apply, self.params, self.batch_stats, examples, rows)
+
+    def distances(self, examples: Examples, pairs: np.ndarray) -> np.ndarray:
+        """float32[pairs]: distances between the embeddings of pairs of examples.
+
+        Args:
+            examples: as in :meth:`embed`.
+            pairs: int[pairs, 2], indices of `examples`; only what they name is embedded.
+
+        Raises:
+            TypeError, ValueError: as :meth:`embed`, and pairs of another shape.
+        """
+        pairs = np.asarray(pairs)
+        if pairs.ndim != 2 or pairs.shape[1] != 2:
+            raise ValueError(f"pairs must have shape (pairs, 2); got {pairs.shape}")
+        rows, places = np.unique(pairs, return_inverse=True)
+        return pair_distances(
+            self.embed(examples, rows), places.reshape(-1, 2), self.config.distance
+        )
+
+    def verify(self, distances: np.ndarray, same: np.ndarray) -> VerificationReport:
+        """The figures of pairs whose distances are known, at the run's own threshold.
+
+        Args:
+            distances: float[pairs], as from :meth:`distances`.
+            same: bool[pairs].
+        """
+        return verification_report(distances, same, threshold=self.threshold)
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows of it: the figures that the command line prints."""
+        test = self.report["test"]
+        return "\n\n".join(
+            [
+                training_line(self.report, self.history),
+                table(report_rows(test)),
+                *(f"note: {warning}" for warning in test["warnings"]),
+                f"threshold {self.threshold:.4f}, chosen on validation; run folder `{self.path}`",
+            ]
+        )
+
+
+def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
+    """The run in a folder, with its best weights.
+
+    Args:
+        path: the run folder.
+        encoder: your own network, if it was trained with ``TrainConfig(encoder="own")``.
+
+    Raises:
+        ValueError: if there is no finished run of this version, or it is damaged.
+    """
+    folder = local_path("run", path)
+    if not (folder / REPORT).is_file():
+        raise ValueError(f"no finished run in {folder}: there is no {REPORT}")
+    check_devices()
+    try:
+        config = read_config(folder)
+        report = read_report(folder)
+        for name in (CONFIG, DATA):
+            check_sealed(folder, name)
+        data = read_json(folder / DATA)
+        history = read_history(folder)
+        example_shape = tuple(data["example_shape"])
+        reported = report["epochs"], report["best_epoch"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the run in {folder} is damaged: {error}") from error
+    encoder = get_encoder(config, encoder)
+    like = jax.eval_shape(lambda: encoder.init(jax.random.key(0), example_shape))
+    if not is_saved(folder):
+        raise ValueError(f"the run in {folder} is damaged: nothing is saved in {CHECKPOINTS}")
+    with Checkpoint(folder / CHECKPOINTS, read_only=True) as checkpoint:
+        arrays, record = checkpoint.restore({"best": like})
+    trained = record["history"]
+    saved = len(trained), best_epoch(trained, config.select) if trained else 0
+    if saved != reported or record["part"]["steps"]:
+        raise ValueError(
+            f"the run in {folder} is not finished: its report is about epoch {reported[1]} of "
+            f"{reported[0]}, its checkpoint holds epoch {saved[1]} of {saved[0]}; resume it"
+        )
+    if to_json(trained) != to_json(history):
+        raise ValueError(f"the run in {folder} is damaged: {HISTORY} is not what was written")
+    params, batch_stats = arrays["best"]
+    return Run(folder, config, history, report, data, encoder, params, batch_stats)
+
+
+def get_encoder(config: TrainConfig, own: Encoder | None) -> Encoder:
+    """The encoder of a configuration: by name, or one's own.
+
+    Raises:
+        ValueError: an unknown name, or one's own missing or not asked for.
+    """
+    if (own is not None) != (config.encoder == OWN):
+        raise ValueError(
+            f"an encoder is given if, and only if, the configuration says encoder {OWN!r}; "
+            f"it says {config.encoder!r}"
+        )
+    if own is not None:
+        return own
+    name, parameters = config.encoder_parameters()
+    return make_encoder(
+        name, config.embedding_size, colour=config.begins_with_weights, **parameters
+    )

@@ -1,0 +1,279 @@
+"""What a run trains and tests on: dataset, split, verification pairs and batches."""
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from margin_jax.config import TrainConfig
+from margin_jax.data import OWN, default_split, load_dataset
+from margin_jax.data.dataset import Dataset, read_rows
+from margin_jax.data.images import Reading, one_line
+from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
+from margin_jax.data.sampler import Coverage, choose_batch, pk_batches
+from margin_jax.data.splits import Split, make_split
+from margin_jax.losses.base import Loss, describe_loss
+
+if TYPE_CHECKING:  # it loads Flax, which data do not need
+    from margin_jax.models.encoder import Encoder
+
+PUBLISHED_PAIRS = 1_000
+PAIRS = 100_000
+# Pictures that the normalisation is measured on, at most, and values of other examples at a time.
+_PICTURES, _VALUES = 10_000, 2**22
+
+
+class RunData(NamedTuple):
+    """What a run trains and tests on, all of it decided by the configuration and the files.
+
+    Attributes:
+        dataset: all examples.
+        split: identities of each part.
+        train, validation: rows of `dataset`.
+        pairs: "validation", "test", "published", and "hard" if there are any; rows of `dataset`.
+        described: what goes into ``data.json``; by it a run is known when it goes on.
+    """
+
+    dataset: Dataset
+    split: Split
+    train: np.ndarray
+    validation: np.ndarray
+    pairs: dict[str, Pairs]
+    described: dict[str, Any]
+
+    def classes(self) -> np.ndarray:
+        """int32[rows of the dataset]: the training identities from 0 on, -1 for all others."""
+        trained, classes = np.unique(self.dataset.labels[self.train], return_inverse=True)
+        found = np.full(len(self.dataset.labels), -1, np.int32)
+        found[self.train] = classes
+        assert len(trained) == len(self.split.train)
+        return found
+
+
+def load(config: TrainConfig) -> Dataset:
+    """The dataset that a configuration names.
+
+    Raises:
+        ValueError: saying what was expected and what came.
+    """
+    return load_dataset(**loading(config))
+
+
+def loading(config: TrainConfig) -> dict[str, Any]:
+    """What is loaded for a configuration; where it is the same, so are the images."""
+    return {
+        "name": config.dataset,
+        "data_dir": config.data_dir,
+        "image_size": config.image_size,
+        "strict": config.strict,
+        "manual_dir": config.manual_dir,
+        "label_key": config.label_key,
+        "memory_limit": config.memory_limit * 2**30,
+        **reading_of(config)._asdict(),
+        "repeated_names": config.repeated_names,
+    }
+
+
+def reading_of(config: TrainConfig) -> Reading:
+    """What is done to pictures on the way: to those of a run, and to others that it is used on."""
+    return Reading(config.fit, config.transparency, config.bits)
+
+
+def split_dataset(config: TrainConfig, dataset: Dataset) -> tuple[Split, dict[str, np.ndarray]]:
+    """The identities of "train", "validation" and "test", and the rows of their examples.
+
+    Raises:
+        ValueError: for too few identities, or lists that do not fit.
+    """
+    split = make_split(
+        config.split or default_split(config.dataset),
+        dataset.labels,
+        dataset.groups,
+        dataset.identities,
+        seed=config.seed,
+    )
+    parts = split._asdict().items()
+    return split, {part: np.flatnonzero(np.isin(dataset.labels, own)) for part, own in parts}
+
+
+def settle_batches(
+    config: TrainConfig, dataset: Dataset | None
+) -> tuple[TrainConfig, Dataset | None]:
+    """The configuration with P and K, and the dataset, loaded if they have to follow it.
+
+    Warns:
+        UserWarning: saying what they are, if they are not the usual ones.
+    """
+    given = config.identities_per_batch, config.images_per_identity
+    if None not in given:
+        return config, dataset
+    dataset = load(config) if dataset is None else dataset
+    _, rows = split_dataset(config, used := _used(config, dataset))
+    p, k = _batch(config, train := used.labels[rows["train"]])
+    settled = config.replace(identities_per_batch=p, images_per_identity=k)
+    if given[0] is None and (p, k) != _batch(config, np.arange(10**3) // 2):
+        warnings.warn(
+            f"a batch has {p} identities of {k} images, as there are {len(np.unique(train))} to "
+            "train on; --identities-per-batch and --images-per-identity set something else",
+            stacklevel=2,
+        )
+    return settled, dataset
+
+
+def _used(config: TrainConfig, dataset: Dataset) -> Dataset:
+    return dataset if config.max_identities is None else dataset.first(config.max_identities)
+
+
+def _batch(config: TrainConfig, labels: np.ndarray) -> tuple[int, int]:
+    """P and K for the training images of these labels."""
+    return choose_batch(
+        labels, config.identities_per_batch, config.images_per_identity, config.small_identities
+    )
+
+
+def plan_epoch(
+    config: TrainConfig, dataset: Dataset, train: np.ndarray, epoch: int
+) -> tuple[np.ndarray, Coverage]:
+    """The batches of an epoch, counted from 0: int[steps, batch], rows of the dataset.
+
+    Raises:
+        ValueError: if not even one batch can be made.
+    """
+    plan, coverage = pk_batches(
+        dataset.labels[train],
+        *_batch(config, dataset.labels[train]),
+        seed=config.seed,
+        epoch=epoch,
+        small_identities=config.small_identities,
+        sampler=config.sampler,
+        fillers=config.fillers,
+    )
+    return train[plan], coverage
+
+
+def prepare_data(
+    config: TrainConfig,
+    dataset: Dataset | None = None,
+    encoder: "Encoder | None" = None,
+    loss: Loss | None = None,
+) -> RunData:
+    """Loads, splits and draws pairs: all that can go wrong with the data goes wrong here.
+
+    Args:
+        config: what to load and how to split it.
+        dataset: the examples, if they are loaded already.
+        encoder: the network, if it is your own.
+        loss: likewise.
+
+    Raises:
+        ValueError: saying what was expected and what came.
+    """
+    dataset = _used(config, load(config) if dataset is None else dataset)
+    labels = dataset.labels
+    for name in dataset.identities:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"names of identities must be text; {one_line(Path(name))} has bytes that are none"
+                ": rename the folder"
+            ) from None
+    shape = dataset.examples.shape[1:]
+    if len(shape) != 3 and config.encoder_name not in (OWN, "mlp"):
+        raise ValueError(
+            f"encoder {config.encoder_name} takes examples of shape (height, width, channels); got "
+            f"{shape}: --encoder mlp takes any, and so can one of your own"
+        )
+    if config.begins_with_weights and not dataset.pictures:
+        raise ValueError(
+            f"published weights are for pictures, uint8; got examples of {dataset.examples.dtype}"
+        )
+    split, rows = split_dataset(config, dataset)
+
+    def draw(part: str, count: int, seed: int) -> Pairs:
+        pairs = sample_pairs(labels[rows[part]], count, seed=seed)
+        return Pairs(rows[part][pairs.rows], pairs.same)
+
+    pairs = {
+        "validation": draw("validation", PAIRS, config.seed),
+        "test": draw("test", PAIRS, config.seed),
+        "published": draw("test", PUBLISHED_PAIRS, config.seed),
+    }
+    groups = dataset.groups[labels[rows["test"]]]
+    hard = hard_pairs(labels[rows["test"]], groups, PAIRS, seed=config.seed)
+    if hard is not None:
+        pairs["hard"] = Pairs(rows["test"][hard.rows], hard.same)
+
+    _, coverage = plan_epoch(config, dataset, rows["train"], 0)
+    described = {
+        "examples": len(labels),
+        "example_shape": list(shape),
+        "example_dtype": str(dataset.examples.dtype),
+        "skipped": list(dataset.skipped),
+        "left_out": list(dataset.left_out),
+        "notes": list(dataset.notes),
+        "identities": {
+            part: [dataset.identities[i] for i in getattr(split, part)] for part in split._fields
+        },
+        "coverage": dataclasses.asdict(coverage),
+    }
+    # No name in the configuration says what these are.
+    if config.dataset == OWN:
+        described["sha256"] = dataset.digest()
+    if config.encoder == OWN and encoder is not None:
+        described["network"] = encoder.description(shape)
+    if loss is not None:
+        described["loss"] = describe_loss(loss)
+    return RunData(dataset, split, rows["train"], rows["validation"], pairs, described)
+
+
+def moments(data: RunData) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the training examples: what the network's input has taken off.
+
+    Returns:
+        float64[features] each, over all but the last axis: of pictures the channels, for values 0
+        to 1. Of a feature that never changes the deviation is 1, of a channel .001.
+
+    Raises:
+        ValueError: for an example that is not finite, of whatever part of the split.
+    """
+    return _of_pictures(data) if data.dataset.pictures else _of_floats(data)
+
+
+def _of_pictures(data: RunData) -> tuple[np.ndarray, np.ndarray]:
+    """Of more than ten thousand pictures, so many are measured, evenly spread."""
+    some = np.linspace(0, len(data.train) - 1, min(len(data.train), _PICTURES)).astype(int)
+    counts = np.zeros((data.dataset.examples.shape[-1], 256), int)
+    for rows in np.array_split(data.train[some], -(-len(some) // 256)):
+        pixels = data.dataset.examples[rows].reshape(-1, len(counts))
+        counts += np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
+    value, total = np.arange(256) / 255, counts[0].sum()  # exact, with no float copy
+    mean = counts @ value / total
+    variance = np.maximum(counts @ value**2 / total - mean**2, 0)
+    return mean, np.maximum(np.sqrt(variance), 1e-3)  # a channel that never changes is only shifted
+
+
+def _of_floats(data: RunData) -> tuple[np.ndarray, np.ndarray]:
+    """Of all training examples; the others are only looked at, as a run should not fail late."""
+    examples, train = data.dataset.examples, data.train
+    features = examples.shape[-1]
+    origin = read_rows(examples, train[:1]).reshape(-1, features)[0].astype(np.float64)
+    count, mean, squares = 0, np.zeros(features), np.zeros(features)
+    size = max(1, _VALUES // int(np.prod(examples.shape[1:])))
+    for start in range(0, len(examples), size):
+        block = read_rows(examples, np.arange(start, min(start + size, len(examples))))
+        own = train[slice(*np.searchsorted(train, [start, start + size]))] - start
+        # From an origin among them, so that what never changes is 0 exactly.
+        values = block[own].reshape(-1, features).astype(np.float64) - origin
+        if len(values) == 0:
+            continue
+        # Chan, Golub and LeVeque 1979: moments of the union from those of the parts.
+        share = len(values) / (count + len(values))
+        apart = values.mean(axis=0) - mean
+        squares += ((values - values.mean(axis=0)) ** 2).sum(axis=0) + apart**2 * count * share
+        mean += apart * share
+        count += len(values)
+    deviation = np.sqrt(squares / count)
+    return origin + mean, np.where(deviation > np.finfo(np.float32).tiny, deviation, 1.0)

@@ -1,0 +1,269 @@
+"""A finished run put to use: other pairs, folders of images, two images."""
+
+import unicodedata
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+
+from margin_jax.data import folder as image_folder
+from margin_jax.data.dataset import remarks
+from margin_jax.data.pair_files import locate, read_pairs
+from margin_jax.data.pairs import Pairs, sample_pairs
+from margin_jax.evaluation.all_pairs import all_pairs_report
+from margin_jax.evaluation.embedding import pair_distances
+from margin_jax.evaluation.folds import FoldReport, fold_report
+from margin_jax.evaluation.retrieval import RetrievalReport, retrieval_report
+from margin_jax.evaluation.verification import VerificationReport
+from margin_jax.runs.run_data import load, reading_of
+from margin_jax.runs.folder import PAIRS, check_sealed
+from margin_jax.runs.run import Run
+
+
+class Embedded(NamedTuple):
+    """Images as embeddings.
+
+    Attributes:
+        vectors: float32[n, dim].
+        labels: int32[n], the identity of each.
+        pairs: those that the run saved, if these are its own test images.
+        skipped: "file: reason" of each picture that could not be read.
+        remarks: on other files of the folder, a line each.
+    """
+
+    vectors: np.ndarray
+    labels: np.ndarray
+    pairs: Pairs | None = None
+    skipped: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+class EmbeddedFolder(NamedTuple):
+    """All images below a folder as embeddings.
+
+    Attributes:
+        files: relative to the folder.
+        vectors: float32[files, dim].
+        skipped: "path: reason" of each picture that could not be read.
+        remarks: on other files of the folder, a line each.
+    """
+
+    files: list[str]
+    vectors: np.ndarray
+    skipped: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+class ListedReport(NamedTuple):
+    """Verification of listed pairs.
+
+    Attributes:
+        verification: at the run's own threshold.
+        folds: with the folds' thresholds, where the list has folds.
+        trained_on: folders of the list that are named like identities the run was trained on.
+        missing: "file: reason" of listed files that can not be read; their pairs are left out.
+        listed: how many pairs the list has.
+    """
+
+    verification: VerificationReport
+    folds: FoldReport | None
+    trained_on: tuple[str, ...]
+    missing: tuple[str, ...]
+    listed: int
+
+
+def embed_identities(
+    run: Run, data_dir: str | Path | None = None, *, repeated_names: str | None = None
+) -> Embedded:
+    """The embeddings of images by identity.
+
+    Args:
+        run: from :func:`~margin_jax.load_run`.
+        data_dir: a folder of images for each identity. Default: the run's own test identities.
+        repeated_names: as of a configuration, for `data_dir`. Default: the run's.
+
+    Raises:
+        ValueError: files that are missing or unreadable, or not those the run was tested on.
+    """
+    if data_dir is not None:
+        size, channels = _size_and_channels(run)
+        limit = run.config.memory_limit * 2**30
+        dataset = image_folder.load(
+            Path(data_dir),
+            size,
+            channels=channels,
+            memory_limit=limit,
+            reading=reading_of(run.config),
+            repeated_names=repeated_names or run.config.repeated_names,
+        )
+        return Embedded(
+            run.embed(dataset.examples),
+            dataset.labels,
+            skipped=dataset.skipped,
+            remarks=remarks(dataset.left_out, dataset.notes),
+        )
+    dataset = load(run.config)
+    if run.config.max_identities is not None:
+        dataset = dataset.first(run.config.max_identities)
+    try:
+        check_sealed(run.path, PAIRS)
+        with open(run.path / PAIRS, "rb") as file, np.load(file) as saved:
+            files, saved_rows, same = (saved[n] for n in ("files", "test_rows", "test_same"))
+    except (BadZipFile, KeyError, ValueError, OSError) as error:
+        raise ValueError(f"the run in {run.path} is damaged: {error}") from error
+    if tuple(files) != dataset.files:
+        raise ValueError(f"the images are not those that {run.path} was tested on")
+    # By the names that the run saved: a file of lists may have changed since, or be gone.
+    tested = np.isin(dataset.identities, run.data["identities"]["test"])
+    rows = np.flatnonzero(tested[dataset.labels])
+    pairs = Pairs(np.searchsorted(rows, saved_rows), same)
+    return Embedded(run.embed(dataset.examples, rows), dataset.labels[rows], pairs)
+
+
+def evaluate_run(
+    run: Run, embedded: Embedded, *, count: int = 100_000, seed: int = 0
+) -> VerificationReport:
+    """Verification with a run's best weights, at its threshold.
+
+    Args:
+        run: from :func:`~margin_jax.load_run`.
+        embedded: from :func:`embed_identities`; of other images than the run's own, pairs are drawn
+            evenly over all identities.
+        count, seed: of the pairs that are drawn.
+
+    Raises:
+        ValueError: pairs of one kind only.
+    """
+    if count < 2:
+        raise ValueError(f"count must be at least 2 pairs; got {count}")
+    pairs = embedded.pairs or sample_pairs(embedded.labels, count, seed=seed)
+    distances = pair_distances(embedded.vectors, pairs.rows, run.config.distance)
+    return run.verify(distances, pairs.same)
+
+
+def evaluate_all_pairs(run: Run, embedded: Embedded) -> VerificationReport:
+    """As :func:`evaluate_run`, of every image with every other.
+
+    An identity weighs by its pairs, so one with many images can be most of the same pairs.
+    """
+    return all_pairs_report(
+        embedded.vectors,
+        embedded.labels,
+        threshold=run.threshold,
+        distance=run.config.distance,
+    )
+
+
+def evaluate_retrieval(run: Run, embedded: Embedded) -> RetrievalReport:
+    """Recall@k and MAP@R of every image against all others.
+
+    Raises:
+        ValueError: no two images of one identity.
+    """
+    return retrieval_report(embedded.vectors, embedded.labels, distance=run.config.distance)
+
+
+def evaluate_listed(
+    run: Run, data_dir: str | Path, pairs: str | Path, *, strict: bool = False
+) -> ListedReport:
+    """Verification of the pairs that a file lists.
+
+    Args:
+        run: from :func:`~margin_jax.load_run`.
+        data_dir: the folder that the listed files are relative to.
+        pairs: a csv file of lines ``FIRST,SECOND,1`` (same) or ``0``, or LFW's ``pairs.txt``, whose
+            ten folds are then reported as that protocol wants: accuracy and its standard error;
+            or its ``pairsDevTest.txt``.
+        strict: a file that is missing or unreadable is an error, instead of leaving out its pairs.
+
+    Raises:
+        ValueError: (strict) files that are missing or unreadable, or pairs of one kind only.
+    """
+    image_folder.check_folder("data_dir", Path(data_dir))
+    listed = read_pairs(Path(pairs))
+    found = _read(run, places := locate(Path(data_dir), listed.files))
+    missing = (*found.skipped, *found.left_out)
+    if missing and (strict or not found.kept):
+        raise _unreadable(places, missing)
+    row_of = {path: row for row, path in enumerate(found.kept)}
+    rows = np.array([row_of.get(place, -1) for place in places])[listed.pairs.rows]
+    whole = (rows >= 0).all(axis=1)
+    same = listed.pairs.same[whole]
+    if same.all() or not same.any():
+        raise ValueError(
+            f"verification needs pairs of both kinds; of {pairs} {same.sum()} same and "
+            f"{len(same) - same.sum()} different ones have both pictures"
+            + (f" (first {missing[0]})" if missing else "")
+        )
+    distances = run.distances(found.images, rows[whole])
+    report = run.verify(distances, same)
+    folds = None if listed.folds is None else fold_report(distances, same, listed.folds[whole])
+    trained = {unicodedata.normalize("NFC", name) for name in run.data["identities"]["train"]}
+    identities = {
+        unicodedata.normalize("NFC", str(Path(name).parent))
+        for name in np.array(listed.files)[np.unique(listed.pairs.rows[whole])]
+    }
+    return ListedReport(
+        report, folds, tuple(sorted(identities & trained)), missing, len(listed.pairs.same)
+    )
+
+
+def embed_folder(run: Run, root: str | Path) -> EmbeddedFolder:
+    """The embeddings of all images below a folder, read as the run reads its own.
+
+    Raises:
+        ValueError: if there is no readable image.
+    """
+    image_folder.check_folder("what is embedded", Path(root))
+    paths, hidden = image_folder.find_files(Path(root))
+    size, channels = _size_and_channels(run)
+    limit = run.config.memory_limit * 2**30
+    found = image_folder.read_images(paths, size, channels, limit, reading_of(run.config))
+    lost = (*found.skipped, *found.left_out, *hidden)
+    if not found.kept:
+        reason = f" (first: {lost[0]})" if lost else ""
+        raise ValueError(f"no readable images below {root}{reason}")
+    return EmbeddedFolder(
+        [str(path.relative_to(root)) for path in found.kept],
+        run.embed(found.images),
+        found.skipped,
+        remarks((*hidden, *found.left_out), found.notes),
+    )
+
+
+def verify_images(run: Run, first: str | Path, second: str | Path) -> float:
+    """The distance between two image files; at most ``run.threshold`` means the same identity.
+
+    Raises:
+        ValueError: if one of them can not be read.
+    """
+    paths = [Path(first), Path(second)]
+    found = _read(run, paths)
+    if missing := (*found.skipped, *found.left_out):
+        raise _unreadable(paths, missing)
+    return float(run.distances(found.images, np.array([[0, 1]]))[0])
+
+
+def _size_and_channels(run: Run) -> tuple[int, int]:
+    """Of the pictures that a run reads from files.
+
+    Raises:
+        ValueError: if it was trained on something else.
+    """
+    shape = tuple(run.data["example_shape"])
+    if not run.embeds_pictures:
+        raise ValueError(
+            f"files are read for a run on pictures; {run.path} was trained on "
+            f"{run.data['example_dtype']} of shape {shape}: run.embed takes such arrays"
+        )
+    return shape[0], shape[2]
+
+
+def _read(run: Run, paths: list[Path]) -> image_folder.Found:
+    size, channels = _size_and_channels(run)
+    return image_folder.read_images(paths, size, channels, reading=reading_of(run.config))
+
+
+def _unreadable(paths: list[Path], missing: tuple[str, ...]) -> ValueError:
+    return ValueError(f"{len(missing)} of {len(paths)} images unreadable, first {missing[0]}")

@@ -1,0 +1,1 @@
+"""From a batch to an epoch: state, step, optimiser, checkpoint. It knows no configuration."""

@@ -1,0 +1,101 @@
+"""The train state: arrays only, frozen, a pytree. The margin lives here and nowhere else."""
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from margin_jax.schedules import Schedule, ScheduleState
+from margin_jax.training.memory import Memory
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that training changes.
+
+    Attributes:
+        step: int32[], optimiser steps taken.
+        key: a typed PRNG key; step s uses ``fold_in(key, s)``.
+        params: the encoder's parameters.
+        batch_stats: its running statistics, ``{}`` if it has none.
+        opt_state: the optimiser's state, of :attr:`trained`.
+        schedule: the schedule's state, which holds the margin in force.
+        memory: of embeddings of earlier batches; None without one.
+        loss_params: the loss's own parameters, ``{}`` if it has none.
+    """
+
+    step: Array
+    key: chex.PRNGKey
+    params: chex.ArrayTree
+    batch_stats: chex.ArrayTree
+    opt_state: optax.OptState
+    schedule: ScheduleState
+    memory: Memory | None = None
+    loss_params: chex.ArrayTree = dataclasses.field(default_factory=dict)
+
+    @property
+    def trained(self) -> Any:
+        """All that the optimiser updates, `params` or, with any, ``(params, loss_params)``."""
+        return _trained(self.params, self.loss_params)
+
+    def with_trained(self, trained: Any) -> "TrainState":
+        """A copy with other values of :attr:`trained`."""
+        params, loss_params = trained, self.loss_params
+        if jax.tree.leaves(loss_params):
+            params, loss_params = trained
+        return self.replace(params=params, loss_params=loss_params)
+
+    @property
+    def margin(self) -> Array:
+        """float32[]: the margin in force."""
+        return self.schedule.margin
+
+    def replace(self, **changes: Any) -> "TrainState":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def create_state(
+    params: chex.ArrayTree,
+    batch_stats: chex.ArrayTree,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    key: chex.PRNGKey,
+    *,
+    memory: Memory | None = None,
+    loss_params: Any = None,
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        params, batch_stats: any pytrees, ``{}`` without batch statistics; they may be NumPy arrays,
+            such as those of a run.
+        optimizer: the one that is given to :func:`~margin_jax.make_train_step`.
+        schedule: the one that is given to :func:`~margin_jax.train_epoch`.
+        key: ``jax.random.key(...)``, of dropout and augmentation.
+        memory: ``Memory.empty(rows, dim)``, to train with a cross-batch memory.
+        loss_params: of a loss that has parameters, from its ``init``; default: none.
+    """
+    loss_params = {} if loss_params is None else loss_params
+    params, batch_stats, loss_params = jax.tree.map(
+        lambda v: v if isinstance(v, Array) else jnp.asarray(v), (params, batch_stats, loss_params)
+    )
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(_trained(params, loss_params)),
+        schedule=schedule.init(),
+        memory=memory,
+        loss_params=loss_params,
+    )
+
+
+def _trained(params: Any, loss_params: Any) -> Any:
+    return (params, loss_params) if jax.tree.leaves(loss_params) else params

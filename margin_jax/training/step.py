@@ -1,0 +1,253 @@
+"""One jitted step of training, on any number of devices."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from margin_jax.data.augmentation import Augment
+from margin_jax.devices.meshes import AXIS, replicated
+from margin_jax.losses.base import Loss, check_loss, takes_references
+from margin_jax.losses.effective_margin import effective_margin_histogram
+from margin_jax.losses.triplet import TripletLoss
+from margin_jax.models import ApplyFn
+from margin_jax.stats import TripletStats
+from margin_jax.training.memory import Memory
+from margin_jax.training.microbatch import differentiate
+from margin_jax.training.state import TrainState
+
+
+class StepOutput(NamedTuple):
+    """What a step tells, still on the device.
+
+    Attributes:
+        loss: float32[], with that of the memory if there is one.
+        stats: statistics of the batch the step trained on.
+        histogram: of a sample of its effective margins, if the step was made to keep one.
+        gradient_norm: float32[], Euclidean length of the gradient, before the optimiser.
+        memory_stats: statistics of the batch's rows as anchors, compared with those of the memory,
+            if there is one.
+    """
+
+    loss: Array
+    stats: TripletStats
+    histogram: Array | None = None
+    gradient_norm: Array | None = None
+    memory_stats: TripletStats | None = None
+
+
+_TRIPLETS = TripletLoss()
+
+TrainStep = Callable[[TrainState, Array, Array], tuple[TrainState, StepOutput]]
+
+
+def make_train_step(
+    apply_fn: ApplyFn,
+    optimizer: optax.GradientTransformation,
+    loss: Loss = _TRIPLETS,
+    *,
+    histogram: bool = False,
+    augment: Augment | None = None,
+    microbatch: int | None = None,
+    memory_warmup: int = 0,
+    mesh: Mesh | None = None,
+) -> TrainStep:
+    """A jitted ``train_step(state, images, labels) -> (state, StepOutput)``.
+
+    The margin is read from the state, so a run compiles once whatever the schedule does.
+
+    Args:
+        apply_fn: ``apply_fn(params, batch_stats, images, *, train, key) -> (embeddings,
+            batch_stats)``, pure.
+        optimizer: any optax gradient transformation; those that want the loss get it as `value`.
+        loss: what trains the network, such as ``TripletLoss(reduction="mean")``, or one of your own
+            (:class:`~margin_jax.Loss`). Its parameters, if it has any, are those of a state of
+            ``create_state(..., loss_params=loss.init(key, embedding_size, classes))``.
+        histogram: also sample the batch's effective margins, as
+            :func:`~margin_jax.effective_margin_histogram` does, for a schedule that
+            ``needs_histogram``, or for the record.
+        augment: changes the images of a batch before they are embedded, with a key that is a
+            function of the state's key and step; from :func:`~margin_jax.make_augment`.
+        microbatch: rows that go through the network at once, for batches whose activations do not
+            fit into memory. Loss, triplets and gradient remain those of the whole batch; the
+            network runs forward twice. Default: the whole batch. See *Microbatches*.
+        memory_warmup: the first step, from 0, that compares with the memory of a state that has
+            one. See *Cross-batch memory*.
+        mesh: devices that share the work, by a batch that is sharded over its axis "data". The
+            network runs on each device's rows and the loss scans each device's anchors, while
+            triplets, batch statistics, dropout and augmentation are those of the global batch.
+            Default: wherever the arguments are.
+
+    Microbatches:
+        The batch is embedded in parts of `microbatch` rows; the loss is taken of all embeddings;
+        then each part is embedded again, to pull the loss's gradient back to the parameters
+        (GradCache, `arXiv 2101.06983 <https://arxiv.org/abs/2101.06983>`_). Memory is that of one
+        part's activations, and of the images and embeddings of all. Part i of k has the rows i,
+        i + k, i + 2k, ..., whatever the devices, each of which holds an equal share of it.
+
+        - A network that treats every row for itself: the same step as without, to rounding. So are
+          augmentation and the histogram, whatever the network.
+        - Dropout: each part has a key of its own, the same in both passes. The gradient is exact
+          for the masks so drawn, which are not those of a step without microbatches.
+        - BatchNorm: in training it normalises a part by the part's own statistics, as in batches
+          of `microbatch` rows, and the gradient is exact for that network, of which the loss sees
+          all parts. Running statistics go through the parts in order, an update each, once: after
+          a step they are what that network would have after k batches.
+
+        ``microbatch`` equal to the batch is the step without. By parts, `apply_fn` must return
+        batch statistics of the structure and types that it was given.
+
+    Cross-batch memory:
+        With a state of ``create_state(..., memory=Memory.empty(rows, dim))`` the loss is ::
+
+            L(batch, batch) + L(batch, memory)
+
+        both as :class:`~margin_jax.TripletLoss` has them, with the same options, each reduced over
+        its own triplets: the anchors of both are the batch's rows, positives and negatives are the
+        batch's other rows in the first and the memory's rows in the second (Wang et al. 2020,
+        `arXiv 1912.06798 <https://arxiv.org/abs/1912.06798>`_). The memory is a constant to
+        differentiation. It holds the last `rows` embeddings of earlier steps, as they were then;
+        those of this step are added after the loss, in the order of the batch, so no anchor meets
+        itself (in the released code, which adds them before, it does). An image that was embedded
+        before, and is still in the memory, is a positive of itself at another time. Embeddings that
+        are not finite are never compared with.
+
+        `memory_warmup`: from the first step on, rows are added, but only from this step on they
+        are compared with; before, `memory_stats` are those of no triplet. While a network changes
+        fast, old embeddings mislead it. (The released code begins after 1,000 steps, with an empty
+        memory.)
+
+        Schedules see the statistics of the batch; those of the memory are kept apart.
+
+    Raises:
+        TypeError: for a loss that is none or can not be hashed; from the step, for labels that a
+            memory's int32 does not hold, as int64 are.
+        ValueError: for a negative `memory_warmup`; from the step, for a memory with a loss that
+            takes no references, for embeddings that are not as long as the memory's, and for a
+            batch and a memory of more rows than :func:`~margin_jax.batch_all_triplet_loss` draws
+            from.
+        ValueError: for a microbatch below 1, or that the mesh's devices do not divide; from the
+            step, for one that does not divide the batch.
+        ValueError: for a mesh without an axis "data", or whose axes are not of the type Auto, as
+            ``jax.make_mesh((n,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))`` makes it.
+    """
+    if mesh is not None and (AXIS not in mesh.axis_names or {*mesh.axis_types} != {AxisType.Auto}):
+        raise ValueError(
+            f'mesh must have an axis "{AXIS}", and axes of the type Auto, as jax.make_mesh((n,), '
+            f'("{AXIS}",), axis_types=(jax.sharding.AxisType.Auto,)) makes it; got axes '
+            f"{mesh.axis_names} of types {mesh.axis_types}"
+        )
+    if memory_warmup < 0:
+        raise ValueError(f"memory_warmup must be at least 0; got {memory_warmup}")
+    if microbatch is not None and microbatch < 1:
+        raise ValueError(f"microbatch must be at least 1; got {microbatch}")
+    if microbatch is not None and mesh is not None and microbatch % mesh.shape[AXIS]:
+        raise ValueError(
+            f"microbatch must be a multiple of {mesh.shape[AXIS]}, the devices that share it; "
+            f"got {microbatch}"
+        )
+    # Some optimisers look at the loss, such as `optax.contrib.reduce_on_plateau`.
+    update = optax.with_extra_args_support(optimizer).update
+    everywhere = None if mesh is None else replicated(mesh)
+    devices = 1 if mesh is None else mesh.size
+    batch_loss: Callable[..., tuple[Array, TripletStats]] = functools.partial(
+        check_loss(loss), axis_name=AXIS if devices > 1 else None
+    )
+
+    def losses(
+        params: Any, embeddings: Array, labels: Array, margin: Array, memory: Memory | None
+    ) -> tuple[Array, tuple[TripletStats, TripletStats | None]]:
+        value, stats = batch_loss(params, embeddings, labels, margin)
+        if memory is None:
+            return value, (stats, None)
+        if not takes_references(loss):
+            raise ValueError(
+                f"a cross-batch memory needs a loss that takes references, as TripletLoss does; "
+                f"got {type(loss).__name__}"
+            )
+        remembered, memory_stats = batch_loss(
+            params,
+            embeddings,
+            labels,
+            margin,
+            references=memory.embeddings,
+            reference_labels=memory.labels,
+            reference_where=memory.real,
+        )
+        return value + remembered, (stats, memory_stats)
+
+    loss_fn = losses
+    if devices > 1:
+        # The compiler shares out the network, for any network, but not the loss's loops.
+        loss_fn = jax.shard_map(
+            losses,
+            mesh=mesh,
+            in_specs=(P(), P(AXIS), P(AXIS), P(), P(AXIS)),
+            out_specs=(P(), P(AXIS)),
+        )
+
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def train_step(
+        state: TrainState, images: Array, labels: Array
+    ) -> tuple[TrainState, StepOutput]:
+        key = jax.random.fold_in(state.key, state.step)
+        if augment is not None:
+            images = augment(images, jax.random.fold_in(key, 2))
+
+        def embed(params: Any, batch_stats: Any, images: Array, key: Array) -> tuple[Array, Any]:
+            return apply_fn(params, batch_stats, images, train=True, key=key)
+
+        memory = state.memory
+        if memory is not None:
+            memory = _compared(memory, state.step >= memory_warmup, devices)
+        value, (stats, memory_stats), embeddings, batch_stats, (of_params, of_loss) = differentiate(
+            embed,
+            lambda params, embeddings: loss_fn(params, embeddings, labels, state.margin, memory),
+            state.params,
+            state.loss_params,
+            state.batch_stats,
+            images,
+            key,
+            microbatch=microbatch,
+            mesh=mesh,
+        )
+        if everywhere is not None and (histogram or memory is not None):
+            embeddings = jax.lax.with_sharding_constraint(embeddings, everywhere)
+        sampled = None
+        if histogram:
+            if everywhere is not None:  # few rows of it are drawn, anywhere in the batch
+                stats = jax.lax.with_sharding_constraint(stats, everywhere)
+            sampled = effective_margin_histogram(
+                embeddings, labels, stats, jax.random.fold_in(key, 1), distance=loss.distance
+            )
+        gradient = state.replace(params=of_params, loss_params=of_loss).trained
+        updates, opt_state = update(gradient, state.opt_state, state.trained, value=value)
+        new_state = state.with_trained(optax.apply_updates(state.trained, updates)).replace(
+            step=state.step + 1,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            memory=None if state.memory is None else state.memory.push(embeddings, labels),
+        )
+        norm = optax.tree.norm(gradient)
+        return new_state, StepOutput(value, stats, sampled, norm, memory_stats)
+
+    return train_step
+
+
+def _compared(memory: Memory, begun: Array, devices: int) -> Memory:
+    """The memory as the loss takes it: nothing before it has begun, and as many rows a device."""
+    masked = dataclasses.replace(memory, real=memory.real & begun)
+    missing = -len(memory.real) % devices
+
+    def padded(v: Array) -> Array:
+        return jnp.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1))
+
+    found: Memory = jax.tree.map(padded, masked)
+    return found

@@ -1,0 +1,364 @@
+"""`axis_name`: inside shard_map the triplets are those of the global batch, the work is shared."""
+
+import contextlib
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import margin_jax as mj
+from margin_jax.losses import blocks
+
+DEVICES = (2, 4, 8)
+N, DIM = 64, 8
+SHARDED = ("embeddings", "labels", "where", "references", "reference_labels", "reference_where")
+
+
+def mesh_of(devices, axes=("data",)):
+    shape = (devices,) if len(axes) == 1 else (2, devices // 2)
+    return jax.make_mesh(
+        shape, axes, axis_types=(AxisType.Auto,) * len(axes), devices=jax.devices()[:devices]
+    )
+
+
+def batch(seed=0):
+    """Classes of 1 to 20 rows in any order, so that devices meet unlike ones; some padding."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat([5, -3, 0, 9, 1, 7, 2], [20, 15, 11, 9, 5, 3, 1]))
+    where = rng.random(N) < 0.9
+    x = rng.normal(size=(N, DIM)).astype(np.float32)
+    return {
+        "embeddings": np.where(where[:, None], x, np.nan).astype(np.float32),
+        "labels": labels.astype(np.int32),
+        "where": where,
+    }
+
+
+def global_loss(devices, axes=("data",), check_vma=True, **options):
+    """The loss under shard_map as a function of the global batch."""
+    axis_name = axes[0] if len(axes) == 1 else axes
+
+    def local(arrays, margin):
+        return mj.batch_all_triplet_loss(margin=margin, axis_name=axis_name, **arrays, **options)
+
+    return jax.shard_map(
+        local,
+        mesh=mesh_of(devices, axes),
+        in_specs=(P(axis_name), P()),
+        out_specs=(P(), P(axis_name)),
+        check_vma=check_vma,
+    )
+
+
+def one_device(arrays, margin, **options):
+    return mj.batch_all_triplet_loss(margin=margin, **arrays, **options)
+
+
+def value_and_grad(loss_fn, arrays, margin):
+    """(loss, stats), gradients to embeddings (and references) and to the margin; finished."""
+    floats = {k: v for k, v in arrays.items() if v.dtype == np.float32}
+    rest = {k: v for k, v in arrays.items() if k not in floats}
+
+    def of_floats(floats, margin, rest):
+        return loss_fn(floats | rest, margin)
+
+    differentiate = jax.jit(jax.value_and_grad(of_floats, argnums=(0, 1), has_aux=True))
+    # Several programs with collectives must not queue up on CPU devices: they can deadlock.
+    return jax.block_until_ready(differentiate(floats, jnp.float32(margin), rest))
+
+
+def assert_same(result, expected):
+    (loss, stats), gradients = result
+    (loss2, stats2), gradients2 = expected
+    np.testing.assert_allclose(loss, loss2, rtol=1e-5)
+    for name in ("valid", "easy", "semihard", "hard", "positives", "negatives"):
+        np.testing.assert_array_equal(getattr(stats, name), getattr(stats2, name), err_msg=name)
+    for name in ("sum_ap", "sum_an", "sum_ap_squared", "sum_an_squared"):
+        np.testing.assert_allclose(getattr(stats, name), getattr(stats2, name), 1e-5, err_msg=name)
+    assert stats.totals() == stats2.totals()
+    scale = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(gradients2))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale),
+        gradients,
+        gradients2,
+    )
+
+
+@functools.cache
+def expected_on_one_device(**options):
+    return value_and_grad(functools.partial(one_device, **options), batch(), 0.3)
+
+
+OPTIONS = [
+    {},
+    {"reduction": "mean", "mining": "semihard", "distance": "cosine"},
+    {"reduction": "sum", "mining": "hard", "distance": "manhattan"},
+    {"swap": True, "soft": True},
+    {"mining": "batch_hard"},
+]
+
+
+@pytest.mark.parametrize(
+    ("devices", "options"),
+    [*((devices, OPTIONS[0]) for devices in DEVICES), *((4, options) for options in OPTIONS[1:])],
+)
+def test_equals_one_device(devices, options):
+    expected = expected_on_one_device(**options)
+    counts = expected[0][1].totals()
+    assert min(counts.values()) > 0
+    assert_same(value_and_grad(global_loss(devices, **options), batch(), 0.3), expected)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_equals_one_device_over_two_axes(check_vma):
+    loss_fn = global_loss(8, axes=("replica", "data"), check_vma=check_vma)
+    assert_same(value_and_grad(loss_fn, batch(), 0.3), expected_on_one_device())
+
+
+def test_references_are_gathered_too():
+    """Each device brings its share of the references; no row of them is an anchor itself."""
+    others = {
+        f"reference{'s' if name == 'embeddings' else '_' + name}": value[:40]
+        for name, value in batch(seed=1).items()
+    }
+    arrays = batch() | others
+    expected = value_and_grad(one_device, arrays, 0.3)
+    assert_same(value_and_grad(global_loss(4), arrays, 0.3), expected)
+
+
+def test_many_blocks_a_device(monkeypatch):
+    monkeypatch.setattr(blocks, "_block_size", lambda anchors, references, width: 3)
+    assert_same(value_and_grad(global_loss(4), batch(), 0.3), expected_on_one_device())
+
+
+# Gradients taken inside
+
+
+def linear_model(check_vma, finish):
+    """A step as users write it: replicated parameters, gradients taken on each device."""
+    arrays, devices = batch(), 4
+    x = np.where(arrays["where"][:, None], arrays["embeddings"], 0)
+    params = np.random.default_rng(2).normal(size=(DIM, 3)).astype(np.float32)
+
+    def loss_fn(params, x, labels, where, axis_name=None):
+        return mj.batch_all_triplet_loss(x @ params, labels, 0.3, where=where, axis_name=axis_name)[
+            0
+        ]
+
+    def local(params, x, labels, where):
+        return finish(jax.grad(loss_fn)(params, x, labels, where, "data"))
+
+    step = jax.shard_map(
+        local,
+        mesh=mesh_of(devices),
+        in_specs=(P(), *[P("data")] * 3),
+        out_specs=P(),
+        check_vma=check_vma,
+    )
+    rest = (x, arrays["labels"], arrays["where"])
+    gradient = jax.block_until_ready(jax.jit(step)(params, *rest))
+    expected = jax.jit(jax.grad(loss_fn))(params, *rest)
+    assert np.abs(expected).max() > 0.01
+    return gradient, expected
+
+
+@pytest.mark.parametrize(
+    ("check_vma", "finish"),
+    [
+        (True, lambda gradient: gradient),
+        (True, lambda gradient: jax.lax.pmean(gradient, "data")),  # changes nothing
+        (False, lambda gradient: jax.lax.pmean(gradient, "data")),
+    ],
+    ids=["checked", "checked_pmean", "unchecked_pmean"],
+)
+def test_gradient_to_replicated_parameters_taken_inside(check_vma, finish):
+    gradient, expected = linear_model(check_vma, finish)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_to_embeddings_taken_inside():
+    """It is the gradient of the global loss, other devices' triplets with these rows included."""
+    arrays = batch()
+
+    def local(arrays):
+        def loss_fn(x):
+            rest = arrays | {"embeddings": x}
+            return mj.batch_all_triplet_loss(margin=0.3, axis_name="data", **rest)[0]
+
+        return jax.grad(loss_fn)(arrays["embeddings"])
+
+    inside = jax.shard_map(local, mesh=mesh_of(4), in_specs=P("data"), out_specs=P("data"))
+    gradient = jax.block_until_ready(jax.jit(inside)(arrays))
+    expected = expected_on_one_device()[1][0]["embeddings"]
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("by", ["shard_map", "pmap"])
+def test_gradient_to_embeddings_where_jax_does_not_know_what_is_the_same(by):
+    """A device's part comes out times the number of devices, as the docstring says."""
+    arrays, devices = batch(), 4
+
+    def local(arrays):
+        def loss_fn(x):
+            rest = arrays | {"embeddings": x}
+            return mj.batch_all_triplet_loss(margin=0.3, axis_name="data", **rest)[0]
+
+        return jax.grad(loss_fn)(arrays["embeddings"])
+
+    if by == "pmap":
+        parts = {name: v.reshape(devices, -1, *v.shape[1:]) for name, v in arrays.items()}
+        local_devices = jax.devices()[:devices]
+        gradient = jax.pmap(local, axis_name="data", devices=local_devices)(parts)
+    else:
+        specs = {"in_specs": P("data"), "out_specs": P("data"), "check_vma": False}
+        gradient = jax.jit(jax.shard_map(local, mesh=mesh_of(devices), **specs))(arrays)
+    gradient = np.asarray(jax.block_until_ready(gradient)).reshape(arrays["embeddings"].shape)
+    expected = expected_on_one_device()[1][0]["embeddings"]
+    np.testing.assert_allclose(gradient / devices, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_without_axis_name_each_device_has_its_own_triplets():
+    arrays = batch()
+
+    def local(arrays):
+        loss, stats = mj.batch_all_triplet_loss(margin=jnp.float32(0.3), **arrays)
+        return loss[None], stats
+
+    run = jax.jit(jax.shard_map(local, mesh=mesh_of(2), in_specs=P("data"), out_specs=P("data")))
+    losses, stats = jax.block_until_ready(run(arrays))
+    for part, half in enumerate((slice(0, 32), slice(32, 64))):
+        loss, stats2 = one_device({k: v[half] for k, v in arrays.items()}, 0.3)
+        np.testing.assert_allclose(losses[part], loss, rtol=1e-5)
+        np.testing.assert_array_equal(stats.hard[half], stats2.hard)
+
+
+# The compiled program
+
+COLLECTIVES = r"= .*\b(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)[\w-]*\("
+
+
+def compiled_step(devices):
+    """Loss and gradient of 1,024 rows, compiled for so many devices, never run."""
+    mesh = mesh_of(devices)
+    rows, everywhere = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    loss_fn = global_loss(devices)
+
+    def of_embeddings(x, labels, margin):
+        return loss_fn({"embeddings": x, "labels": labels}, margin)
+
+    arguments = (
+        jax.ShapeDtypeStruct((1024, 64), jnp.float32, sharding=rows),
+        jax.ShapeDtypeStruct((1024,), jnp.int32, sharding=rows),
+        jax.ShapeDtypeStruct((), jnp.float32, sharding=everywhere),
+    )
+    return jax.jit(jax.value_and_grad(of_embeddings, has_aux=True)).lower(*arguments).compile()
+
+
+def computations(text):
+    """name → lines of every computation of a compiled program."""
+    found, name = {}, None
+    for line in text.splitlines():
+        if opening := re.match(r"(?:ENTRY )?%?([\w.-]+) .*\{$", line):
+            name = opening[1]
+            found[name] = []
+        elif name is not None:
+            found[name].append(line)
+    return found
+
+
+def reached(text, names):
+    """Lines of the named computations and of all that they call."""
+    found, seen, todo = computations(text), set(), list(names)
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            calls = r"(?:calls|to_apply|body|condition)=%?([\w.-]+)"
+            todo += re.findall(calls, "\n".join(found[name]))
+    return [line for name in seen for line in found[name]]
+
+
+def is_matmul(line):
+    return "dot(" in line or "matmul" in line
+
+
+def scan_trips(text):
+    """Trips of the scan over blocks, the one loop of a known length with matrix products in it."""
+    (trips,) = (
+        int(re.search(r'known_trip_count":\{"n":"(\d+)"', line)[1])
+        for line in text.splitlines()
+        if (body := re.search(r" while\(.*body=%?([\w.-]+)", line))
+        and any(map(is_matmul, reached(text, [body[1]])))
+    )
+    return trips
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+def test_compiled_program_shares_the_work(monkeypatch, devices):
+    # A block of 32 for all, so that every program loops over blocks.
+    monkeypatch.setattr(blocks, "_block_size", lambda anchors, references, width: 32)
+    alone, shared = compiled_step(1), compiled_step(devices)
+    text = shared.as_text()
+    trips_alone, trips = scan_trips(alone.as_text()), scan_trips(text)
+    assert (trips_alone, trips) == (32, 32 // devices)
+
+    assert len(re.findall(COLLECTIVES, text)) >= 3
+    in_loops = reached(text, re.findall(r"(?:body|condition)=%?([\w.-]+)", text))
+    assert any(map(is_matmul, in_loops))
+    assert not [line for line in in_loops if re.search(COLLECTIVES, line)]
+
+    # The analysis counts a loop's body once.
+    flops_alone = alone.cost_analysis()["flops"] * trips_alone
+    flops = shared.cost_analysis()["flops"] * trips
+    assert flops <= 1.3 / devices * flops_alone
+
+
+@pytest.mark.parametrize(("devices", "share"), [(4, 0.7), (8, 0.4)])
+def test_memory_of_a_device_falls(monkeypatch, devices, share):
+    """Once a device's rows are fewer than a block, which here has half the rows of the batch."""
+    monkeypatch.setattr(blocks, "_block_size", lambda anchors, references, width: min(anchors, 512))
+    alone, memory = (compiled_step(n).memory_analysis().temp_size_in_bytes for n in (1, devices))
+    assert memory < share * alone
+
+
+@pytest.mark.parametrize("in_context", [False, True])
+def test_axes_of_the_type_explicit(in_context):
+    """Those of ``jax.make_mesh`` by default, on which JAX would refuse to sort."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    arrays = {k: jax.device_put(v, NamedSharding(mesh, P("data"))) for k, v in batch().items()}
+    (loss, stats), (gradient, _) = expected_on_one_device()
+
+    def of_embeddings(embeddings, arrays):
+        return one_device(arrays | {"embeddings": embeddings}, 0.3)
+
+    differentiate = jax.value_and_grad(of_embeddings, has_aux=True)
+    runs = [jax.jit(differentiate)]
+    with jax.set_mesh(mesh) if in_context else contextlib.nullcontext():
+        if in_context:  # without one, JAX differentiates no function of such arrays outside jit
+            runs.append(differentiate)
+        for run in runs:
+            found = jax.block_until_ready(run(arrays["embeddings"], arrays))
+            (found_loss, found_stats), slope = found
+            assert found_loss == pytest.approx(float(loss), rel=1e-6)
+            assert found_stats.totals() == stats.totals()
+            assert slope.sharding.spec == P("data", None)
+            np.testing.assert_allclose(slope, gradient["embeddings"], atol=1e-6)
+        for run in (one_device, jax.jit(one_device)):
+            found_loss, found_stats = jax.block_until_ready(run(arrays, 0.3))
+            assert found_loss == pytest.approx(float(loss), rel=1e-6)
+            assert found_stats.totals() == stats.totals()
+        sampled = [
+            mj.effective_margin_histogram(
+                v["embeddings"], v["labels"], s, jax.random.key(0), where=v["where"]
+            )
+            for v, s in ((arrays, found_stats),)
+        ]
+    expected = mj.effective_margin_histogram(
+        batch()["embeddings"], batch()["labels"], stats, jax.random.key(0), where=batch()["where"]
+    )
+    np.testing.assert_array_equal(sampled[0], expected)

@@ -1,0 +1,67 @@
+"""Lines and tables of figures, every one of which is another number."""
+
+from margin_jax.evaluation import tables
+
+
+def figures(n, **more):
+    """What verification writes, of which each number tells where it is from."""
+    return {
+        "auc": 0.9 + n / 1000,
+        "eer": 0.1 + n / 1000,
+        "accuracy": 0.8 + n / 1000,
+        "tpr_at_fpr": {"0.01": 0.3 + n / 1000, "0.001": 0.2 + n / 1000},
+        "same_pairs": 1000 + n,
+        "different_pairs": 2000 + n,
+        **more,
+    }
+
+
+RAW = figures(4, published=figures(5), hard=figures(6))
+TEST = figures(1, published=figures(2), hard=figures(3), raw=RAW)
+
+
+def test_a_line_has_each_figure_under_its_name():
+    header = tables.HEADER
+    line = tables.figures("embedding", TEST)
+    told = {
+        name: line[: header.index(name) + len(name)].split()[-1]
+        for name in ("AUC", "EER", "accuracy", "TPR@FPR 0.01", "pairs")
+    }
+    assert told == {
+        "AUC": "0.9010",
+        "EER": "10.10%",
+        "accuracy": "80.10%",
+        "TPR@FPR 0.01": "30.10%",
+        "pairs": "3,002",
+    }
+    assert line.split()[0] == "embedding"
+
+
+def test_a_table_has_the_same_columns():
+    head, _, first, second = tables.table([("one", TEST), ("  other", RAW)]).splitlines()
+    assert head == "| | AUC | EER | accuracy | TPR@FPR 0.01 | pairs |"
+    assert first == "| one | 0.9010 | 10.10% | 80.10% | 30.10% | 3,002 |"
+    assert second == "| &emsp;other | 0.9040 | 10.40% | 80.40% | 30.40% | 3,008 |"
+
+
+def test_every_set_of_pairs_has_its_name():
+    def rows(test):
+        return [(name, report["same_pairs"] - 1000) for name, report in tables.report_rows(test)]
+
+    assert rows(TEST) == [
+        ("embedding", 1),
+        ("  published number", 2),
+        ("  hard pairs", 3),
+        ("raw values", 4),
+        ("  hard pairs", 6),
+    ]
+    without = {name: value for name, value in TEST.items() if name != "hard"}
+    assert rows(without) == [row for row in rows(TEST) if row[1] != 3]
+    assert rows({**TEST, "raw": None}) == rows(TEST)[:3]
+
+
+def test_where_the_margin_and_the_easy_triplets_went():
+    history = [{"margin": 0.1 * n, "easy_fraction": 0.2 * n} for n in (1, 2, 3)]
+    assert tables.training_line({"best_epoch": 2, "epochs": 3}, history) == (
+        "best epoch 2 of 3; margin 0.10 -> 0.30; easy triplets 20.0% -> 60.0%"
+    )
