@@ -86,13 +86,13 @@ class _Undrawn:
 
 def _without_pictures(patched):
     """Runs leave empty pictures, which take most of a second of a small one."""
-    from margin_jax.runs import run
+    from margin_jax.runs import folder
 
-    write = run.write_report
+    write = folder.write_report
     patched.setattr(
-        run,
+        folder,
         "write_report",
-        lambda folder, report, pictures: write(folder, report, dict.fromkeys(pictures, _Undrawn())),
+        lambda path, report, pictures: write(path, report, dict.fromkeys(pictures, _Undrawn())),
     )
 
 

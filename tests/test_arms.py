@@ -12,7 +12,8 @@ import margin_jax as mj
 from margin_jax import cli
 from margin_jax.cli.compare import read_varied
 from margin_jax.data.augmentation import make_augment
-from margin_jax.runs import arms, fit
+from margin_jax.devices.meshes import make_mesh
+from margin_jax.runs import arms, fit, setting
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 SMALL = mj.TrainConfig(
@@ -28,7 +29,7 @@ SCHEDULES = ("linear", "constant:0.3", "dams")
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
-    fit._optimizer_and_step.cache_clear()
+    setting.optimizer_and_step.cache_clear()
     out = tmp_path_factory.mktemp("compare") / "all"
     config = SMALL.replace(out=str(out))
     return config, mj.compare(mj.vary(config, schedule=SCHEDULES), (0, 1))
@@ -36,10 +37,10 @@ def compared(tmp_path_factory):
 
 def test_cells_are_paired_and_share_one_compilation(compared):
     config, result = compared
-    _, train_step = fit._optimizer_and_step(
+    _, train_step = setting.optimizer_and_step(
         *_step_arguments(mj.load_run(config.folder / "dams-seed0"))
     )
-    assert fit._optimizer_and_step.cache_info().misses == 1
+    assert setting.optimizer_and_step.cache_info().misses == 1
     assert train_step._cache_size() == 1, "each cell compiled anew"
     for seed in (0, 1):
         runs = [
@@ -58,7 +59,7 @@ def test_cells_are_paired_and_share_one_compilation(compared):
 
 def _step_arguments(run):
     config = run.config
-    mesh = fit.make_mesh(None, config.batch_size)
+    mesh = make_mesh(None, config.batch_size)
     return (
         run.encoder,
         ("adam", config.learning_rate, "constant", 1, 1, 0),
@@ -119,8 +120,8 @@ def test_cells_of_other_images_are_not_compared(compared):
     config, _ = compared
     folder = config.folder / "dams-seed0"
     described = (folder / "data.json").read_text()
-    (folder / "data.json").write_text(described.replace('"images": ', '"images": 1'))
-    with pytest.raises(ValueError, match=r"dams-seed0 was .* differs in coverage, images\)"):
+    (folder / "data.json").write_text(described.replace('"examples": ', '"examples": 1'))
+    with pytest.raises(ValueError, match=r"dams-seed0 was .* differs in examples\)"):
         mj.compare(mj.vary(config, schedule=SCHEDULES), (0, 1))
     (folder / "data.json").write_text(described)
 

@@ -16,8 +16,9 @@ from PIL import Image
 
 import margin_jax as mj
 from margin_jax.files import to_json
-from margin_jax.runs import fit, run
+from margin_jax.runs import fit, resume
 from margin_jax.runs.folder import read_config, read_history
+from margin_jax.runs.run_data import prepare_data
 from margin_jax.runs.validation import best_epoch
 from margin_jax.training.checkpoint import Checkpoint
 
@@ -85,7 +86,7 @@ def test_report_is_about_the_best_epoch_and_the_saved_pairs(finished):
 
     # From the files alone: the saved pairs, embedded by the loaded run, give the reported figures.
     run = mj.load_run(finished.path)
-    dataset = fit.prepare_data(SMALL).dataset
+    dataset = prepare_data(SMALL).dataset
     with np.load(run.path / "pairs.npz") as pairs:
         rows, same, files = pairs["test_rows"], pairs["test_same"], pairs["files"]
         validation, alike = pairs["validation_rows"], pairs["validation_same"]
@@ -485,13 +486,14 @@ def test_a_run_that_appears_while_the_data_are_loaded_is_left_alone(
     tiny_fit, tmp_path, monkeypatch
 ):
     """On a file system without locks, say."""
-    done, out, prepare = tiny_fit(tmp_path / "done", epochs=1), tmp_path / "run", run.prepare_folder
+    done, out = tiny_fit(tmp_path / "done", epochs=1), tmp_path / "run"
+    prepare = resume.prepare_folder
 
     def meanwhile(config, data):
         shutil.copytree(done.path, out, dirs_exist_ok=True)
         return prepare(config, data)
 
-    monkeypatch.setattr(run, "prepare_folder", meanwhile)
+    monkeypatch.setattr(resume, "prepare_folder", meanwhile)
     with pytest.raises(ValueError, match="holds a run"):
         tiny_fit(out)
     assert read_history(out) == done.history

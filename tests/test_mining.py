@@ -3,7 +3,7 @@
 import pytest
 
 import margin_jax as mj
-from margin_jax.runs import fit
+from margin_jax.runs import setting
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,13 @@ def test_bad_kinds(kinds, message):
 
 def test_a_run_switches_and_compiles_each_kind_once(tiny_fit, tmp_path, monkeypatch):
     asked = []
-    make = fit._optimizer_and_step
+    make = setting.optimizer_and_step
 
     def counted(*arguments):
         asked.append(arguments[-1])
         return make(*arguments)
 
-    monkeypatch.setattr(fit, "_optimizer_and_step", counted)
+    monkeypatch.setattr(setting, "optimizer_and_step", counted)
     make.cache_clear()
     options = {"epochs": 4, "learning_rate": 1e-7, "schedule": "linear"}
     switched = tiny_fit(tmp_path / "switched", mining="all,2:hard,3:all", **options)

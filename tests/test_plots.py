@@ -229,7 +229,7 @@ def test_the_pictures_of_a_run_are_drawn_of_its_figures(tiny_fit, tmp_path, monk
         monkeypatch.setattr(
             plots, name, lambda *given, name=name: drawn.setdefault(name, given) and None
         )
-    monkeypatch.setattr("margin_jax.runs.run.write_report", lambda *_: None)
+    monkeypatch.setattr("margin_jax.runs.folder.write_report", lambda *_: None)
     run = tiny_fit(tmp_path / "run", schedule="dams:threshold=0.7", epochs=2)
     assert drawn["plot_margin"] == (run.history, 0.7)
     assert drawn["plot_loss"] == (run.history, run.report["best_epoch"])
