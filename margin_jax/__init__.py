@@ -59,8 +59,9 @@ if TYPE_CHECKING:
     from margin_jax.runs.comparison import Comparison
     from margin_jax.runs.fit import fit
     from margin_jax.runs.run import Run, load_run
-    from margin_jax.training.epoch import DivergedError, EpochRecord, train_epoch
+    from margin_jax.training.epoch import train_epoch
     from margin_jax.training.memory import Memory
+    from margin_jax.training.record import DivergedError, EpochRecord
     from margin_jax.training.state import TrainState, create_state
     from margin_jax.training.step import make_train_step
 
@@ -70,9 +71,9 @@ _LAZY = {
     "Comparison": "runs.comparison",
     "Encoder": "models.encoder",
     "Dataset": "data.dataset",
-    "DivergedError": "training.epoch",
+    "DivergedError": "training.record",
     "compare": "runs.arms",
-    "EpochRecord": "training.epoch",
+    "EpochRecord": "training.record",
     "Memory": "training.memory",
     "RetrievalReport": "evaluation.retrieval",
     "Run": "runs.run",

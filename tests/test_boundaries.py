@@ -18,7 +18,8 @@ from margin_jax.evaluation.folds import fold_report
 from margin_jax.evaluation.verification import most_accurate_threshold
 from margin_jax.runs.run_data import moments
 from margin_jax.stats import EFFECTIVE_EDGES, EpochTotals
-from margin_jax.training.epoch import EpochPart, end_epoch
+from margin_jax.training.epoch import end_epoch
+from margin_jax.training.record import EpochPart
 
 # Triplets
 

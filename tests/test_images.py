@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from margin_jax.data import folder, load_dataset
-from margin_jax.data.images import Reading, StreamedImages, load_images
+from margin_jax.data.decode import Reading
+from margin_jax.data.images import StreamedImages, load_images
 
 SIZE = (20, 10)
 

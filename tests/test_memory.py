@@ -14,7 +14,7 @@ import pytest
 import margin_jax as mj
 from margin_jax.devices.meshes import make_mesh, place_copies, place_rows
 from margin_jax.training.checkpoint import Checkpoint
-from margin_jax.training.epoch import EpochPart
+from margin_jax.training.record import EpochPart
 
 BATCH, FEATURES, DIM, ROWS = 8, 5, 3, 19
 MARGIN, RATE = 0.4, 0.05

@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar
 from margin_jax.choices import check_choice, one_of
 from margin_jax.config.option import Option, as_file_name
 from margin_jax.data import DATASETS, check_dataset, tfds
+from margin_jax.data.decode import FITS, TRANSPARENCIES
 from margin_jax.data.folder import REPEATED_NAMES
-from margin_jax.data.images import FITS, TRANSPARENCIES
 from margin_jax.data.splits import check_split
 
 

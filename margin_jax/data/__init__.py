@@ -5,7 +5,7 @@ from pathlib import Path
 from margin_jax.choices import check_choice
 from margin_jax.data import folder, glyphs, tfds
 from margin_jax.data.dataset import Dataset
-from margin_jax.data.images import FITS, Reading
+from margin_jax.data.decode import FITS, Reading
 
 DATASETS = ("glyphs", "folder", "tfds:NAME")
 # The name of a dataset that is given as an object.

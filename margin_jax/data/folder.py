@@ -10,16 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from margin_jax.data.dataset import Dataset
-from margin_jax.data.images import (
-    NO_FILE,
-    NO_IMAGE,
-    PICTURES,
-    USUAL,
-    Images,
-    Reading,
-    load_images,
-    one_line,
-)
+from margin_jax.data.decode import NO_FILE, NO_IMAGE, PICTURES, USUAL, Reading, one_line
+from margin_jax.data.images import Images, load_images
 
 DEFAULT_SIZE = 64
 # What systems and tools keep beside a person's files, often with copies of the pictures; and all

@@ -2,6 +2,8 @@
 
 They are kept as array_record files below ``data_dir/NAME/CONFIG/VERSION``. TFDS writes them in a
 folder of another name, which gets this one when all is written, so half a data set is never read.
+
+A little long with the table of presets, which would say nothing in a file of its own.
 """
 
 import contextlib
@@ -19,7 +21,8 @@ import numpy as np
 
 from margin_jax.choices import check_choice
 from margin_jax.data.dataset import Dataset
-from margin_jax.data.images import USUAL, Reading, load_images
+from margin_jax.data.decode import USUAL, Reading
+from margin_jax.data.images import load_images
 
 PREFIX = "tfds:"
 DEFAULT_SIZE = 64

@@ -1,7 +1,5 @@
 """The public triplet loss: what a triplet is, which ones train, and what the mean is over."""
 
-import numbers
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from margin_jax.choices import check_choice
-from margin_jax.devices.meshes import gathered
+from margin_jax.losses.arguments import check_margin, check_rows, of_one_type
 from margin_jax.losses.blocks import IMPLEMENTATIONS, batch_all
 from margin_jax.losses.distances import DistanceFn, get_distance, origin
 from margin_jax.losses.tile import MININGS, Terms, Windows
@@ -127,8 +125,8 @@ def batch_all_triplet_loss(
         Easy triplets as the signal for the margin: `arXiv 2603.26389
         <https://arxiv.org/abs/2603.26389>`_.
     """
-    x, x_labels, x_real = _check_rows("embeddings", "labels", "where", embeddings, labels, where)
-    mu = _check_margin(margin, x.dtype)
+    x, x_labels, x_real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
+    mu = check_margin(margin, x.dtype)
     check_choice("reduction", reduction, REDUCTIONS)
     check_kinds(mining, swap=swap)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
@@ -141,7 +139,7 @@ def batch_all_triplet_loss(
     else:
         if reference_labels is None:
             raise ValueError("references need reference_labels")
-        y, y_labels, y_real = _check_rows(
+        y, y_labels, y_real = check_rows(
             "references",
             "reference_labels",
             "reference_where",
@@ -155,7 +153,7 @@ def batch_all_triplet_loss(
                 f"references must have as many columns as embeddings, {x.shape[1]}; "
                 f"got shape {y.shape}"
             )
-        x_labels, y_labels = _of_one_type(x_labels, y_labels)
+        x_labels, y_labels = of_one_type(x_labels, y_labels)
 
     first = jnp.int32(0)  # of this device's rows in the batch
     if axis_name is not None:
@@ -282,79 +280,3 @@ def _windows(labels: Array, real: Array, reference_labels: Array, reference_real
         itself=jnp.full_like(start, -1),
         real=jnp.where(real, n_real, 0),
     )
-
-
-def _check_rows(
-    name: str,
-    labels_name: str,
-    where_name: str,
-    rows: ArrayLike,
-    labels: ArrayLike,
-    where: ArrayLike | None,
-) -> tuple[Array, Array, Array]:
-    """Checked rows in at least float32, padding of ones, their labels and their mask."""
-    x, given = gathered(jnp.asarray(rows)), _as_given(labels)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name} must be floating point; got {x.dtype}")
-    if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"{name} must have shape [rows, dim], neither of them 0; got {x.shape}")
-    if not jnp.issubdtype(given.dtype, jnp.integer):
-        raise TypeError(f"{labels_name} must be integers; got {given.dtype}")
-    y = gathered(jnp.asarray(given))
-    if isinstance(given, np.ndarray) and not np.array_equal(given, np.asarray(given, y.dtype)):
-        raise ValueError(f"{labels_name} must fit {y.dtype}; got {given.min()} to {given.max()}")
-    if y.shape != x.shape[:1]:
-        raise ValueError(
-            f"{labels_name} must have shape {x.shape[:1]}, one for each row of {name}; "
-            f"got {y.shape}"
-        )
-    # The cast is outside the custom gradient, so the gradient comes back in the type given.
-    x = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
-    if where is None:
-        return x, y, jnp.ones(y.shape, bool)
-    real = gathered(jnp.asarray(where))
-    if real.dtype != jnp.bool_:
-        raise TypeError(f"{where_name} must be boolean; got {real.dtype}")
-    if real.shape != y.shape:
-        raise ValueError(f"{where_name} must have shape {y.shape}; got {real.shape}")
-    # Not even NaN in the padding may reach a gradient (0 × NaN is NaN), nor a division by the
-    # length of a row, which a distance of the user's own may do.
-    return jnp.where(real[:, None], x, 1), y, real
-
-
-def _as_given(labels: ArrayLike) -> Array | np.ndarray:
-    """On the host where they are, so that what 32 bits do not hold is not cut before it is seen."""
-    on_host = isinstance(labels, list | tuple) and not any(
-        isinstance(label, Array) for label in jax.tree.leaves(labels)
-    )
-    return np.asarray(labels) if on_host or isinstance(labels, np.ndarray) else jnp.asarray(labels)
-
-
-def _of_one_type(labels: Array, reference_labels: Array) -> tuple[Array, Array]:
-    """Both in a type that holds all of either, since one is looked up in the other."""
-    dtypes = labels.dtype, reference_labels.dtype
-    common = jax.dtypes.canonicalize_dtype(jnp.promote_types(*dtypes))
-    if common.kind == "f" or not all(np.can_cast(dtype, common) for dtype in dtypes):
-        raise TypeError(
-            f"no integer type in use holds labels and reference_labels; got {dtypes[0]} and "
-            f"{dtypes[1]}"
-        )
-    return labels.astype(common), reference_labels.astype(common)
-
-
-def _check_margin(margin: ArrayLike, dtype: jnp.dtype) -> Array:
-    """The margin as a scalar; finite if its value is known without waiting for a device."""
-    if isinstance(margin, numbers.Real | np.ndarray) and not np.all(np.abs(margin) < 1e38):
-        raise ValueError(f"margin must be below 1e38 and finite; got {margin}")
-    if isinstance(margin, int | np.integer | np.ndarray) and np.asarray(margin).dtype.kind in "iuO":
-        margin = np.asarray(margin, float)  # before it is cut to 32 bits
-    try:
-        mu = jnp.asarray(margin)
-    except (TypeError, ValueError):
-        kind = type(margin).__name__
-        raise TypeError(f"margin must be a number, such as state.margin; got {kind}") from None
-    if mu.shape != ():
-        raise ValueError(f"margin must be a scalar; got shape {mu.shape}")
-    if not (jnp.issubdtype(mu.dtype, jnp.floating) or jnp.issubdtype(mu.dtype, jnp.integer)):
-        raise TypeError(f"margin must be a real number; got {mu.dtype}")
-    return mu.astype(dtype)

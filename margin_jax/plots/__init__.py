@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from margin_jax.data.images import one_line
+from margin_jax.data.decode import one_line
 from margin_jax.evaluation.verification import VerificationReport
 from margin_jax.stats import QUANTILES
 

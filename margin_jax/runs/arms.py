@@ -14,25 +14,24 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from margin_jax.devices import jobs
 from margin_jax import plots
-from margin_jax.runs import run
 from margin_jax.choices import check_choice
-from margin_jax.runs.folder import REPORT, read_config, read_history, read_report
-from margin_jax.runs.resume import differences
-from margin_jax.runs.run import get_encoder
-from margin_jax.runs.comparison import Comparison
 from margin_jax.config import TrainConfig
 from margin_jax.config.option import as_file_name
 from margin_jax.data import OWN
 from margin_jax.data.dataset import Dataset
+from margin_jax.devices import jobs
 from margin_jax.files import to_json, write_text
 from margin_jax.lock import locked
 from margin_jax.losses.base import Loss
 from margin_jax.models.encoder import Encoder
+from margin_jax.runs.comparison import Comparison
+from margin_jax.runs.fit import fit
+from margin_jax.runs.folder import REPORT, read_config, read_history, read_report
+from margin_jax.runs.resume import differences
+from margin_jax.runs.run import get_encoder
 from margin_jax.runs.run_data import load, loading, prepare_data, settle_batches
 from margin_jax.runs.setting import check_own
-from margin_jax.runs.fit import fit
 
 # Which images of whom there are, how they are split, and where the comparison lies.
 _SHARED = (

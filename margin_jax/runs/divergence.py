@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 
 from margin_jax.config import TrainConfig
-from margin_jax.training.epoch import DivergedError, EpochRecord
+from margin_jax.training.record import DivergedError, EpochRecord
 
 # Identities of a batch that an error names.
 _NAMES = 8

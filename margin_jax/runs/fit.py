@@ -6,36 +6,30 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
+
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
-from margin_jax.devices import jobs
-from margin_jax.data.augmentation import Augment, make_augment
-from margin_jax.training.checkpoint import Checkpoint, SaveError
+
 from margin_jax.config import TrainConfig
 from margin_jax.data.dataset import Dataset
 from margin_jax.data.loader import load_batches
-from margin_jax.models import PRETRAINED
-from margin_jax.training.epoch import DivergedError, EpochPart, EpochRecord, end_epoch, train_steps
+from margin_jax.devices import jobs
+from margin_jax.devices.meshes import make_mesh, place_copies
 from margin_jax.files import append_line
-from margin_jax.losses.base import OWN, Loss, check_loss
-from margin_jax.training.memory import Memory
-from margin_jax.models import pretrained
+from margin_jax.losses.base import Loss
 from margin_jax.models.encoder import Encoder
-from margin_jax.training.optimizers import make_optimizer
 from margin_jax.runs import claim, divergence, folder, resume
 from margin_jax.runs.progress import ProgressBar
-from margin_jax.runs.run_data import RunData, moments, plan_epoch, prepare_data, settle_batches
 from margin_jax.runs.report import make_report
 from margin_jax.runs.run import Run
-from margin_jax.runs.validation import best_epoch
-from margin_jax.schedules import Schedule
-from margin_jax.devices.meshes import make_mesh, place_copies
-from margin_jax.training.state import TrainState, create_state
-from margin_jax.training.step import TrainStep, make_train_step
-from margin_jax.runs.validation import make_validator
+from margin_jax.runs.run_data import plan_epoch, settle_batches
 from margin_jax.runs.setting import Setting, set_up
+from margin_jax.runs.validation import best_epoch
+from margin_jax.training.checkpoint import Checkpoint, SaveError
+from margin_jax.training.epoch import end_epoch, train_steps
+from margin_jax.training.record import DivergedError, EpochPart
+from margin_jax.training.state import TrainState
 
 T = TypeVar("T")
 # A whole epoch is saved when the last save is so old: short epochs need not all be.

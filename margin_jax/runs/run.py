@@ -1,41 +1,29 @@
 """A finished run: its weights, its figures, and what it is asked for."""
 
-import contextlib
-import math
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from margin_jax.training.checkpoint import Checkpoint
+
 from margin_jax.config import TrainConfig
 from margin_jax.data import OWN
 from margin_jax.data.dataset import Examples
 from margin_jax.data.images import StreamedImages
+from margin_jax.devices.meshes import check_devices
 from margin_jax.evaluation.embedding import embed_examples, pair_distances
+from margin_jax.evaluation.tables import report_rows, table, training_line
 from margin_jax.evaluation.verification import VerificationReport, verification_report
 from margin_jax.files import (
-    append_line,
     local_path,
-    parse_json,
     read_json,
-    sha256,
     to_json,
-    write_text,
 )
-from margin_jax.lock import LOCK, locked
-from margin_jax.models.make import make_encoder
 from margin_jax.models.encoder import Encoder
-from margin_jax.runs.run_data import RunData
-from margin_jax.evaluation.tables import report_rows, table, training_line
-from margin_jax.schedules import SCHEDULES
-from margin_jax.devices.meshes import check_devices
-from margin_jax.spec import leaves_open
+from margin_jax.models.make import make_encoder
 from margin_jax.runs.folder import (
     CHECKPOINTS,
     CONFIG,
@@ -49,7 +37,7 @@ from margin_jax.runs.folder import (
     read_report,
 )
 from margin_jax.runs.validation import best_epoch
-
+from margin_jax.training.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from margin_jax.config import TrainConfig
 from margin_jax.data import OWN, default_split, load_dataset
 from margin_jax.data.dataset import Dataset, read_rows
-from margin_jax.data.images import Reading, one_line
+from margin_jax.data.decode import Reading, one_line
 from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
 from margin_jax.data.sampler import Coverage, choose_batch, pk_batches
 from margin_jax.data.splits import Split, make_split

@@ -16,9 +16,9 @@ from margin_jax.evaluation.embedding import pair_distances
 from margin_jax.evaluation.folds import FoldReport, fold_report
 from margin_jax.evaluation.retrieval import RetrievalReport, retrieval_report
 from margin_jax.evaluation.verification import VerificationReport
-from margin_jax.runs.run_data import load, reading_of
 from margin_jax.runs.folder import PAIRS, check_sealed
 from margin_jax.runs.run import Run
+from margin_jax.runs.run_data import load, reading_of
 
 
 class Embedded(NamedTuple):

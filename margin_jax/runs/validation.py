@@ -12,12 +12,12 @@ from jax.sharding import Mesh
 
 from margin_jax.config import TrainConfig
 from margin_jax.data.sampler import choose_batch, pk_batches
-from margin_jax.training.epoch import DivergedError, EpochRecord
 from margin_jax.evaluation.embedding import embed_examples, pair_distances
 from margin_jax.evaluation.verification import choose_threshold, verification_report
 from margin_jax.losses.batch_all import batch_all_triplet_loss
 from margin_jax.models.encoder import Encoder
 from margin_jax.runs.run_data import RunData
+from margin_jax.training.record import DivergedError, EpochRecord
 from margin_jax.training.state import TrainState
 
 # The margin of the released code's model choice, fixed whatever the schedule does.

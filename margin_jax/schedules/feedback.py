@@ -1,4 +1,7 @@
-"""Schedules that answer to what was measured in the epoch."""
+"""Schedules that answer to what was measured in the epoch.
+
+Long, since each has its formula, its source and an example beside it.
+"""
 
 import functools
 import math

@@ -1,0 +1,1 @@
+"""Whole runs: configuration in, folder out. This room knows all others."""

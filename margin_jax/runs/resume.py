@@ -1,0 +1,117 @@
+"""What begins in a run folder, or goes on there."""
+
+from pathlib import Path
+from typing import Any
+
+from margin_jax.config import TrainConfig
+from margin_jax.files import (
+    append_line,
+    read_json,
+    to_json,
+    write_text,
+)
+from margin_jax.runs.claim import check_folder, remove
+from margin_jax.runs.folder import (
+    CHANGEABLE,
+    CHANGES,
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    HISTORY,
+    REPORT,
+    is_run,
+    is_saved,
+    read_config,
+    read_history,
+    unwritable,
+    write_pairs,
+)
+from margin_jax.runs.run_data import RunData
+from margin_jax.schedules import SCHEDULES
+from margin_jax.spec import leaves_open
+
+
+def prepare_folder(config: TrainConfig, data: RunData) -> str:
+    """Makes an empty run folder with the run's description, or checks the one to resume.
+
+    Returns what changes in the run to resume, because it was asked for, in words.
+
+    Raises:
+        ValueError: if the run to resume is another one, or the folder can not be written.
+    """
+    folder = config.folder
+    described = to_json(data.described, indent=2) + "\n"
+    described.encode()  # names that are no text fail here, before anything is removed
+    check_folder(config)  # once more, for file systems without locks
+    if config.resume and (folder / CONFIG).is_file():
+        changed = _check_same(config, data.described, folder)
+        try:
+            write_pairs(folder, data)  # the same, unless they were damaged: the report seals them
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        return changed
+    try:
+        if config.overwrite and is_run(folder):
+            remove(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / DATA, described)
+        write_pairs(folder, data)
+        # Last: a folder with a configuration has all that a run needs to be resumed.
+        write_text(folder / CONFIG, config.to_json())
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return ""
+
+
+def _check_same(config: TrainConfig, described: dict[str, Any], folder: Path) -> str:
+    """Refuses to resume what is not the same run; more epochs of it are, if its rule allows.
+
+    Returns what changes all the same, because it was asked for, in words.
+    """
+    saved = read_config(folder).experiment()
+    asked = config.experiment()
+    # What is laid out over the whole run can not be made longer.
+    laid_out = leaves_open(config.schedule, SCHEDULES, "epochs")
+    laid_out |= config.learning_rate_schedule in ("exponential", "warmup_linear")
+    if not laid_out and asked["epochs"] > saved["epochs"]:
+        saved["epochs"] = asked["epochs"]
+    names = {name for name in asked if asked[name] != saved[name]}
+    changed = "; ".join(
+        f"{name} is {saved[name]}, asked for {asked[name]}" for name in asked if name in names
+    )
+    trained = len(read_history(folder))
+    possible = (
+        names <= CHANGEABLE and asked["epochs"] >= saved["epochs"] and trained < asked["epochs"]
+    )
+    if names and not (config.allow_changes and possible):
+        advice = "; --allow-changes goes on all the same" if possible else ""
+        raise ValueError(f"cannot resume {folder} as another run: {changed}{advice}")
+    if other := differences(folder, described):
+        raise ValueError(
+            f"cannot resume {folder}: it was started with other examples or another network "
+            f"({other})"
+        )
+    if trained and not is_saved(folder):
+        raise ValueError(
+            f"cannot resume {folder}: there is nothing in {CHECKPOINTS}; --overwrite begins anew"
+        )
+    return changed
+
+
+def differences(folder: Path, described: dict[str, Any]) -> str:
+    """In what the examples and the network of a run are not those described; "" for nothing."""
+    saved = read_json(folder / DATA)
+    # What is said of files that are no images of the run decides nothing.
+    names = sorted({*saved, *described} - {"left_out", "notes"})
+    other = [name for name in names if saved.get(name) != described.get(name)]
+    return f"{DATA} differs in {', '.join(other)}" if other else ""
+
+
+def write_progress(config: TrainConfig, history: list[dict[str, Any]], changed: str = "") -> None:
+    """Makes a run folder tell what its checkpoint does, and what changes, before it is trained."""
+    if changed:
+        append_line(config.folder / CHANGES, {"whole_epochs": len(history), "changed": changed})
+    if len(history) < config.epochs:  # a report would be about other weights
+        (config.folder / REPORT).unlink(missing_ok=True)
+    write_text(config.folder / HISTORY, "".join(to_json(record) + "\n" for record in history))
+    write_text(config.folder / CONFIG, config.to_json())  # perhaps of more epochs

@@ -1,0 +1,200 @@
+"""All that a run needs before it trains: data, network, loss, schedule, optimiser and step."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from margin_jax.config import TrainConfig
+from margin_jax.data.augmentation import Augment, make_augment
+from margin_jax.data.dataset import Dataset
+from margin_jax.losses.base import OWN, Loss, check_loss
+from margin_jax.models import PRETRAINED, pretrained
+from margin_jax.models.encoder import Encoder
+from margin_jax.runs.folder import is_saved
+from margin_jax.runs.run import get_encoder
+from margin_jax.runs.run_data import RunData, moments, plan_epoch, prepare_data
+from margin_jax.runs.validation import make_validator
+from margin_jax.schedules import Schedule
+from margin_jax.training.memory import Memory
+from margin_jax.training.optimizers import make_optimizer
+from margin_jax.training.record import EpochRecord
+from margin_jax.training.state import TrainState, create_state
+from margin_jax.training.step import TrainStep, make_train_step
+
+
+class Setting(NamedTuple):
+    """What stays the same while a run trains.
+
+    Attributes:
+        data, encoder, schedule, mesh: as the configuration says.
+        classes: int32[rows of the dataset], labels as the loss sees them.
+        train_step: of an epoch, from 1.
+        validate: ``validate(state, record)``, the figures that validation adds to a record.
+    """
+
+    data: RunData
+    classes: np.ndarray
+    encoder: Encoder
+    schedule: Schedule
+    mesh: Mesh
+    train_step: Callable[[int], TrainStep]
+    validate: Callable[[TrainState, EpochRecord], dict[str, float]]
+
+
+def set_up(
+    config: TrainConfig,
+    dataset: Dataset | None,
+    encoder: Encoder | None,
+    loss: Loss | None,
+    mesh: Mesh,
+) -> tuple[Setting, TrainState]:
+    """All that a run needs, and the state it starts with, on this host alone."""
+    encoder = get_encoder(config, encoder)
+    check_own(config, loss)
+    # A run that goes on has its weights already, and their file may be gone.
+    published = None
+    if config.begins_with_weights and not (config.resume and is_saved(config.folder)):
+        published = _published(config)
+    data = prepare_data(config, dataset, encoder, loss)
+    augment = make_augment(config.augment)
+    one = _one(data)
+    if augment is not None:  # what it can not change is refused here, as small images are
+        jax.eval_shape(augment, one, jax.random.key(0))
+    schedule = config.make_schedule()
+
+    def loss_of(epoch: int) -> Loss:
+        return config.make_loss(epoch) if loss is None else loss
+
+    compiled = functools.partial(
+        optimizer_and_step,
+        encoder,
+        _optimizer(config, data),
+        config.histogram or schedule.needs_histogram,
+        augment,
+        config.microbatch,
+        config.memory_warmup,
+        mesh,
+    )
+    init_key, train_key = jax.random.split(jax.random.key(config.seed))
+    params, batch_stats = encoder.init(init_key, one.shape[1:])
+    if published is not None:
+        params, batch_stats = _begin_with(published, config, encoder, params, batch_stats)
+    elif not config.begins_with_weights:
+        batch_stats = encoder.with_normalisation(batch_stats, *moments(data))
+    optimizer, _ = compiled(loss_of(1))
+    dim = _dim(encoder, params, batch_stats, one)
+    memory = None if config.memory is None else Memory.empty(config.memory, dim)
+    loss_params = loss_of(1).init(jax.random.fold_in(init_key, 1), dim, len(data.split.train))
+    state = create_state(
+        params,
+        batch_stats,
+        optimizer,
+        schedule,
+        train_key,
+        memory=memory,
+        loss_params=loss_params,
+    )
+    validate = make_validator(config, data, encoder, mesh)
+    setting = Setting(
+        data,
+        data.classes(),
+        encoder,
+        schedule,
+        mesh,
+        lambda epoch: compiled(loss_of(epoch))[1],
+        validate,
+    )
+    return setting, state
+
+
+@functools.lru_cache(maxsize=8)
+def optimizer_and_step(
+    encoder: Encoder,
+    optimizer: tuple[Any, ...],
+    histogram: bool,
+    augment: Augment | None,
+    microbatch: int | None,
+    memory_warmup: int,
+    mesh: Mesh,
+    loss: Loss,
+) -> tuple[optax.GradientTransformation, TrainStep]:
+    """Cached, so that runs which differ in nothing that is compiled share one compilation."""
+    rule = make_optimizer(*optimizer)
+    train_step = make_train_step(
+        encoder.apply,
+        rule,
+        loss,
+        histogram=histogram,
+        augment=augment,
+        microbatch=microbatch,
+        memory_warmup=memory_warmup,
+        mesh=mesh,
+    )
+    return rule, train_step
+
+
+def _one(data: RunData) -> jax.ShapeDtypeStruct:
+    """A batch of one example, as it is computed with."""
+    dtype = np.uint8 if data.dataset.pictures else np.float32
+    return jax.ShapeDtypeStruct((1, *data.dataset.examples.shape[1:]), dtype)
+
+
+def _dim(encoder: Encoder, params: Any, batch_stats: Any, one: jax.ShapeDtypeStruct) -> int:
+    """Numbers of an embedding, which a network of one's own decides."""
+    embed = functools.partial(encoder.apply, train=False, key=None)
+    embeddings, _ = jax.eval_shape(embed, params, batch_stats, one)
+    return int(embeddings.shape[-1])
+
+
+def check_own(config: TrainConfig, loss: Loss | None) -> None:
+    """Refuses a loss of one's own that is missing, not asked for, or of another distance.
+
+    Raises:
+        ValueError, TypeError: with what was expected.
+    """
+    if (loss is not None) != (config.loss == OWN):
+        raise ValueError(
+            f"a loss is given if, and only if, the configuration says loss {OWN!r}; it says "
+            f"{config.loss!r}"
+        )
+    if loss is not None and check_loss(loss).distance != config.distance:
+        raise ValueError(
+            f"a loss of your own must have the configuration's distance, {config.distance!r}, "
+            f"since reports compare by it; got {loss.distance!r}"
+        )
+
+
+def _optimizer(config: TrainConfig, data: RunData) -> tuple[Any, ...]:
+    """Arguments of :func:`~margin_jax.training.optimizers.make_optimizer`."""
+    steps = 1
+    if config.learning_rate_schedule != "constant" or config.freeze:
+        steps = len(plan_epoch(config, data.dataset, data.train, 0)[0])
+    return (
+        config.optimizer,
+        config.learning_rate,
+        config.learning_rate_schedule,
+        steps * config.epochs if config.learning_rate_schedule != "constant" else 1,
+        steps,
+        config.freeze,
+    )
+
+
+def _published(config: TrainConfig) -> tuple[Any, Any]:
+    """``(params, batch_stats)`` of the trunk that a run begins with."""
+    path = pretrained.fetch(config.encoder_name) if config.weights is None else config.weights
+    return pretrained.load_weights(config.encoder_name, path)
+
+
+def _begin_with(
+    trunk: tuple[Any, Any], config: TrainConfig, encoder: Encoder, params: Any, batch_stats: Any
+) -> tuple[Any, Any]:
+    """Takes over a published trunk, and the normalisation of images that goes with it."""
+    params, batch_stats = encoder.with_trunk(params, batch_stats, *trunk)
+    of_images = PRETRAINED[config.encoder_name]
+    mean, std = np.array(of_images.mean), np.array(of_images.std)
+    return params, encoder.with_normalisation(batch_stats, mean, std)
