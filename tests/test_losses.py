@@ -108,6 +108,10 @@ def test_the_triplet_loss_is_the_function():
     expected, counts = mj.batch_all_triplet_loss(examples, labels, 0.3, **options)
     assert found == expected
     assert stats.totals() == counts.totals()
+    swapped = mj.TripletLoss(swap=True, mining="semihard")({}, examples, labels, 0.3)[0]
+    told = {"swap": True, "mining": "semihard"}
+    assert swapped == mj.batch_all_triplet_loss(examples, labels, 0.3, **told)[0]
+    assert swapped != mj.TripletLoss(mining="semihard")({}, examples, labels, 0.3)[0]
     assert hash(loss) == hash(mj.TripletLoss(**options))
 
 

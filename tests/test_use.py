@@ -12,6 +12,7 @@ from PIL import Image
 import margin_jax as mj
 from margin_jax import cli, plots
 from margin_jax.data.pair_files import locate, read_pairs
+from margin_jax.evaluation.folds import fold_report
 from margin_jax.runs.use import (
     embed_folder,
     embed_identities,
@@ -121,7 +122,19 @@ def test_lfw_pairs_are_reported_by_folds(run, tmp_path, capsys):
     report, by_fold, trained_on, missing, count = evaluate_listed(run, tmp_path, listed)
     assert (missing, count) == ((), 24)
     assert (report.same, report.different) == (12, 12)
-    assert len(by_fold.accuracies) == 3
+    files, vectors, *_ = embed_folder(run, tmp_path)
+    vector = dict(zip(files, vectors, strict=True))
+    distances = []
+    for name, i, *other, j in (line.split("\t") for fold in folds for line in fold):
+        pair = (
+            vector[f"{n}/{n}_{int(k):04d}.jpg"] for n, k in ((name, i), ((other or [name])[0], j))
+        )
+        distances.append(np.linalg.norm(np.subtract(*pair)))
+    expected = fold_report(
+        np.array(distances), np.tile([True] * 4 + [False] * 4, 3), np.arange(24) // 8
+    )
+    assert by_fold.accuracies == expected.accuracies
+    assert by_fold.thresholds == pytest.approx(expected.thresholds, abs=1e-4)
     assert trained_on == ()
     out = tmp_path / "figures.json"
     command = ["evaluate", run.path, "--data-dir", tmp_path, "--pairs", listed, "--out", out]

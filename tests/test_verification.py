@@ -7,7 +7,7 @@ import oracle
 import pytest
 
 import margin_jax as mj
-from margin_jax.evaluation.embedding import pair_distances
+from margin_jax.evaluation.embedding import embed_examples, pair_distances
 
 
 def cases():
@@ -129,3 +129,14 @@ def test_pair_distances(distance, monkeypatch):
 
     expected = [plain(flat[a], flat[b]) for a, b in rows]
     np.testing.assert_allclose(pair_distances(vectors, rows, distance), expected, atol=2e-3)
+
+
+def test_embeddings_are_those_of_evaluation_in_the_order_of_the_rows():
+    def apply_fn(params, batch_stats, examples, *, train, key):
+        assert not train
+        assert key is None
+        return params * examples.reshape(len(examples), -1).astype(np.float32), batch_stats
+
+    examples = np.arange(20, dtype=np.uint8).reshape(5, 2, 2, 1)
+    found = embed_examples(apply_fn, np.float32(2), {}, examples, np.array([3, 0, 4]))
+    np.testing.assert_array_equal(found, 2.0 * examples.reshape(5, 4)[[3, 0, 4]])

@@ -19,7 +19,8 @@ import pytest
 from flax import linen as nn
 
 import margin_jax as mj
-from margin_jax.data.pairs import sample_pairs
+from margin_jax.data.pairs import Pairs, sample_pairs
+from margin_jax.runs.use import Embedded, evaluate_all_pairs, evaluate_retrieval, evaluate_run
 
 TIMING = ("seconds", "images_per_second", "data_wait")
 # Identities and images of each, brightness, contrast, spread, and the angle that tells them apart.
@@ -324,6 +325,38 @@ def test_a_run_is_what_plain_loops_make_of_its_folder(case):
         assert_figures(told, figures["test"])
         assert_figures(told["published"], figures["published"])
         assert_figures(told["hard"], figures["hard"])
+
+
+def test_a_run_is_used_with_its_own_distance_and_threshold(case):
+    """Pairs of images, all pairs and retrieval, of the embeddings that the run makes."""
+    config, _, report = read(case)
+    dataset, names = people()
+    run = mj.load_run(case, encoder=ENCODER)
+    rows, labels = rows_of("test", names), numbered(names)
+    vectors = run.embed(dataset.examples)
+    with np.load(case / "pairs.npz") as saved:
+        pairs, same = saved["test_rows"], saved["test_same"]
+    expected = distances_of(vectors, pairs, config["distance"])
+    np.testing.assert_allclose(run.distances(dataset.examples, pairs), expected, atol=2e-3)
+
+    embedded = Embedded(vectors, labels, Pairs(pairs, same))
+    assert evaluate_run(run, embedded).to_json().items() <= report["test"].items()
+    tested = Embedded(vectors[rows], labels[rows])
+    every = np.stack(np.triu_indices(len(rows), 1), axis=1)
+    distances = distances_of(tested.vectors, every, config["distance"])
+    alike = tested.labels[every[:, 0]] == tested.labels[every[:, 1]]
+    found = evaluate_all_pairs(run, tested)
+    right = np.mean((distances <= report["test"]["threshold"]) == alike)
+    assert found.accuracy == pytest.approx(right, abs=1e-3)
+    assert found.auc == pytest.approx(oracle.auc(distances, alike), abs=1e-4)
+    some = np.arange(0, len(rows), 3)
+    few = Embedded(tested.vectors[some], tested.labels[some])
+    recall, map_at_r, _ = oracle.retrieval(
+        few.vectors.astype(float), few.labels, config["distance"], (1, 2, 4, 8)
+    )
+    retrieved = evaluate_retrieval(run, few)
+    assert retrieved.recall_at == pytest.approx(recall)
+    assert retrieved.map_at_r == pytest.approx(map_at_r)
 
 
 def test_the_data_tell_apart_what_could_be_mixed_up(case):
