@@ -10,13 +10,13 @@ import pytest
 
 import margin_jax as mj
 from margin_jax import cli
+from margin_jax.data.moments import moments
 from margin_jax.data.pairs import sample_pairs
 from margin_jax.data.sampler import choose_batch
 from margin_jax.data.splits import split_identities
 from margin_jax.evaluation.all_pairs import all_pairs_report
 from margin_jax.evaluation.folds import fold_report
 from margin_jax.evaluation.verification import most_accurate_threshold
-from margin_jax.runs.run_data import moments
 from margin_jax.stats import EFFECTIVE_EDGES, EpochTotals
 from margin_jax.training.epoch import end_epoch
 from margin_jax.training.record import EpochPart
@@ -197,12 +197,10 @@ def test_ten_times_the_average_is_not_too_much():
 def test_of_more_images_so_many_are_measured_from_the_first_to_the_last(monkeypatch):
     images = np.zeros((9, 2, 2, 1), np.uint8)
     images[:] = np.array([9, 1, 7, 1, 5, 1, 7, 1, 3])[:, None, None, None] * 20
-    data = types.SimpleNamespace(
-        dataset=types.SimpleNamespace(examples=images, pictures=True), train=np.arange(9)
-    )
+    dataset = types.SimpleNamespace(examples=images, pictures=True)
     for most, measured in ((9, np.arange(9)), (8, np.delete(np.arange(9), 7)), (3, [0, 4, 8])):
-        monkeypatch.setattr("margin_jax.runs.run_data._PICTURES", most)
-        mean, std = moments(data)
+        monkeypatch.setattr("margin_jax.data.moments._PICTURES", most)
+        mean, std = moments(dataset, np.arange(9))
         values = images[measured] / 255
         assert mean == pytest.approx([values.mean()])
         assert std == pytest.approx([values.std()])
@@ -212,6 +210,6 @@ def test_each_channel_has_its_own_mean_and_spread():
     images = np.random.default_rng(0).integers(0, 256, (40, 3, 5, 3)) // np.array([1, 2, 5])
     dataset = types.SimpleNamespace(examples=images.astype(np.uint8), pictures=True)
     train = np.arange(3, 40, 2)
-    mean, std = moments(types.SimpleNamespace(dataset=dataset, train=train))
+    mean, std = moments(dataset, train)
     np.testing.assert_allclose(mean, (images[train] / 255).mean(axis=(0, 1, 2)))
     np.testing.assert_allclose(std, (images[train] / 255).std(axis=(0, 1, 2)))

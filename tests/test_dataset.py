@@ -8,9 +8,10 @@ from flax import linen as nn
 import margin_jax as mj
 from margin_jax import plots
 from margin_jax.data.dataset import read_rows
+from margin_jax.data.moments import moments
 from margin_jax.runs import run_data
 from margin_jax.runs.describe import describe
-from margin_jax.runs.run_data import moments, prepare_data
+from margin_jax.runs.run_data import prepare_data
 from margin_jax.runs.use import embed_folder, embed_identities, verify_images
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -107,12 +108,12 @@ def of_dtype(values, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("values", [1, 100, 10**6], ids="of {} values".format)
 def test_moments_are_those_of_the_training_examples(monkeypatch, dtype, values):
-    monkeypatch.setattr(run_data, "_VALUES", values)
+    monkeypatch.setattr("margin_jax.data.moments._VALUES", values)
     examples, labels = people((4, 5), np.float64)
     examples[..., 2] = 0.1  # what never changes has a spread of nothing, and is left as it is
     examples[..., 3] += 1000  # as little as it changes, it can be told
     data = prepare_data(OWN, mj.Dataset.from_arrays(of_dtype(examples, dtype), labels))
-    mean, std = moments(data)
+    mean, std = moments(data.dataset, data.train)
     own = data.dataset.examples[data.train].astype(np.float32).astype(np.float64).reshape(-1, 5)
     np.testing.assert_allclose(mean, own.mean(axis=0), rtol=1e-12)
     expected = own.std(axis=0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from margin_jax.config import TrainConfig
 from margin_jax.data import OWN, default_split, load_dataset
-from margin_jax.data.dataset import Dataset, read_rows
+from margin_jax.data.dataset import Dataset
 from margin_jax.data.decode import Reading, one_line
 from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
 from margin_jax.data.sampler import Coverage, choose_batch, pk_batches
@@ -21,8 +21,6 @@ if TYPE_CHECKING:  # it loads Flax, which data do not need
 
 PUBLISHED_PAIRS = 1_000
 PAIRS = 100_000
-# Pictures that the normalisation is measured on, at most, and values of other examples at a time.
-_PICTURES, _VALUES = 10_000, 2**22
 
 
 class RunData(NamedTuple):
@@ -227,53 +225,3 @@ def prepare_data(
     if loss is not None:
         described["loss"] = describe_loss(loss)
     return RunData(dataset, split, rows["train"], rows["validation"], pairs, described)
-
-
-def moments(data: RunData) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the training examples: what the network's input has taken off.
-
-    Returns:
-        float64[features] each, over all but the last axis: of pictures the channels, for values 0
-        to 1. Of a feature that never changes the deviation is 1, of a channel .001.
-
-    Raises:
-        ValueError: for an example that is not finite, of whatever part of the split.
-    """
-    return _of_pictures(data) if data.dataset.pictures else _of_floats(data)
-
-
-def _of_pictures(data: RunData) -> tuple[np.ndarray, np.ndarray]:
-    """Of more than ten thousand pictures, so many are measured, evenly spread."""
-    some = np.linspace(0, len(data.train) - 1, min(len(data.train), _PICTURES)).astype(int)
-    counts = np.zeros((data.dataset.examples.shape[-1], 256), int)
-    for rows in np.array_split(data.train[some], -(-len(some) // 256)):
-        pixels = data.dataset.examples[rows].reshape(-1, len(counts))
-        counts += np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
-    value, total = np.arange(256) / 255, counts[0].sum()  # exact, with no float copy
-    mean = counts @ value / total
-    variance = np.maximum(counts @ value**2 / total - mean**2, 0)
-    return mean, np.maximum(np.sqrt(variance), 1e-3)  # a channel that never changes is only shifted
-
-
-def _of_floats(data: RunData) -> tuple[np.ndarray, np.ndarray]:
-    """Of all training examples; the others are only looked at, as a run should not fail late."""
-    examples, train = data.dataset.examples, data.train
-    features = examples.shape[-1]
-    origin = read_rows(examples, train[:1]).reshape(-1, features)[0].astype(np.float64)
-    count, mean, squares = 0, np.zeros(features), np.zeros(features)
-    size = max(1, _VALUES // int(np.prod(examples.shape[1:])))
-    for start in range(0, len(examples), size):
-        block = read_rows(examples, np.arange(start, min(start + size, len(examples))))
-        own = train[slice(*np.searchsorted(train, [start, start + size]))] - start
-        # From an origin among them, so that what never changes is 0 exactly.
-        values = block[own].reshape(-1, features).astype(np.float64) - origin
-        if len(values) == 0:
-            continue
-        # Chan, Golub and LeVeque 1979: moments of the union from those of the parts.
-        share = len(values) / (count + len(values))
-        apart = values.mean(axis=0) - mean
-        squares += ((values - values.mean(axis=0)) ** 2).sum(axis=0) + apart**2 * count * share
-        mean += apart * share
-        count += len(values)
-    deviation = np.sqrt(squares / count)
-    return origin + mean, np.where(deviation > np.finfo(np.float32).tiny, deviation, 1.0)

@@ -12,12 +12,13 @@ from jax.sharding import Mesh
 from margin_jax.config import TrainConfig
 from margin_jax.data.augmentation import Augment, make_augment
 from margin_jax.data.dataset import Dataset
+from margin_jax.data.moments import moments
 from margin_jax.losses.base import OWN, Loss, check_loss
 from margin_jax.models import PRETRAINED, pretrained
 from margin_jax.models.encoder import Encoder
 from margin_jax.runs.folder import is_saved
 from margin_jax.runs.run import get_encoder
-from margin_jax.runs.run_data import RunData, moments, plan_epoch, prepare_data
+from margin_jax.runs.run_data import RunData, plan_epoch, prepare_data
 from margin_jax.runs.validation import make_validator
 from margin_jax.schedules import Schedule
 from margin_jax.training.memory import Memory
@@ -85,7 +86,7 @@ def set_up(
     if published is not None:
         params, batch_stats = _begin_with(published, config, encoder, params, batch_stats)
     elif not config.begins_with_weights:
-        batch_stats = encoder.with_normalisation(batch_stats, *moments(data))
+        batch_stats = encoder.with_normalisation(batch_stats, *moments(data.dataset, data.train))
     optimizer, _ = compiled(loss_of(1))
     dim = _dim(encoder, params, batch_stats, one)
     memory = None if config.memory is None else Memory.empty(config.memory, dim)
