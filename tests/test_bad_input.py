@@ -319,6 +319,14 @@ PYTHON = {
     ),
     "nobody twice": (lambda: mj.retrieval_report(E, np.arange(4)), "two images of one identity"),
     "embeddings NaN": (lambda: mj.retrieval_report(E * np.nan, Y), "embeddings must be finite"),
+    "labels of nothing": (
+        lambda: mj.Dataset.from_arrays(IMAGES, [0, 0, 1, None]),
+        "labels must be numbers or text, .*; got values of type object",
+    ),
+    "labels NaN": (
+        lambda: mj.Dataset.from_arrays(IMAGES, [0, 0, 1, np.nan]),
+        "labels must be numbers or text, .*; got NaN",
+    ),
     "columns of labels": (
         lambda: mj.Dataset.from_arrays(IMAGES, Y[:, None]),
         r"labels must have shape \(4,\); got \(4, 1\)",

@@ -97,7 +97,8 @@ def test_a_comparison_and_an_encoder_by_name_take_vectors(tmp_path):
     dataset = mj.Dataset.from_arrays(*people((12,), np.float32))
     asked = OWN.replace(encoder="mlp", embedding_size=8, epochs=1, out=str(tmp_path / "comparison"))
     schedules = ["constant:0.2", "constant:0.1"]
-    found = mj.compare(asked, schedules, [0], dataset=dataset)
+    arms = mj.vary(asked, schedule=schedules)
+    found = mj.compare(arms, [0], dataset=dataset)
     assert all(found.values(schedule, "auc") > 0.6 for schedule in schedules)
 
 

@@ -89,6 +89,11 @@ class Dataset:
             raise ValueError(f"examples must not be empty; got shape {examples.shape}")
         if labels.shape != examples.shape[:1]:
             raise ValueError(f"labels must have shape {examples.shape[:1]}; got {labels.shape}")
+        if labels.dtype.kind not in "iufbUST" or (
+            labels.dtype.kind == "f" and np.isnan(labels).any()
+        ):
+            got = "NaN" if labels.dtype.kind == "f" else f"values of type {labels.dtype}"
+            raise ValueError(f"labels must be numbers or text, one for each example; got {got}")
         names, dense = np.unique(labels, return_inverse=True)
         return cls(
             examples=examples,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -89,7 +90,9 @@ class Encoder:
         attributes = self._form.attributes(self.module)
         return f"Encoder(module={attributes}, colour={self.colour}), {count:,} parameters"
 
-    def init(self, key: Array, example_shape: Sequence[int]) -> tuple[Any, Any]:
+    def init(
+        self, key: chex.PRNGKey, example_shape: Sequence[int]
+    ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
         """``(params, batch_stats)`` for examples of a shape, such as [height, width, channels].
 
         The normalisation is one that changes nothing; see :meth:`with_normalisation`.
@@ -99,7 +102,9 @@ class Encoder:
         params, module = self._form.draw(self.module, key, examples)
         return params, {"module": module, "mean": features, "std": features + 1.0}
 
-    def with_normalisation(self, batch_stats: Any, mean: ArrayLike, std: ArrayLike) -> Any:
+    def with_normalisation(
+        self, batch_stats: chex.ArrayTree, mean: ArrayLike, std: ArrayLike
+    ) -> chex.ArrayTree:
         """`batch_stats` with a mean and a spread of examples, float[features] of the last axis.
 
         Those of pictures are of their channels, for values 0 to 1.
@@ -112,15 +117,25 @@ class Encoder:
         }
 
     def with_trunk(
-        self, params: Any, batch_stats: Any, trunk: Any, trunk_stats: Any
-    ) -> tuple[Any, Any]:
+        self,
+        params: chex.ArrayTree,
+        batch_stats: chex.ArrayTree,
+        trunk: chex.ArrayTree,
+        trunk_stats: chex.ArrayTree,
+    ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
         """``(params, batch_stats)`` with others for what is before the head."""
         module = {**batch_stats["module"], "trunk": trunk_stats}
         return {**params, "trunk": trunk}, {**batch_stats, "module": module}
 
     def apply(
-        self, params: Any, batch_stats: Any, examples: Array, *, train: bool, key: Array | None
-    ) -> tuple[Array, Any]:
+        self,
+        params: chex.ArrayTree,
+        batch_stats: chex.ArrayTree,
+        examples: Array,
+        *,
+        train: bool,
+        key: chex.PRNGKey | None,
+    ) -> tuple[Array, chex.ArrayTree]:
         """``(embeddings, batch_stats)``, as :func:`~margin_jax.make_train_step` wants it.
 
         Args:
