@@ -154,7 +154,7 @@ def test_a_notebook_without_widgets_is_given_no_advice():
         "sys.modules['ipykernel.zmqshell'] = types.ModuleType('ipykernel.zmqshell')\n"
         "sys.modules['IPython'] = types.SimpleNamespace(get_ipython=object)\n"
         "sys.modules['ipywidgets'] = None\n"
-        "from margin_jax.progress import ProgressBar\n"
+        "from margin_jax.runs.progress import ProgressBar\n"
         "with ProgressBar('a run', 1, 0, True) as bar:\n"
         "    bar.start(0.2, 1)\n"
         "    bar.validated(0.9)\n"

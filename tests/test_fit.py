@@ -369,11 +369,11 @@ def test_resume_takes_more_epochs_of_the_same_run_only(tiny_fit, tmp_path):
     assert timeless(longer.history) == timeless(whole.history)
     for change, message in (
         ({"seed": 5}, "seed is 0, asked for 5"),
-        ({"schedule": "constant"}, "schedule is dams, asked for constant"),
+        ({"schedule": "constant"}, "schedule is dams:threshold=0.5, asked for constant"),
         ({"epochs": 1}, "epochs is 3, asked for 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            tiny_fit(out, **again, **change)
+            tiny_fit(out, **{**again, **change})
     assert timeless(read_history(out)) == timeless(whole.history)
 
 

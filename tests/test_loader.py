@@ -84,7 +84,7 @@ def test_a_process_reads_only_the_rows_of_its_devices(monkeypatch):
 
     def parts(shape, sharding, read):
         assert shape == (8, 1, 1, 1)
-        return [read(index) for index in meshes.addressable_devices_indices_map(shape).values()]
+        return [read(index) for index in sharding.addressable_devices_indices_map(shape).values()]
 
     monkeypatch.setattr(meshes, "NamedSharding", Share)
     monkeypatch.setattr(jax, "make_array_from_callback", parts)

@@ -225,7 +225,7 @@ def test_nothing_to_freeze():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "rmsprob"}, "optimizer must be one of .* Did you mean 'rmsprop'"),
+        ({"text": "rmsprob"}, "optimizer must be one of .* Did you mean 'rmsprop'"),
         ({"schedule": "step79"}, "learning rate schedule must be one of .* mean 'step97'"),
         ({"learning_rate": 0.0}, "learning_rate must be finite and above 0; got 0.0"),
         ({"learning_rate": math.nan}, "learning_rate must be finite and above 0; got nan"),
@@ -236,7 +236,7 @@ def test_nothing_to_freeze():
 )
 def test_what_no_run_can_have(changes, message):
     make = functools.partial(make_optimizer, learning_rate=0.01, steps=8, steps_per_epoch=2)
-    given = {"name": "adam", "schedule": "constant"}
+    given = {"text": "adam", "schedule": "constant"}
     make(**given)
     with pytest.raises(ValueError, match=message):
         make(**{**given, **changes})

@@ -151,7 +151,7 @@ def test_they_answer_to_a_run(capsys, tmp_path):
         (["--history", "old", "--stimulus", "step"], "--stimulus and --history exclude each other"),
         (["--history", "old"], "no epoch with mean_effective and std_effective"),
         (["--history", "nowhere"], "no epochs in nowhere/history.jsonl"),
-        (["--margin", "-1", "exponential"], "exponential needs margins above 0"),
+        (["--margin", "0", "exponential"], "exponential needs margins above 0"),
     ],
 )
 def test_what_can_not_be_plotted_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
