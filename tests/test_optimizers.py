@@ -100,22 +100,35 @@ def walk(optimizer, params, gradients):
     return path
 
 
-def pytorch_rule(name, params, gradients, rates):
+def pytorch_rule(
+    name,
+    params,
+    gradients,
+    rates,
+    *,
+    b1=0.9,
+    b2=0.999,
+    eps=None,
+    decay=0.9,
+    momentum=0.9,
+    weight_decay=1e-5,
+):
     """What torch.optim documents, one array at a time and in float64."""
+    eps = eps or {"adam": 1e-8, "adagrad": 1e-10, "rmsprop": 1e-8}[name]
     theta = params.astype(np.float64)
     m, v, path = np.zeros_like(theta), np.zeros_like(theta), []
     for t, (g, rate) in enumerate(zip(gradients, rates, strict=True), 1):
         g = g.astype(np.float64)
         if name == "adam":
-            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
-            step = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            step = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
         elif name == "adagrad":
             v = v + g**2
-            step = g / (np.sqrt(v) + 1e-10)
+            step = g / (np.sqrt(v) + eps)
         else:
-            g = g + 1e-5 * theta
-            v = 0.9 * v + 0.1 * g**2
-            step = m = 0.9 * m + g / (np.sqrt(v) + 1e-8)
+            g = g + weight_decay * theta
+            v = decay * v + (1 - decay) * g**2
+            step = m = momentum * m + g / (np.sqrt(v) + eps)
         theta = theta - rate * step
         path.append(theta)
     return path
@@ -132,6 +145,27 @@ def test_optimisers_follow_pytorch(name, schedule):
         for ours, theirs in zip(path, expected, strict=True):
             np.testing.assert_allclose(ours[part], theirs, rtol=1e-5, atol=1e-6)
         assert np.abs(path[-1][part] - params[part])[:, 1:].min() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "parameters"),
+    [
+        ("adam:b1=0.5,b2=0.9,eps=0.01", {"b1": 0.5, "b2": 0.9, "eps": 0.01}),
+        ("adagrad:eps=0.1", {"eps": 0.1}),
+        (
+            "rmsprop:decay=0.5,momentum=0,eps=0.1,weight_decay=0.1",
+            {"decay": 0.5, "momentum": 0.0, "eps": 0.1, "weight_decay": 0.1},
+        ),
+    ],
+)
+def test_a_text_sets_what_the_rule_has(text, parameters):
+    params, gradients = start()
+    path = walk(make_optimizer(text, 0.01, "constant", 8, 4), params, gradients)
+    name, given = text.partition(":")[0], [g["head"] for g in gradients]
+    expected = pytorch_rule(name, params["head"], given, [0.01] * 8, **parameters)
+    usual = pytorch_rule(name, params["head"], given, [0.01] * 8)
+    np.testing.assert_allclose(path[-1]["head"], expected[-1], rtol=1e-5, atol=1e-6)
+    assert np.abs(expected[-1] - usual[-1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
