@@ -110,18 +110,24 @@ def origin(distance: DistanceFn, rows: Array, real: Array | None = None) -> Arra
     if distance not in (euclidean, squared_euclidean):
         return jnp.zeros_like(rows, shape=(1, rows.shape[1]))
     rows = jax.lax.stop_gradient(rows)
-    counted = jnp.all(jnp.isfinite(rows), axis=1)
+    squares = jnp.sum(rows * rows, axis=1)
+    counted = jnp.isfinite(squares)
     counted = counted if real is None else counted & real
     rows = jnp.where(counted[:, None], rows, 0)
     count = jnp.maximum(jnp.sum(counted), 1).astype(rows.dtype)
     mean = jnp.sum(rows, axis=0, keepdims=True) / count
-    square = jnp.sum((rows - mean) ** 2, axis=1)
-    spread = jnp.sum(jnp.where(counted, square, 0)) / count
-    nearest = jax.lax.dynamic_slice_in_dim(
-        rows, jnp.argmin(jnp.where(counted, square, jnp.inf)), 1, axis=0
-    )
-    far = jnp.sum(mean * mean) > jnp.maximum(1000 * spread, 2)
-    return jnp.where(far, nearest, 0)
+    common = jnp.sum(mean * mean)
+    spread = jnp.sum(jnp.where(counted, squares, 0)) / count - common
+
+    def nearest() -> Array:
+        away = jnp.sum((rows - mean) ** 2, axis=1)
+        row = jnp.argmin(jnp.where(counted, away, jnp.inf))
+        return jax.lax.dynamic_slice_in_dim(rows, row, 1, axis=0)
+
+    # Looked for only where it is wanted: hardly any batch has one, and small ones are soon done.
+    far = common > jnp.maximum(1000 * spread, 2)
+    found: Array = jax.lax.cond(far, nearest, lambda: rows[:1] * 0)
+    return found
 
 
 def paired(distance: DistanceFn, x: Array, y: Array) -> Array:
