@@ -38,6 +38,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(jax|chex|numpy|optax|flax|collections|pathlib|typing)\..*"),
     ("py:class", "Figure"),  # matplotlib's, imported where one is drawn
+    ("py:class", "ArrayTree"),  # chex's, which is defined by itself
     ("py:class", "int32|float32|batch"),  # a property's type and shape, "int32[batch]"
 ]
 

@@ -118,16 +118,11 @@ def origin(distance: DistanceFn, rows: Array, real: Array | None = None) -> Arra
     mean = jnp.sum(rows, axis=0, keepdims=True) / count
     common = jnp.sum(mean * mean)
     spread = jnp.sum(jnp.where(counted, squares, 0)) / count - common
-
-    def nearest() -> Array:
-        away = jnp.sum((rows - mean) ** 2, axis=1)
-        row = jnp.argmin(jnp.where(counted, away, jnp.inf))
-        return jax.lax.dynamic_slice_in_dim(rows, row, 1, axis=0)
-
-    # Looked for only where it is wanted: hardly any batch has one, and small ones are soon done.
     far = common > jnp.maximum(1000 * spread, 2)
-    found: Array = jax.lax.cond(far, nearest, lambda: rows[:1] * 0)
-    return found
+    away = jnp.sum((rows - mean) ** 2, axis=1)
+    nearest = jnp.argmin(jnp.where(counted, away, jnp.inf))
+    # No `cond`: on an accelerator the host would wait for it, and the rest takes less.
+    return jnp.where(far, jax.lax.dynamic_slice_in_dim(rows, nearest, 1, axis=0), 0)
 
 
 def paired(distance: DistanceFn, x: Array, y: Array) -> Array:
