@@ -16,7 +16,7 @@ from PIL import Image
 
 import margin_jax as mj
 from margin_jax.files import to_json
-from margin_jax.runs import fit, resume
+from margin_jax.runs import claim, fit, resume
 from margin_jax.runs.folder import read_config, read_history
 from margin_jax.runs.run_data import prepare_data
 from margin_jax.runs.validation import best_epoch
@@ -452,7 +452,11 @@ def test_overwriting_removes_the_run_and_nothing_else(tiny_fit, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "kept"
 
 
-def test_nobody_else_may_begin_resume_or_overwrite_a_run_that_is_trained(tiny_fit, tmp_path):
+def test_nobody_else_may_begin_resume_or_overwrite_a_run_that_is_trained(
+    tiny_fit, tmp_path, monkeypatch
+):
+    """Nor even look at what it would remove, which comes and goes while a run is saved."""
+    monkeypatch.setattr(claim, "check_removable", lambda folder: pytest.fail("it is not ours"))
     whole, out = tiny_fit(tmp_path / "whole"), tmp_path / "run"
     refused = []
 

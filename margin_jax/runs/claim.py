@@ -45,6 +45,8 @@ def claim(config: TrainConfig) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         held.enter_context(locked(config.folder))
         check_folder(config)  # a run could begin, and end, in between
+        if config.overwrite and is_run(config.folder):
+            check_removable(config.folder)  # now that nobody writes there
         yield
 
 
@@ -66,8 +68,6 @@ def check_folder(config: TrainConfig) -> None:
         raise ValueError(
             f"{folder} holds a run: ask to --resume or to --overwrite it, or choose another --out"
         )
-    if config.overwrite:
-        check_removable(folder)
 
 
 def check_removable(folder: Path) -> None:
