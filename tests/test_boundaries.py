@@ -46,14 +46,13 @@ def test_a_tie_of_the_margin_is_easy_and_one_of_the_distances_is_hard(
 
 
 def test_a_tie_of_the_swap_sends_its_gradient_to_the_anchor():
-    """The negative is as far from the anchor as from its positive."""
-    x, labels = np.array([[0.0, 0.0], [2.0, 0.0], [1.0, 1.0]]), [0, 0, 1]
-    expected = oracle.batch_all(x, labels, 5.0, distance="squared_euclidean", swap=True)
+    """The negative is as far from the anchor as from its positive, which is no anchor here."""
+    anchor, others = np.zeros((1, 2)), np.array([[2.0, 0.0], [1.0, 1.0]])
+    options = {"reference_labels": [0, 1], "distance": "squared_euclidean", "swap": True}
+    expected = oracle.batch_all(anchor, [0], 5.0, references=others, **options)
     gradient = jax.grad(
-        lambda x: mj.batch_all_triplet_loss(
-            x, labels, 5.0, distance="squared_euclidean", swap=True
-        )[0]
-    )(jnp.asarray(x, jnp.float32))
+        lambda x: mj.batch_all_triplet_loss(x, [0], 5.0, references=others, **options)[0]
+    )(jnp.asarray(anchor, jnp.float32))
     np.testing.assert_allclose(gradient, expected.to_embeddings, atol=1e-6)
 
 

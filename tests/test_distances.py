@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import margin_jax as mj
 from margin_jax.evaluation.embedding import pair_distances
-from margin_jax.losses.distances import euclidean, origin, squared_euclidean
+from margin_jax.losses.distances import euclidean, origin, paired, squared_euclidean
 
 FAR = {"1e5": (1e5, 1.0), "100 and .01": (100.0, 0.01)}
 N, DIM = 64, 128
@@ -187,3 +187,13 @@ def test_vmap_and_other_margins_do_not_recompile():
     np.testing.assert_allclose(losses, alone, rtol=1e-5)
     run(batches, 2 * margin)
     assert len(traced) == 1
+
+
+def test_pairs_are_measured_from_the_first_row():
+    """Of a distance of one's own, which need not be the same both ways."""
+    x, y = np.array([[1.0], [2.0]]), np.array([[3.0], [5.0]])
+
+    def lopsided(x, y):
+        return x[:, None, 0] - 2 * y[None, :, 0]
+
+    np.testing.assert_array_equal(paired(lopsided, x, y), [-5.0, -8.0])

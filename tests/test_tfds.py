@@ -23,7 +23,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from margin_jax.data import default_split, load_dataset
-from margin_jax.data.tfds import PRESETS, get_preset, prepared
+from margin_jax.data.presets import PRESETS, get_preset
+from margin_jax.data.tfds import prepared
 
 MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None

@@ -11,6 +11,7 @@ from margin_jax.cli.options import check_out, config_options
 from margin_jax.config import TrainConfig
 from margin_jax.config.option import as_file_name
 from margin_jax.data import tfds
+from margin_jax.data.presets import PRESETS
 
 app = typer.Typer()
 
@@ -43,12 +44,10 @@ def list_datasets(
         ("glyphs", "letters in twelve typefaces", "comes with the package"),
         ("folder", "your own images, a folder for each identity", "give --data-dir"),
     ]
-    for name, preset in tfds.PRESETS.items():
+    for name, preset in PRESETS.items():
         where = "prepared" if name in configured else "not prepared"
         lines.append((f"{tfds.PREFIX}{name}", preset.about, where))
-    lines += [
-        (f"{tfds.PREFIX}{name}", "", "prepared") for name in prepared if name not in tfds.PRESETS
-    ]
+    lines += [(f"{tfds.PREFIX}{name}", "", "prepared") for name in prepared if name not in PRESETS]
     for name, about, where in lines:
         typer.echo(f"{name:<24} {about:<50} {where}")
     typer.echo(

@@ -79,8 +79,7 @@ def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator
     """
     hints = get_type_hints(TrainConfig, include_extras=True)
     fields = [field for field in dataclasses.fields(TrainConfig) if field.name not in without]
-
-    names = {field.name for field in fields}
+    known = {field.name for field in fields}
 
     def parameter(field: "dataclasses.Field[Any]") -> inspect.Parameter:
         kind, option = hints[field.name].__origin__, hints[field.name].__metadata__[0]
@@ -108,7 +107,7 @@ def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator
             path = values.pop("config")
             if path is not None:
                 said = read_options(local_path("config", path))
-                values = {name: said[name] for name in names if name in said} | values
+                values = {name: said[name] for name in known if name in said} | values
             return command(**values)
 
         context = inspect.Parameter(

@@ -8,9 +8,10 @@ from typing import Annotated, ClassVar
 
 from margin_jax.choices import check_choice, one_of
 from margin_jax.config.option import Option, as_file_name
-from margin_jax.data import DATASETS, check_dataset, tfds
+from margin_jax.data import DATASETS, check_dataset
 from margin_jax.data.decode import FITS, TRANSPARENCIES
 from margin_jax.data.folder import REPEATED_NAMES
+from margin_jax.data.presets import PRESETS
 from margin_jax.data.splits import check_split
 
 
@@ -131,7 +132,7 @@ def _dataset_as_meant(name: str) -> str:
     Raises:
         ValueError: with what to say instead.
     """
-    if isinstance(name, str) and name in tfds.PRESETS:
+    if isinstance(name, str) and name in PRESETS:
         raise ValueError(f"dataset {name} is one of TensorFlow Datasets: say tfds:{name}")
     if isinstance(name, str) and Path(name).is_dir():
         raise ValueError(

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from margin_jax import losses
 from margin_jax.choices import check_choice, one_of
 from margin_jax.config.option import Option
+from margin_jax.losses import LOSSES, make_loss, resolve_loss
+from margin_jax.losses.base import OWN, Loss
 from margin_jax.losses.batch_all import REDUCTIONS
 from margin_jax.losses.distances import DISTANCES
 from margin_jax.losses.mining import mining_schedule, mining_starts
@@ -50,7 +51,7 @@ class LossConfig:
             "What trains the network: NAME or NAME:KEY=VALUE,..., as in triplet:swap=true; triplet "
             "has distance, reduction, mining, swap and soft, of which the first three are options "
             "too. "
-            f"{one_of(losses.LOSSES)}",
+            f"{one_of(LOSSES)}",
         ),
     ] = "triplet"
     distance: Annotated[str, Option(f"Between embeddings. {one_of(DISTANCES)}")] = "euclidean"
@@ -92,8 +93,8 @@ class LossConfig:
         check_choice("distance", self.distance, DISTANCES)
         check_choice("reduction", self.reduction, REDUCTIONS)
         starts = mining_starts(self.mining)
-        if self.loss != losses.OWN:
-            _, values = losses.resolve_loss(self.loss, self._loss_options(1))
+        if self.loss != OWN:
+            _, values = resolve_loss(self.loss, self._loss_options(1))
             for epoch in starts:
                 self.make_loss(epoch)
             for name in set(_LOSS_OPTIONS) & set(values):
@@ -101,9 +102,9 @@ class LossConfig:
         if self.memory_warmup and self.memory is None:
             raise ValueError(f"memory_warmup is for memory; got {self.memory_warmup} without it")
 
-    def make_loss(self, epoch: int) -> losses.Loss:
+    def make_loss(self, epoch: int) -> Loss:
         """The loss of an epoch, from 1; not one's own."""
-        return losses.make_loss(self.loss, self._loss_options(epoch))
+        return make_loss(self.loss, self._loss_options(epoch))
 
     def _loss_options(self, epoch: int) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in _LOSS_OPTIONS}

@@ -6,6 +6,7 @@ from margin_jax.choices import check_choice
 from margin_jax.data import folder, glyphs, tfds
 from margin_jax.data.dataset import Dataset
 from margin_jax.data.decode import FITS, Reading
+from margin_jax.data.presets import get_preset
 
 DATASETS = ("glyphs", "folder", "tfds:NAME")
 # The name of a dataset that is given as an object.
@@ -94,5 +95,5 @@ def load_dataset(
 
 def default_split(name: str) -> str:
     """The split of a dataset's identities where none is asked for."""
-    preset = tfds.get_preset(name.removeprefix(tfds.PREFIX)) if ":" in name else None
+    preset = get_preset(name.removeprefix(tfds.PREFIX)) if ":" in name else None
     return (preset and preset.split) or "40/10/50"

@@ -2,8 +2,6 @@
 
 They are kept as array_record files below ``data_dir/NAME/CONFIG/VERSION``. TFDS writes them in a
 folder of another name, which gets this one when all is written, so half a data set is never read.
-
-A little long with the table of presets, which would say nothing in a file of its own.
 """
 
 import contextlib
@@ -11,11 +9,10 @@ import difflib
 import importlib.util
 import io
 import os
-import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -23,6 +20,7 @@ from margin_jax.choices import check_choice
 from margin_jax.data.dataset import Dataset
 from margin_jax.data.decode import USUAL, Reading
 from margin_jax.data.images import load_images
+from margin_jax.data.presets import get_preset
 
 PREFIX = "tfds:"
 DEFAULT_SIZE = 64
@@ -38,42 +36,6 @@ _BLOCK = 1024  # records that are read at a time
 _FEW = 8  # files that are named in an error
 
 _Read: TypeAlias = Callable[[np.ndarray], list[Any]]
-
-
-class Preset(NamedTuple):
-    """What suits a data set.
-
-    Attributes:
-        about: identities and images, for a person.
-        image_size: height and width in pixels.
-        channels: 1 (grey) or 3 (RGB).
-        parts: the splits of TFDS that are merged before the identities are split.
-        split: of the identities, where the usual one needs more of them.
-    """
-
-    about: str
-    image_size: int
-    channels: int
-    parts: str = "all"
-    split: str | None = None
-
-
-# Numbers as in the catalogue of TFDS.
-PRESETS = {
-    "lfw": Preset("5,749 people, 13,233 photographs", 96, 3),
-    "caltech_birds2011": Preset("200 species, 11,788 photographs (CUB-200-2011)", 96, 3),
-    "cars196": Preset("196 models of cars, 16,185 photographs", 96, 3),
-    # Its other parts are subsets of train.
-    "omniglot": Preset("1,623 characters, 32,460 drawings", 64, 1, parts="train+test"),
-    "mnist": Preset("10 digits, 70,000 images", 28, 1, split="40/20/40"),
-    "emnist": Preset("up to 62 letters and digits, 814,255 images", 28, 1),
-    "fashion_mnist": Preset("10 kinds of clothes, 70,000 images", 28, 1, split="40/20/40"),
-}
-
-
-def get_preset(name: str) -> Preset | None:
-    """The preset of a data set, whatever its configuration."""
-    return PRESETS.get(re.split("[:/]", name)[0])
 
 
 def load(

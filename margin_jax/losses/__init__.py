@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from margin_jax.losses.base import OWN, Loss, check_loss, describe_loss, takes_references
+from margin_jax.losses.base import Loss
 from margin_jax.losses.triplet import TripletLoss
 from margin_jax.spec import resolve
 
@@ -32,16 +32,3 @@ def make_loss(text: str, defaults: Mapping[str, Any]) -> Loss:
     """
     name, values = resolve_loss(text, defaults)
     return LOSSES[name](**values)
-
-
-__all__ = [
-    "LOSSES",
-    "OWN",
-    "Loss",
-    "TripletLoss",
-    "check_loss",
-    "describe_loss",
-    "make_loss",
-    "resolve_loss",
-    "takes_references",
-]

@@ -1,13 +1,7 @@
-"""Schedules that answer to what was measured in the epoch.
+"""Schedules that answer to what was measured in the epoch."""
 
-Long, since each has its formula, its source and an example beside it.
-"""
-
-import functools
 import math
-from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -20,7 +14,10 @@ from margin_jax.schedules.base import (
     first_state,
     next_state,
     number,
+    of_epochs,
     share,
+    times,
+    unless_silent,
 )
 from margin_jax.stats import EFFECTIVE_EDGES, EpochStats
 
@@ -101,9 +98,9 @@ def dams(
         lowered = jnp.maximum(state.margin - down, start)
         unless_hard = jnp.where(easy < low, lowered, state.margin)
         after = next_state(state, jnp.where(easy >= high, raised, unless_hard))
-        return _unless_silent(after, state, stats)
+        return unless_silent(after, state, stats)
 
-    return Schedule(init, _of_epochs(update), easy_share=threshold)
+    return Schedule(init, of_epochs(update), easy_share=threshold)
 
 
 def automargin(
@@ -157,7 +154,7 @@ def automargin(
         first = memory["measured"] == 0
 
         def follow(old: Array, new: Array | np.float32) -> Array:
-            moved = old + _times(new - old, 1 - smoothing)
+            moved = old + times(new - old, 1 - smoothing)
             if smoothing == 0:  # of a past thousands of times as large, rounding would leave a part
                 moved = jnp.where(jnp.abs(new - old) > 4096 * jnp.abs(new), new, moved)
             return jnp.where(first, new, moved)
@@ -166,14 +163,14 @@ def automargin(
         s = follow(memory["std"], stats.std_effective)
         after = next_state(
             state,
-            jnp.maximum(_times(m, part) + _times(s, spread), 0),
+            jnp.maximum(times(m, part) + times(s, spread), 0),
             mean=m,
             std=s,
             measured=memory["measured"] + 1,
         )
-        return _unless_silent(after, state, stats)
+        return unless_silent(after, state, stats)
 
-    return Schedule(init, _of_epochs(update))
+    return Schedule(init, of_epochs(update))
 
 
 def quantile_margin(margin: float = 0.2, quantile: float = 0.1, low: float = 0.05) -> Schedule:
@@ -212,11 +209,11 @@ def quantile_margin(margin: float = 0.2, quantile: float = 0.1, low: float = 0.0
         lower = upper - 1
         inside = cdf[upper] - cdf[lower]
         part = jnp.where(inside > 0, (wanted - cdf[lower]) / inside, 0)
-        reached = edges[lower] + _times(edges[upper] - edges[lower], jnp.clip(part, 0, 1))
+        reached = edges[lower] + times(edges[upper] - edges[lower], jnp.clip(part, 0, 1))
         after = next_state(state, jnp.maximum(reached, lowest))
-        return _unless_silent(after, state, stats, cdf[-1])
+        return unless_silent(after, state, stats, cdf[-1])
 
-    return Schedule(init, _of_epochs(update), needs_histogram=True)
+    return Schedule(init, of_epochs(update), needs_histogram=True)
 
 
 def target_easy_fraction(
@@ -291,60 +288,9 @@ def target_easy_fraction(
         return first_state(start, integral=jnp.asarray(start, jnp.float32))
 
     def update(state: ScheduleState, stats: EpochStats) -> ScheduleState:
-        error = _times(stats.easy_fraction - wanted, stats.std_effective)
-        integral = jnp.clip(state.memory["integral"] + _times(error, integral_gain), *limits)
-        margin = jnp.clip(integral + _times(error, proportional_gain), *limits)
-        return _unless_silent(next_state(state, margin, integral=integral), state, stats)
+        error = times(stats.easy_fraction - wanted, stats.std_effective)
+        integral = jnp.clip(state.memory["integral"] + times(error, integral_gain), *limits)
+        margin = jnp.clip(integral + times(error, proportional_gain), *limits)
+        return unless_silent(next_state(state, margin, integral=integral), state, stats)
 
-    return Schedule(init, _of_epochs(update), easy_share=target)
-
-
-Update = Callable[[ScheduleState, EpochStats], ScheduleState]
-
-
-def _of_epochs(update: Update) -> Update:
-    """The same; in plain words where it is given other statistics."""
-
-    @functools.wraps(update)
-    def checked(state: ScheduleState, stats: EpochStats) -> ScheduleState:
-        if not isinstance(stats, EpochStats):
-            raise TypeError(
-                "a schedule's update needs EpochStats, as EpochTotals.stats() or EpochStats.of() "
-                f"give them; got {type(stats).__name__}"
-            )
-        return update(state, stats)
-
-    return checked
-
-
-def _unless_silent(
-    after: ScheduleState, before: ScheduleState, stats: EpochStats, *more: Array
-) -> ScheduleState:
-    """The state `after`, or, if the epoch says nothing, the one before with its epoch counted.
-
-    An epoch whose statistics float32 can not compute with, though it holds them, says nothing
-    either: what is remembered would be NaN for good, or a margin that no loss takes.
-    """
-    seen = jnp.stack([stats.easy_fraction, stats.mean_effective, stats.std_effective, *more])
-    computed = jnp.stack([v.astype(jnp.float32) for v in jax.tree.leaves(after)])
-    said = jnp.all(jnp.isfinite(seen)) & jnp.all(jnp.abs(computed) < 1e38)
-    same = next_state(before, before.margin, **before.memory)
-    kept: ScheduleState = jax.tree.map(lambda new, old: jnp.where(said, new, old), after, same)
-    return kept
-
-
-def _times(x: Array | np.float32, y: Array | np.float32 | float) -> Array:
-    """The product of both factors rounded to 12 significant bits, which float32 holds exactly.
-
-    A compiler may fuse a product and a sum into one operation with one rounding, and does so in one
-    program and not in the next. Of an exact product there is nothing to round, so a schedule
-    decides bit for bit alike on the host, under ``jit`` and in ``scan``. It costs up to 4.9e-4 of
-    the product.
-    """
-
-    def rounded(v: Array | np.float32 | float) -> Array:
-        bits = jax.lax.bitcast_convert_type(jnp.asarray(v, jnp.float32), jnp.int32)
-        shortened = (bits + 0x800) & ~0xFFF  # to nearest: a float's bits grow with its magnitude
-        return jax.lax.bitcast_convert_type(shortened, jnp.float32)
-
-    return rounded(x) * rounded(y)
+    return Schedule(init, of_epochs(update), easy_share=target)
