@@ -10,6 +10,11 @@ import pytest
 
 # Before any computation: several tests place arrays on a mesh of virtual devices.
 jax.config.update("jax_num_cpu_devices", 8)
+# Most of the time goes into compiling, half of that into optimising machine code that runs once.
+# What XLA makes of a program before that is the same. Processes that tests start inherit it.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 # A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -87,12 +87,15 @@ def ties(case):
 )
 def test_triplets(case, loss):
     value, counts, gradient = run(case, loss)
-    np.testing.assert_allclose(value, case[loss], rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(
-        np.linalg.norm(gradient), case[f"gradnorm_{loss}"], rtol=1e-8, atol=1e-12
+    # Of duplicates, a distance is the root of a rounding error.
+    of_root = case["set"].startswith("dup") and case["distance"].startswith("euclid")
+    close = functools.partial(
+        np.testing.assert_allclose, rtol=1e-6 if of_root else 1e-8, atol=1e-12
     )
+    close(value, case[loss])
+    close(np.linalg.norm(gradient), case[f"gradnorm_{loss}"])
     if f"grad_{loss}" in case:
-        np.testing.assert_allclose(gradient, case[f"grad_{loss}"], rtol=1e-8, atol=1e-12)
+        close(gradient, case[f"grad_{loss}"])
     if loss != "swap_mean":  # theirs count without the swap
         at_margin = ties(case)
         assert counts == {

@@ -172,7 +172,7 @@ def run_together(*commands, status=0, meanwhile=lambda processes: None):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
         )
         for command in commands
     ]

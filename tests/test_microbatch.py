@@ -101,7 +101,10 @@ def test_it_is_the_step_of_the_whole_batch(microbatch):
         assert min(other.stats.totals().values()) > 0
         assert output.stats.totals() == other.stats.totals()
         np.testing.assert_array_equal(output.stats.hard, other.stats.hard)  # in the batch's order
-        np.testing.assert_array_equal(output.histogram, other.histogram)
+        assert output.histogram.sum() == other.histogram.sum()
+        # Rounding may take a gap over an edge.
+        apart = np.cumsum(output.histogram) - np.cumsum(other.histogram)
+        assert np.abs(apart).max() <= 1
         # Both have lost digits: they are small sums of large terms.
         assert_close([output.loss, output.gradient_norm], [other.loss, other.gradient_norm], 1e-5)
     assert_close(state.params, whole.params, 1e-6)
