@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     )
     from margin_jax.runs.arms import compare, vary
     from margin_jax.runs.comparison import Comparison
+    from margin_jax.runs.features import extract_features
     from margin_jax.runs.fit import fit
     from margin_jax.runs.run import Run, load_run
     from margin_jax.training.epoch import train_epoch
@@ -83,6 +84,7 @@ _LAZY = {
     "all_pairs_report": "evaluation.all_pairs",
     "choose_threshold": "evaluation.verification",
     "create_state": "training.state",
+    "extract_features": "runs.features",
     "fit": "runs.fit",
     "load_dataset": "data",
     "load_run": "runs.run",
@@ -133,6 +135,7 @@ __all__ = [
     "dams",
     "effective_margin_histogram",
     "exponential",
+    "extract_features",
     "fit",
     "from_optax",
     "hold_schedule",

@@ -27,6 +27,17 @@ def local_path(name: str, value: str | Path) -> Path:
     return Path(text).expanduser()
 
 
+def check_file(name: str, path: Path) -> None:
+    """Whether a file can be written there: before the work, not after it.
+
+    Raises:
+        ValueError: if not.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        what = "that is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ValueError(f"{name} must be a file in a folder; got {path}: {what}")
+
+
 def parse_json(text: str) -> Any:
     """What strict JSON says.
 

@@ -188,6 +188,24 @@ ROWS = [
     ("embed nowhere flat", "no finished run in nowhere"),
     ("embed flat flat --out nowhere/e.npz", "--out must be .* there is no folder nowhere"),
     ("verify nowhere one.png one.png", "no finished run in nowhere"),
+    ("features nowhere", "--data-dir must be a folder of images; there is no folder .*nowhere"),
+    ("features flat --data-dir flat", "give the folder once"),
+    ("features flat --encoder mlp", "2 files lie in no folder of their own"),
+    ("features --out flat", "--out must be a file in a folder; got flat: that is a folder"),
+    ("features --out nowhere/x.npz", "--out must be .* there is no folder nowhere"),
+    ("features --out x.npy", r"--out must end in \.npz; got x.npy"),
+    ("features --out old.npz", "old.npz exists: ask to --overwrite it, or choose another --out"),
+    ("features --encoder small_cnn", "encoders with a head of their own; got small_cnn"),
+    ("features --encoder resnet", "encoder must be one of "),
+    ("features --weights no.safetensors", "--weights .* there is no file"),
+    ("features --pretrained --weights one.png", "--pretrained and --weights exclude each other"),
+    ("features --views 2", "views and --augment need each other, .*; got 2 and 'none'"),
+    ("features --augment flip", "views and --augment need each other"),
+    ("features --views -1 --augment flip", "views and --augment need each other"),
+    ("features --views x", "'--views': Input should be a valid integer"),
+    ("features --feature-dtype float", "feature.dtype must be one of float32, float16"),
+    ("features --batch-size 0", "batch.size must be at least 1; got 0"),
+    ("features --epochs 3", "No such option: --epochs"),
     ("datasets describe glyfs", "Did you mean 'glyphs'"),
     ("datasets describe glyphs --out nowhere/x.png", "--out must be .* there is no folder nowhere"),
     ("datasets describe glyphs --out flat", "--out must be .*got flat: that is a folder"),
@@ -224,6 +242,7 @@ def place(tmp_path_factory):
     (root / "folder.json").mkdir()
     for name in ("one.png", "flat/1.png", "flat/2.png"):
         Image.new("L", (4, 4)).save(root / name)
+    (root / "old.npz").write_bytes(b"")
     (root / "pictures.zip").write_bytes(b"PK\3\4")
     (root / "old" / "history.jsonl").write_text("nonsense\n")
     for name, content in SPLITS.items():

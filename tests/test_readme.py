@@ -97,6 +97,7 @@ def test_commands_and_options_exist(capsys, monkeypatch):
         "compare",
         "evaluate",
         "embed",
+        "features",
         "verify",
         "schedules",
         "datasets",

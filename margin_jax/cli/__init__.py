@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from margin_jax import __version__
-from margin_jax.cli import compare, datasets, schedules, train, use
+from margin_jax.cli import compare, datasets, features, schedules, train, use
 from margin_jax.cli.options import ELSEWHERE, name_options
 from margin_jax.cli.streams import Shown, hold_streams
 
@@ -41,6 +41,7 @@ def margin_jax(version: Annotated[bool, _VERSION] = False) -> None:
 
 app.command()(train.train)
 app.command()(compare.compare)
+app.command()(features.features)
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(datasets.app, name="datasets")
 app.command()(use.evaluate)

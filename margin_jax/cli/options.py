@@ -11,7 +11,7 @@ import typer
 
 from margin_jax.config import PARTS, TrainConfig
 from margin_jax.config.file import read_options
-from margin_jax.files import local_path
+from margin_jax.files import check_file, local_path
 
 # Options as other programs call them.
 ELSEWHERE = {
@@ -48,6 +48,7 @@ _PANELS = {name: part.PANEL for part in PARTS for name in part.__annotations__}
 # Of a configuration (but a comparison has --schedules, and each is a schedule), and of commands.
 _FIELDS = {field.name for field in dataclasses.fields(TrainConfig)} - {"schedule"}
 _FIELDS |= {"schedules", "seeds", "count", "pairs", "stimulus", "coordinator", "compilation_cache"}
+_FIELDS |= {"views", "batch_size", "feature_dtype"}
 _LONG = "|".join(sorted((name for name in _FIELDS if "_" in name), key=len, reverse=True))
 _IN_A_SENTENCE = re.compile(rf"(?<![\w./'-])({_LONG})(?![\w./'-])")
 _SUBJECT = re.compile(r"([a-z]+)( and )?(?(2)([a-z]+))(?= (?:must|is|are|needs?|exclude) )")
@@ -143,9 +144,7 @@ def check_out(out: Path, *, picture: bool = False) -> None:
     Raises:
         ValueError: if not, or (picture) its name has the ending of no picture.
     """
-    if out.is_dir() or not out.parent.is_dir():
-        what = "that is a folder" if out.is_dir() else f"there is no folder {out.parent}"
-        raise ValueError(f"out must be a file in a folder; got {out}: {what}")
+    check_file("out", out)
     if picture:
         from matplotlib.figure import Figure
 

@@ -51,12 +51,33 @@ def embed_examples(
     for batch, read in zip(
         plan, read_ahead(examples, [batch[own[own < len(batch)]] for batch in plan]), strict=True
     ):
-        padded = np.pad(read, [(0, len(own) - len(read))] + [(0, 0)] * (read.ndim - 1))
-        placed = place_rows(padded, mesh, size)
-        vectors.append(
-            np.asarray(_embed(apply_fn, mesh, params, batch_stats, placed))[: len(batch)]
-        )
+        embedded = embed_batch(apply_fn, params, batch_stats, read, mesh=mesh, size=size)
+        vectors.append(embedded[: len(batch)])
     return np.concatenate(vectors)
+
+
+def embed_batch(
+    apply_fn: ApplyFn,
+    params: chex.ArrayTree,
+    batch_stats: chex.ArrayTree,
+    read: np.ndarray,
+    *,
+    mesh: Mesh,
+    size: int,
+) -> np.ndarray:
+    """float32[size, dim]: embeddings of up to `size` examples in evaluation mode, then of zeros.
+
+    Args:
+        apply_fn: the encoder.
+        params, batch_stats: its weights, on all devices of the mesh.
+        read: examples, those of :func:`~margin_jax.devices.meshes.own_rows` on a host of several.
+        mesh: devices that share the work.
+        size: of the batch, whatever `read` has, so that one program serves all.
+    """
+    missing = len(own_rows(mesh, size)) - len(read)
+    padded = np.pad(read, [(0, missing)] + [(0, 0)] * (read.ndim - 1))
+    placed = place_rows(padded, mesh, size)
+    return np.asarray(_embed(apply_fn, mesh, params, batch_stats, placed))
 
 
 def _round_up(n: int) -> int:

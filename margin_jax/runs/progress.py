@@ -49,9 +49,7 @@ class ProgressBar:
         self._show(self._epoch)
         if self._lines:
             told = ", ".join(f"{name}={figure}" for name, figure in self._figures.items())
-            # A notebook marks what comes from stderr as if it were an error.
-            file = sys.stdout if _in_notebook() else sys.stderr
-            print(f"{self._title}: {self._epoch}/{self._epochs} epochs, {told}", file=file)
+            _print(f"{self._title}: {self._epoch}/{self._epochs} epochs, {told}")
 
     def _show(self, done: float) -> None:
         self._bar.set_postfix(self._figures, refresh=False)
@@ -63,6 +61,41 @@ class ProgressBar:
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
+
+
+class RowBar:
+    """Counts examples; what can not be drawn over gets a line at every tenth instead of a bar."""
+
+    def __init__(self, title: str, total: int, enabled: bool) -> None:
+        self._bar = tqdm(
+            desc=title,
+            total=total,
+            disable=not (enabled and _can_be_drawn()),
+            bar_format="{l_bar}{bar}| {n:,}/{total:,} examples [{elapsed}<{remaining}, {rate_fmt}]",
+        )
+        self._lines = enabled and self._bar.disable
+        self._title, self._total, self._done = title, total, 0
+
+    def show(self, done: int) -> None:
+        """So many are done; those of the first call do not count for the speed."""
+        if self._done == 0:
+            self._bar.initial = self._bar.n = self._bar.last_print_n = done
+        self._bar.update(done - self._bar.n)
+        tenths = [10 * n // self._total for n in (self._done, done)]
+        if self._lines and tenths[1] > tenths[0]:
+            _print(f"{self._title}: {done:,}/{self._total:,} examples")
+        self._done = done
+
+    def __enter__(self) -> "RowBar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+
+def _print(line: str) -> None:
+    # A notebook marks what comes from stderr as if it were an error.
+    print(line, file=sys.stdout if _in_notebook() else sys.stderr)
 
 
 def _can_be_drawn() -> bool:

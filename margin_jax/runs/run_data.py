@@ -79,6 +79,22 @@ def reading_of(config: TrainConfig) -> Reading:
     return Reading(config.fit, config.transparency, config.bits)
 
 
+def check_identities(dataset: Dataset) -> None:
+    """Refuses names of identities that no file of text can hold.
+
+    Raises:
+        ValueError: for the first of them.
+    """
+    for name in dataset.identities:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"names of identities must be text; {one_line(Path(name))} has bytes that are none"
+                ": rename the folder"
+            ) from None
+
+
 def split_dataset(config: TrainConfig, dataset: Dataset) -> tuple[Split, dict[str, np.ndarray]]:
     """The identities of "train", "validation" and "test", and the rows of their examples.
 
@@ -170,14 +186,7 @@ def prepare_data(
     """
     dataset = _used(config, load(config) if dataset is None else dataset)
     labels = dataset.labels
-    for name in dataset.identities:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise ValueError(
-                f"names of identities must be text; {one_line(Path(name))} has bytes that are none"
-                ": rename the folder"
-            ) from None
+    check_identities(dataset)
     shape = dataset.examples.shape[1:]
     if len(shape) != 3 and config.encoder_name not in (OWN, "mlp"):
         raise ValueError(

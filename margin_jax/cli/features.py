@@ -1,0 +1,99 @@
+"""The command ``features``: what a trunk makes of pictures, in a file for heads to train on."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from margin_jax.cli.options import config_options
+from margin_jax.config import TrainConfig
+
+_ENCODER = "efficientnet_lite0"
+_USED = (
+    *("dataset", "data_dir", "manual_dir", "label_key", "image_size", "strict", "repeated_names"),
+    *("fit", "bits", "transparency", "max_identities", "memory_limit", "seed", "augment"),
+    *("devices", "encoder", "pretrained", "weights", "small_stem", "dtype"),
+)
+
+
+@config_options(
+    without=[field.name for field in dataclasses.fields(TrainConfig) if field.name not in _USED],
+    encoder=_ENCODER,
+)
+def features(
+    folder: Annotated[
+        str | None,
+        typer.Argument(help="Short for --dataset folder --data-dir FOLDER.", metavar="[FOLDER]"),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="The file, NAME.npz.")] = Path("features.npz"),
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace the file, or what another command left unfinished."
+        ),
+    ] = False,
+    views: Annotated[
+        int, typer.Option(help="Also of so many copies of each picture, changed by --augment.")
+    ] = 0,
+    feature_dtype: Annotated[
+        str, typer.Option(help="Of the features in the file: float32, or float16, half as large.")
+    ] = "float32",
+    batch_size: Annotated[int, typer.Option(help="Pictures that are computed at once.")] = 64,
+    **given: Any,
+) -> Path:
+    """Write the features of pictures, before an encoder's head, to a file that heads train on.
+
+    Its arrays are features, labels, files, views if there are any, groups of identities if the
+    dataset has them, and about, how it was made. Stopped at any moment, the same command goes on.
+
+    Your own images: margin-jax features FOLDER --pretrained --image-size 224
+    """
+    from margin_jax.data.dataset import Dataset, remarks
+    from margin_jax.runs.claim import check_data
+    from margin_jax.runs.features import extract_features
+    from margin_jax.runs.run_data import load, reading_of
+
+    if folder is not None:
+        if "data_dir" in given:
+            raise ValueError(f"give the folder once; got {folder} and {given['data_dir']}")
+        given = {"dataset": "folder", **given, "data_dir": folder}
+    config = TrainConfig(**{"encoder": _ENCODER, **given})
+    check_data(config)
+
+    def loaded() -> Dataset:
+        dataset = load(config)
+        for reason in dataset.skipped:
+            typer.echo(f"skipped {reason}", err=True)
+        for remark in remarks(dataset.left_out, dataset.notes):
+            typer.echo(remark, err=True)
+        return dataset if config.max_identities is None else dataset.first(config.max_identities)
+
+    name, parameters = config.encoder_parameters()
+    said = ",".join(f"{key}={str(value).lower()}" for key, value in parameters.items())
+    try:
+        extract_features(
+            loaded,
+            f"{name}:{said}",
+            out,
+            pretrained=config.pretrained,
+            weights=config.weights,
+            views=views,
+            augment=config.augment,
+            seed=config.seed,
+            feature_dtype=feature_dtype,
+            batch_size=batch_size,
+            devices=config.devices,
+            about={"dataset": config.title, **reading_of(config)._asdict()},
+            overwrite=overwrite,
+            progress=True,
+        )
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\nInterrupted: what is done is kept in {out}.partial; the same command goes on",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+    typer.echo(f"{out}")
+    return out

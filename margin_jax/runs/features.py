@@ -1,0 +1,311 @@
+"""Features of all examples of a dataset, made once and kept in a file that heads train on."""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
+
+from margin_jax import __version__
+from margin_jax.choices import check_choice
+from margin_jax.data.augmentation import Augment, make_augment
+from margin_jax.data.dataset import Dataset, read_rows
+from margin_jax.data.loader import read_ahead
+from margin_jax.data.moments import moments
+from margin_jax.devices.meshes import check_devices, make_mesh, place_copies
+from margin_jax.evaluation.embedding import embed_batch
+from margin_jax.files import local_path, parse_json, sha256, to_json
+from margin_jax.models import PRETRAINED, resolve_encoder
+from margin_jax.models import pretrained as published
+from margin_jax.models.encoder import Encoder
+from margin_jax.models.make import make_module
+from margin_jax.runs.feature_file import Growing, check_vacant, finish, stored, text, unfinished
+from margin_jax.runs.progress import RowBar
+from margin_jax.runs.run_data import check_identities
+
+FEATURE_DTYPES = ("float32", "float16")
+Trunk: TypeAlias = Callable[[np.ndarray], ArrayLike]
+# How far two computations of one feature may be apart, on other devices or in other batches.
+_APART = 1e-2
+
+
+def extract_features(
+    dataset: Dataset | Callable[[], Dataset],
+    encoder: str | Encoder | Trunk,
+    out: str | Path,
+    *,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    views: int = 0,
+    augment: str = "none",
+    seed: int = 0,
+    feature_dtype: str = "float32",
+    batch_size: int = 64,
+    devices: int | None = None,
+    about: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Writes the features of all examples to an npz file, in batches, with bounded memory.
+
+    The arrays of the file: ``features`` float[n, d]; ``labels`` and ``files``, text[n]; ``groups``
+    int32[n], if the dataset has groups of several identities; ``views`` float[n, views, d], if any
+    are asked for; and ``about``, how all this was made, in JSON. None is compressed.
+
+    Killed at any moment, the same call goes on where it was, from the folder ``OUT.partial``. A
+    view is a function of the seed, its number and the row, whatever batches and devices are.
+
+    Args:
+        dataset: the examples, from :func:`load_dataset`, say; or a function that loads them.
+        encoder: one of these:
+
+            - a name, ``NAME`` or ``NAME:KEY=VALUE,...``, as a configuration has it: the features
+              are those of the trunk, before the head;
+            - an :class:`Encoder`, such as one around a module of NNX that has learned: what it
+              returns, its input being normalised by all examples;
+            - a function of uint8[batch, height, width, channels] or float32[batch, ...], a NumPy
+              array, that returns floats [batch, d]: ``run.embed``, or a network of another
+              framework. It normalises by itself, and gets up to `batch_size` rows.
+        out: the file, ``NAME.npz``.
+        pretrained: of an encoder by name, with published weights from the Hugging Face hub.
+        weights: likewise, with those of a safetensors file of the same tensors. To published
+            weights belongs the normalisation that they were trained with. Else they are drawn, and
+            the input is normalised by all examples.
+        views: how many augmented copies of each picture to make features of as well.
+        augment: how they are made, as :func:`make_augment` has it.
+        seed: of the views, and of weights that are drawn.
+        feature_dtype: "float32", or "float16", which takes half the space.
+        batch_size: examples that are computed with at once.
+        devices: how many share a batch. Default: all accelerators, or one CPU.
+        about: what the record shall say besides, in what JSON has: where the examples come from,
+            or which weights a function has. A job that goes on is known by it, too.
+        overwrite: replace the file that is there, or what another job has left unfinished.
+        progress: show a progress bar.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: for a file that exists, another job that is unfinished, an encoder that has no
+            trunk, examples that it does not take, or features that are not finite.
+        TypeError: for an encoder that is none of these.
+
+    Example:
+        >>> import tempfile, numpy as np, margin_jax as mj
+        >>> images = np.zeros((4, 8, 8, 1), np.uint8)
+        >>> mine = mj.Dataset.from_arrays(images, np.array(["bo", "bo", "al", "al"]))
+        >>> out = tempfile.mkdtemp() + "/brightness.npz"
+        >>> with np.load(mj.extract_features(mine, lambda x: x.mean(axis=(1, 2)), out)) as file:
+        ...     file["features"].shape, file["labels"].tolist()
+        ((4, 1), ['bo', 'bo', 'al', 'al'])
+    """
+    check_devices()
+    check_choice("feature_dtype", feature_dtype, FEATURE_DTYPES)
+    move = make_augment(augment)
+    if (move is None) != (views == 0) or views < 0:
+        raise ValueError(
+            "views and augment need each other, such as 4 and flip,crop:0.8; "
+            f"got {views} and {augment!r}"
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    target = check_vacant(out, overwrite)
+    mesh = make_mesh(devices, batch_size)
+    ready = _prepare(encoder, pretrained, weights, seed)
+    data = dataset() if callable(dataset) else dataset
+    check_identities(data)
+    compute, told = ready(data, mesh, batch_size)
+    job = {
+        "encoder": told,
+        **(about or {}),
+        "examples": len(data.labels),
+        "example_shape": list(data.examples.shape[1:]),
+        "sha256": data.digest(),
+        "sha256_files": sha256("\n".join(data.files).encode(errors="surrogatepass")),
+        "views": views,
+        "augment": augment,
+        "seed": seed,
+        "feature_dtype": feature_dtype,
+        "margin_jax": __version__,
+    }
+
+    def make(rows: np.ndarray, read: np.ndarray) -> dict[str, np.ndarray]:
+        checked = functools.partial(_checked, data, rows, feature_dtype)
+        made = {"features": checked(compute(read))}
+        if move is not None:
+            copies = _views(move, read, rows, seed, views, batch_size)
+            made["views"] = np.stack([checked(compute(copy)) for copy in copies], axis=1)
+        return made
+
+    with (
+        unfinished(target, parse_json(to_json(job)), overwrite) as folder,
+        RowBar(str(target), len(data.labels), progress) as bar,
+    ):
+        arrays = _grow(folder, data, make, batch_size, bar)
+        names = np.array(data.identities)[data.labels]
+        whole = {**arrays.stored(), "labels": text(names), "files": text(data.files)}
+        if len(np.unique(data.groups)) < len(data.groups):
+            whole["groups"] = stored(data.groups[data.labels])
+        finish(folder, target, {**whole, "about": stored(np.array(to_json(job)))})
+    return target
+
+
+def _grow(
+    folder: Path,
+    data: Dataset,
+    make: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]],
+    batch_size: int,
+    bar: RowBar,
+) -> Growing:
+    """All rows, each batch written as it comes; those that are there are not made again."""
+    everything = np.arange(len(data.labels))
+    start = everything[:batch_size]
+    made = make(start, read_rows(data.examples, start))
+    arrays = Growing(folder, made)
+    if arrays.done == 0:
+        arrays.append(made)
+    elif not _alike(arrays.first(min(arrays.done, len(start))), made):
+        raise ValueError(
+            f"{folder} has features of another network: ask to --overwrite it, or choose another "
+            "--out"
+        )
+    bar.show(arrays.done)
+    left = everything[arrays.done :]
+    plan = [left[first : first + batch_size] for first in range(0, len(left), batch_size)]
+    for rows, read in zip(plan, read_ahead(data.examples, plan), strict=True):
+        arrays.append(make(rows, read))
+        bar.show(arrays.done)
+    return arrays
+
+
+def _alike(earlier: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> bool:
+    """Whether rows are the same, but for the order in which numbers were added up."""
+    pairs = [(a.astype(float), now[name][: len(a)]) for name, a in earlier.items()]
+    return all(np.abs(a - b).max() <= _APART * np.abs(a).max() for a, b in pairs)
+
+
+def _prepare(
+    encoder: str | Encoder | Trunk, pretrained: bool, weights: str | Path | None, seed: int
+) -> Callable[[Dataset, Mesh, int], tuple[Trunk, Any]]:
+    """What gives the function that computes features, and what the record says of it."""
+    if isinstance(encoder, str):
+        return _by_name(encoder, pretrained, weights, seed)
+    if pretrained or weights is not None:
+        raise ValueError("pretrained and weights are for an encoder by name")
+    if isinstance(encoder, Encoder):
+        return functools.partial(_drawn, encoder, None, seed)
+    if callable(encoder):
+        name = getattr(encoder, "__qualname__", type(encoder).__qualname__)
+        return lambda *_: (encoder, name)
+    raise TypeError(f"encoder must be a name, an Encoder or a function; got {encoder!r}")
+
+
+def _by_name(
+    text: str, pretrained: bool, weights: str | Path | None, seed: int
+) -> Callable[[Dataset, Mesh, int], tuple[Trunk, Any]]:
+    """The weights are read at once, as their file may be none."""
+    name, parameters = resolve_encoder(text, {})
+    trunk = getattr(make_module(name, 1, **parameters), "trunk", None)
+    if trunk is None:
+        raise ValueError(f"features are of encoders with a head of their own; got {name}")
+    told = {"name": name, **parameters}
+    if not pretrained and weights is None:
+        return functools.partial(_drawn, Encoder(trunk), told, seed)
+    check_choice("encoder with weights", name, PRETRAINED)
+    if pretrained and weights is not None:
+        raise ValueError("pretrained and weights exclude each other")
+    path = published.fetch(name) if weights is None else local_path("weights", weights)
+    params, trunk_stats = published.load_weights(name, path)
+    told |= {"weights": f"sha256:{sha256(path.read_bytes())}"}
+    network = Encoder(trunk, colour=True)
+
+    def ready(data: Dataset, mesh: Mesh, batch_size: int) -> tuple[Trunk, Any]:
+        if not data.pictures:
+            raise ValueError(
+                f"published weights are for pictures, uint8; got examples of {data.examples.dtype}"
+            )
+        shape = data.examples.shape[1:]
+        _, stats = jax.eval_shape(lambda: network.init(jax.random.key(0), shape))
+        of_pictures = PRETRAINED[name]
+        stats = network.with_normalisation(
+            {**stats, "module": trunk_stats}, np.array(of_pictures.mean), np.array(of_pictures.std)
+        )
+        return _on_devices(network, (params, stats), mesh, batch_size), told
+
+    return ready
+
+
+def _drawn(
+    network: Encoder, told: Any, seed: int, data: Dataset, mesh: Mesh, batch_size: int
+) -> tuple[Trunk, Any]:
+    """With weights drawn by the seed, or that the module has."""
+    shape = data.examples.shape[1:]
+    if told is not None:
+        warnings.warn(
+            f"the weights of {told['name']} are drawn at random; --pretrained and --weights FILE "
+            "give others",
+            stacklevel=3,
+        )
+    params, stats = network.init(jax.random.key(seed), shape)
+    every = moments(data, np.arange(len(data.labels)))
+    variables = params, network.with_normalisation(stats, *every)
+    return _on_devices(network, variables, mesh, batch_size), told or network.description(shape)
+
+
+def _on_devices(network: Encoder, variables: tuple[Any, Any], mesh: Mesh, batch_size: int) -> Trunk:
+    params, stats = place_copies(variables, mesh)
+
+    def compute(read: np.ndarray) -> np.ndarray:
+        made = embed_batch(network.apply, params, stats, read, mesh=mesh, size=batch_size)
+        return made[: len(read)]
+
+    return compute
+
+
+def _views(
+    move: Augment, read: np.ndarray, rows: np.ndarray, seed: int, views: int, size: int
+) -> Iterator[np.ndarray]:
+    """Copies of pictures, one after another; of `size` rows, so that one program serves all."""
+    missing = size - len(rows)
+    padded = np.pad(read, [(0, missing)] + [(0, 0)] * (read.ndim - 1))
+    numbers = np.pad(rows, (0, missing))
+    for view in range(views):
+        key = jax.random.fold_in(jax.random.key(seed), view)
+        yield np.asarray(_moved(move, padded, numbers, key))[: len(rows)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _moved(move: Augment, pictures: Array, rows: Array, key: Array) -> Array:
+    """Each by a key of its own, so that it comes out the same in any company."""
+
+    def of_one(picture: Array, row: Array) -> Array:
+        return move(picture[None], jax.random.fold_in(key, row))[0]
+
+    moved: Array = jax.vmap(of_one)(pictures, rows)
+    return moved
+
+
+def _checked(data: Dataset, rows: np.ndarray, dtype: str, computed: ArrayLike) -> np.ndarray:
+    """The features of some rows as they are kept.
+
+    Raises:
+        ValueError: for another shape, or what is not finite.
+    """
+    found = np.asarray(computed)
+    if found.ndim != 2 or len(found) != len(rows) or found.shape[1] == 0:
+        raise ValueError(f"features must have shape ({len(rows)}, d); got {found.shape}")
+    with np.errstate(over="ignore"):
+        found = found.astype(dtype)
+    finite = np.isfinite(found).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"features must be finite numbers of {dtype}; those of "
+            f"{data.files[rows[np.argmin(finite)]]} are not"
+        )
+    return found
