@@ -242,7 +242,6 @@ def test_features_of_a_module_that_has_learned(out):
     assert "185 parameters" in json.loads(found["about"].item())["encoder"]
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_features_of_a_network_of_torch(out):
     """As the guide has it for timm."""
     torch = pytest.importorskip("torch", reason="needs torch")
@@ -254,16 +253,9 @@ def test_features_of_a_network_of_torch(out):
         with torch.inference_mode():
             return model(x).numpy()
 
-    data = mj.Dataset.from_arrays(pictures(60, channels=3), np.arange(60) // 3)
+    data = dataset(channels=3)
     mj.extract_features(data, trunk, out, batch_size=8)
-    found = read(out)
-    assert found["features"].shape == (60, 64)
-    np.testing.assert_allclose(found["features"], trunk(data.examples), atol=1e-5)
-    # And a head of ours trains on them.
-    vectors = mj.Dataset.from_arrays(found["features"], found["labels"])
-    options = {"dataset": "own", "encoder": "mlp", "epochs": 1, "identities_per_batch": 4}
-    run = mj.fit(mj.TrainConfig(**options, out=out.parent / "run"), dataset=vectors)
-    assert run.embed(found["features"]).shape == (60, 128)
+    np.testing.assert_allclose(read(out)["features"], trunk(data.examples), atol=1e-5)
 
 
 def test_features_of_examples_that_are_no_pictures(out):
