@@ -6,8 +6,8 @@ Weights, batch statistics and images are drawn by that test's own recipe, from t
 tensors. Written to `tests/fixtures/encoders.npz`: names and shapes of all tensors, and every fourth
 feature of two images.
 
-Recorded with timm 1.0.31 and torch 2.14.1 (CPU), efficientnet_lite0 with torch 2.13.0, where the
-others are the same to the last bit.
+Recorded with timm 1.0.31 and torch 2.14.1 (CPU), all but EfficientNet-B0 and MobileNetV3 with torch
+2.13.0, where these two are the same to the last bit.
 """
 
 import sys

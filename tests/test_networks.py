@@ -56,7 +56,7 @@ def test_every_encoder_gives_float32_embeddings_from_float32_parameters(name, dt
 
 
 @pytest.mark.parametrize(
-    "name", ["mobilenet_v3_small", "nn2", "efficientnet_b0", "efficientnet_lite0"]
+    "name", ["mobilenet_v3_small", "nn2", "efficientnet_b0", "efficientnet_lite0", "resnet50"]
 )
 def test_a_small_stem_looks_at_more_places(name):
     costs = []
@@ -76,6 +76,7 @@ def test_a_small_stem_looks_at_more_places(name):
     [
         ("mobilenet_v3_small", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         ("efficientnet_lite0", [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+        ("vit_tiny", [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),  # which has no batch statistics
     ],
 )
 def test_published_weights_take_the_place_of_drawn_ones(monkeypatch, name, mean, std):
@@ -86,7 +87,9 @@ def test_published_weights_take_the_place_of_drawn_ones(monkeypatch, name, mean,
             functools.partial(encoder.init, example_shape=(32, 32, 1)), jax.random.key(0)
         ),
     )
-    published = jax.tree.map(lambda x: x + 1, (drawn[0]["trunk"], drawn[1]["module"]["trunk"]))
+    published = jax.tree.map(
+        lambda x: x + 1, (drawn[0]["trunk"], drawn[1]["module"].get("trunk", {}))
+    )
     monkeypatch.setattr(pretrained, "fetch", lambda name: f"cache of {name}")
     files = {(name, f"cache of {name}"): published, (name, "/file"): published}
     monkeypatch.setattr(pretrained, "load_weights", lambda *asked: files[asked])

@@ -1,10 +1,9 @@
 """The published encoders and their weights, against timm.
 
-What timm 1.0.31 (torch 2.14.1; EfficientNet-Lite0 2.13.0) computes lies in
-``fixtures/encoders.npz``, with the names and shapes of its tensors, and so needs neither;
-`experiments/make_encoder_fixtures.py` writes it. Where both are installed, more is compared.
-Weights are drawn; those published for EfficientNet-Lite0 are compared too where they lie beside the
-repository.
+What timm 1.0.31 (torch 2.13.0, 2.14.1) computes lies in ``fixtures/encoders.npz``, with the names
+and shapes of its tensors, and so needs neither; `experiments/make_encoder_fixtures.py` writes it.
+Where both are installed, more is compared. Weights are drawn; those published for
+EfficientNet-Lite0 are compared too where they lie beside the repository.
 """
 
 import functools
@@ -32,11 +31,17 @@ TIMM = {
     "efficientnet_b0": "efficientnet_b0",
     "efficientnet_lite0": "tf_efficientnet_lite0",
     "mobilenet_v3_small": "mobilenetv3_small_100",
+    "resnet50": "resnet50",
+    "vit_tiny": "vit_tiny_patch16_224",
+    "dinov2_small": "vit_small_patch14_dinov2",
 }
+MOBILE = ("efficientnet_b0", "efficientnet_lite0", "mobilenet_v3_small")
+TRANSFORMERS = ("vit_tiny", "dinov2_small")
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "weights"
 LITE0 = SHARED / "tf_efficientnet_lite0.safetensors"
 IMAGES = (2, 49, 66, 3)  # odd and even: strides meet both ends of the image
 every_encoder = pytest.mark.parametrize("name", TIMM)
+every_mobile = pytest.mark.parametrize("name", MOBILE)
 
 
 def uniform(name, shape):
@@ -50,11 +55,11 @@ def draw(name, shape):
     u = uniform(name, shape)
     if name.endswith("num_batches_tracked"):
         return np.array(7, np.int64)
-    if len(shape) == 4:
+    if len(shape) in (2, 4):
         return u * np.float32(np.sqrt(6 / np.prod(shape[1:])))  # keeps the spread through a ReLU
-    if name.endswith(("running_var", "weight")):
-        return 1 + u / 2
-    return u / 3
+    drawn = 1 + u / 2 if name.endswith(("running_var", "weight")) else u / 3
+    # Or sixteen sums, one after another, would leave little of the image.
+    return drawn / 4 if re.fullmatch(r"layer.*bn3\.(weight|bias)", name) else drawn
 
 
 def draw_images(shape=IMAGES):
@@ -101,16 +106,30 @@ def test_features_are_those_that_timm_computed(name):
     theirs = recorded(name)[1]
     ours = jitted(name)(*convert(name, drawn(name)), draw_images())
     assert ours.dtype == np.float32
-    assert relative_error(theirs[0], theirs[1]) > 0.1  # so the image matters
+    assert relative_error(theirs[0], theirs[1]) > 0.05  # so the image matters
     assert relative_error(ours[:, ::4], theirs) < 1e-4
 
 
-@every_encoder
-@pytest.mark.parametrize("kind", ["weight", "bias", "running_mean", "running_var"])
-def test_the_comparison_would_notice_a_changed_tensor(name, kind):
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        *(
+            (name, f"blocks.2.0.bn2.{kind}")
+            for name in MOBILE
+            for kind in ("weight", "bias", "running_mean", "running_var")
+        ),
+        ("resnet50", "layer2.0.downsample.1.running_var"),
+        ("resnet50", "layer4.2.bn3.bias"),
+        ("vit_tiny", "blocks.2.norm2.weight"),
+        ("vit_tiny", "blocks.11.attn.qkv.bias"),
+        ("vit_tiny", "pos_embed"),
+        ("dinov2_small", "blocks.2.ls1.gamma"),
+        ("dinov2_small", "blocks.11.ls2.gamma"),
+    ],
+)
+def test_the_comparison_would_notice_a_changed_tensor(name, changed):
     tensors = dict(drawn(name))
-    changed = next(t for t in tensors if t.startswith("blocks.2.0.bn2") and t.endswith(kind))
-    tensors[changed] = tensors[changed][::-1]
+    tensors[changed] = np.flip(tensors[changed])
     ours = jitted(name)(*convert(name, tensors), draw_images())
     assert relative_error(ours[:, ::4], recorded(name)[1]) > 1e-3
 
@@ -123,6 +142,9 @@ def test_parameters_are_as_many_as_published():
         "efficientnet_b0": 4_007_548,
         "efficientnet_lite0": 3_371_008,
         "mobilenet_v3_small": 1_517_856,
+        "resnet50": 23_508_032,
+        "vit_tiny": 5_524_416,
+        "dinov2_small": 22_056_192,
     }
 
 
@@ -136,12 +158,14 @@ def test_every_variable_has_one_tensor(name):
     made = jax.eval_shape(functools.partial(trunk.init, train=False), jax.random.key(0), images)
     params, batch_stats = convert(name, drawn(name))
     filled = flatten_dict({"params": params, "batch_stats": batch_stats})
+    assert (batch_stats == {}) == (name in TRANSFORMERS)
     assert {path: (v.shape, v.dtype) for path, v in filled.items()} == {
         path: (v.shape, v.dtype) for path, v in flatten_dict(made).items()
     }
     ignored = set(drawn(name)) - set(pretrained.variables(name))
     assert len(filled) + len(ignored) == len(drawn(name))
-    assert all(t.startswith("classifier.") or "num_batches" in t for t in ignored)
+    classifiers = ("classifier.", "fc.", "head.")
+    assert all(t.startswith(classifiers) or "num_batches" in t for t in ignored)
 
 
 @every_encoder
@@ -152,7 +176,8 @@ def test_the_first_tensor_that_does_not_fit_is_named(name):
             convert(name, tensors)
         return str(caught.value)
 
-    for tensor in pretrained.variables(name):
+    tensors = list(pretrained.variables(name))
+    for tensor in tensors[:: 1 if name in MOBILE else 50]:  # those of others are large
         shape = drawn(name)[tensor].shape
         got = message(**{tensor: None})
         assert got == f"expected {name}'s tensor {tensor} of shape {shape}; got none"
@@ -181,7 +206,7 @@ def test_the_weights_of_another_encoder_do_not_fit():
 # The module
 
 
-@every_encoder
+@every_mobile
 def test_training_moves_every_batch_statistic(name):
     params, before = convert(name, drawn(name))
     features, updated = jitted(name, train=True)(params, before, draw_images())
@@ -197,7 +222,7 @@ def test_training_moves_every_batch_statistic(name):
     np.testing.assert_allclose(updated["batch_stats"]["bn1"]["mean"], expected, atol=1e-6)
 
 
-@every_encoder
+@pytest.mark.parametrize("name", [*MOBILE, "resnet50"])
 def test_bfloat16_convolves_in_bfloat16_with_float32_variables(name):
     """Traced only: XLA compiles bfloat16 for CPUs slowly."""
     trunk = make_module(name, 1, dtype="bfloat16").trunk
@@ -211,7 +236,7 @@ def test_bfloat16_convolves_in_bfloat16_with_float32_variables(name):
     assert set(convolutions) == {"bf16"}
 
 
-@every_encoder
+@every_mobile
 def test_the_small_stem_keeps_twice_the_size_with_the_same_variables(name):
     def last_map(small_stem):
         trunk = make_module(name, 1, small_stem=small_stem).trunk
@@ -349,7 +374,9 @@ def test_the_hub_itself(monkeypatch, tmp_path):
 def timm_model(name):
     torch = pytest.importorskip("torch", reason="needs torch")
     timm = pytest.importorskip("timm", reason="needs timm")
-    model = timm.create_model(TIMM[name], pretrained=False)
+    any_size = dict.fromkeys(("dynamic_img_size", "dynamic_img_pad"), True)
+    options = any_size if name in TRANSFORMERS else {}
+    model = timm.create_model(TIMM[name], pretrained=False, **options)
     tensors = model.state_dict()
     drawn_tensors = {t: torch.from_numpy(draw(t, tuple(v.shape))) for t, v in tensors.items()}
     model.load_state_dict(drawn_tensors)
@@ -371,7 +398,8 @@ def test_timm_has_the_recorded_tensors_and_normalisation(name):
     config, ours = model.default_cfg, PRETRAINED[name]
     assert (config["mean"], config["std"]) == (ours.mean, ours.std)
     assert config["hf_hub_id"] == ours.repo
-    published = sum(p.numel() for n, p in model.named_parameters() if "classifier" not in n)
+    classifier = f"{config['classifier']}."
+    published = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(classifier))
     assert published == sum(p.size for p in jax.tree.leaves(convert(name, drawn(name))[0]))
 
 
@@ -381,17 +409,21 @@ def test_timm_has_the_recorded_tensors_and_normalisation(name):
     [((224, 224), False), ((96, 96), False), ((97, 61), False), ((33, 28), True)],
 )
 def test_features_are_those_of_timm(name, size, small_stem, tmp_path):
+    if small_stem and name not in MOBILE:
+        pytest.skip("timm's has none")
     model = timm_model(name).eval()
     from safetensors.torch import save_file
 
     path = tmp_path / "model.safetensors"
     save_file(model.state_dict(), path)
     images = draw_images((2, *size, 3))
-    usual = model.conv_stem.stride
-    model.conv_stem.stride = (1, 1) if small_stem else usual
+    options = {"small_stem": small_stem} if name in MOBILE else {}
+    if small_stem:
+        model.conv_stem.stride = (1, 1)
     theirs = timm_features(model, images)
-    model.conv_stem.stride = usual
-    ours = jitted(name, small_stem=small_stem)(*load_weights(name, path), images)
+    if small_stem:
+        model.conv_stem.stride = (2, 2)
+    ours = jitted(name, **options)(*load_weights(name, path), images)
     assert relative_error(ours, theirs) < 1e-4
 
 
@@ -408,7 +440,7 @@ def test_features_of_published_weights_are_those_of_timm(size):
     assert relative_error(ours, timm_features(model, images)) < 1e-4
 
 
-@every_encoder
+@pytest.mark.parametrize("name", [*MOBILE, "resnet50"])
 def test_batch_statistics_move_as_those_of_timm(name):
     """PyTorch keeps the unbiased variance of a batch, Flax the biased one: n/(n − 1) apart."""
     model = timm_model(name).train()

@@ -42,7 +42,7 @@ class NetworkConfig:
     ] = 0
     small_stem: Annotated[
         bool,
-        Option("The first layer keeps the size, 28 to 64 pixels; not of small_cnn."),
+        Option("The first layer keeps the size, for 28 to 64 pixels; of most convolutional ones."),
     ] = False
     width: Annotated[
         float, Option("small_cnn: channels, as a multiple of 32, 64, 128 and 128.")

@@ -66,6 +66,11 @@ ENCODERS: dict[str, Named] = {
     "mobilenet_v3_small": Named(
         "mobilenet", _STEM, Weights("timm/mobilenetv3_small_100.lamb_in1k", *_IMAGENET)
     ),
+    "resnet50": Named("resnet", _STEM, Weights("timm/resnet50.a1_in1k", *_IMAGENET)),
+    "vit_tiny": Named("vit", {}, Weights("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", *_HALF)),
+    "dinov2_small": Named(
+        "dinov2", {}, Weights("timm/vit_small_patch14_dinov2.lvd142m", *_IMAGENET)
+    ),
     "nn2": Named("nn2", _STEM),
     "mlp": Named("mlp", {}),
 }

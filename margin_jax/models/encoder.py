@@ -124,7 +124,9 @@ class Encoder:
         trunk_stats: chex.ArrayTree,
     ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
         """``(params, batch_stats)`` with others for what is before the head."""
-        module = {**batch_stats["module"], "trunk": trunk_stats}
+        module = batch_stats["module"]
+        if trunk_stats:  # a transformer has none
+            module = {**module, "trunk": trunk_stats}
         return {**params, "trunk": trunk}, {**batch_stats, "module": module}
 
     def apply(

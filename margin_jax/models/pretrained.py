@@ -30,8 +30,11 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
+# Axes of our kernels in PyTorch's order, by their number, and the way back.
+_TO_PYTORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
+_FROM_PYTORCH = {4: (2, 3, 1, 0), 2: (1, 0)}
 # Tensors without a place here: the classifier, and PyTorch's count of batches.
-_IGNORED = re.compile(r"classifier\..*|.*\.num_batches_tracked")
+_IGNORED = re.compile(r"(classifier|fc|head)\..*|.*\.num_batches_tracked")
 
 
 class Variable(NamedTuple):
@@ -56,9 +59,10 @@ def variables(name: str) -> Mapping[str, Variable]:
     flat = flatten_dict(jax.eval_shape(init, jax.random.key(0), images))
     found = {}
     for path, leaf in flat.items():
-        tensor = ".".join((*path[1:-1], _LEAVES[path[-1]]))
-        tensor = re.sub(r"^blocks_(\d+)_(\d+)\.", r"blocks.\1.\2.", tensor)
-        shape = leaf.shape if leaf.ndim < 4 else tuple(leaf.shape[axis] for axis in (3, 2, 0, 1))
+        tensor = ".".join((*path[1:-1], _LEAVES.get(path[-1], path[-1])))
+        tensor = re.sub(r"_(\d+)(?=[_.])", r".\1", tensor)
+        axes = _TO_PYTORCH if path[-1] == "kernel" else {}
+        shape = tuple(leaf.shape[axis] for axis in axes.get(leaf.ndim, range(leaf.ndim)))
         found[tensor] = Variable(path, shape)
     return found
 
@@ -67,8 +71,8 @@ def convert(name: str, tensors: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
     """``(params, batch_stats)`` of a trunk, NumPy arrays float32, from timm's tensors.
 
     Kernels of convolutions, depthwise and 1 × 1 ones too, are [out, in, H, W] there and
-    [H, W, in, out] here; all other tensors are vectors. The classifier and ``num_batches_tracked``
-    are left out.
+    [H, W, in, out] here, those of linear layers [out, in] and [in, out]; all others have one shape.
+    The classifier and ``num_batches_tracked`` are left out.
 
     Args:
         name: key of :data:`PRETRAINED`.
@@ -86,13 +90,14 @@ def convert(name: str, tensors: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
         value = tensors[tensor]
         if value.shape != shape:
             raise ValueError(f"expected {tensor} to be of shape {shape}; got {value.shape}")
-        ordered = value if value.ndim < 4 else value.transpose(2, 3, 1, 0)
-        flat[path] = np.ascontiguousarray(ordered, np.float32)
+        if path[-1] == "kernel":
+            value = value.transpose(_FROM_PYTORCH[value.ndim])
+        flat[path] = np.ascontiguousarray(value, np.float32)
     for tensor, value in tensors.items():
         if tensor not in wanted and not _IGNORED.fullmatch(tensor):
             raise ValueError(f"expected only {name}'s tensors; got {tensor} of shape {value.shape}")
     tree = unflatten_dict(flat)
-    return tree["params"], tree["batch_stats"]
+    return tree["params"], tree.get("batch_stats", {})
 
 
 def load_weights(name: str, path: Path | str) -> tuple[Any, Any]:
