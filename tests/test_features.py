@@ -208,7 +208,7 @@ def test_published_weights_come_with_their_normalisation(out, tmp_path, monkeypa
     told = {"name": "mlp", "dtype": "float32", "weights": f"sha256:{sha}"}
     assert json.loads(found["about"].item())["encoder"] == told
     floats = mj.Dataset.from_arrays(np.ones((N, 4)), np.arange(N) // 2)
-    with pytest.raises(ValueError, match=r"weights are for pictures, uint8; got .* float64"):
+    with pytest.raises(ValueError, match=r"by name are for pictures, uint8; got .* float64"):
         mj.extract_features(floats, "mlp", out, weights=weights, overwrite=True)
 
 

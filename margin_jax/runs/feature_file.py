@@ -6,6 +6,7 @@ compressed, so that its arrays can be mapped into memory.
 """
 
 import contextlib
+import itertools
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -90,11 +91,17 @@ def stored(values: np.ndarray) -> Stored:
     return Stored(values.dtype, values.shape, [values.tobytes()])
 
 
-def text(values: Sequence[str]) -> Stored:
-    """Names as an array of text."""
+def text(values: Sequence[str], rows: np.ndarray | None = None) -> Stored:
+    """Texts as an array, or those that `rows` names."""
     dtype = np.dtype(f"<U{max(1, *map(len, values))}")
-    parts = (values[start : start + _BLOCK] for start in range(0, len(values), _BLOCK))
-    return Stored(dtype, (len(values),), (np.array(part, dtype).tobytes() for part in parts))
+    if rows is not None:
+        table = np.array(values, dtype)
+        starts = range(0, len(rows), _BLOCK)
+        parts = (table[rows[start : start + _BLOCK]] for start in starts)
+        return Stored(dtype, rows.shape, (part.tobytes() for part in parts))
+    left = iter(values)
+    lists = iter(lambda: list(itertools.islice(left, _BLOCK)), [])
+    return Stored(dtype, (len(values),), (np.array(some, dtype).tobytes() for some in lists))
 
 
 @contextlib.contextmanager
@@ -113,6 +120,7 @@ def unfinished(target: Path, job: Mapping[str, Any], overwrite: bool) -> Iterato
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, and would be the folder of what is unfinished")
     with locked(folder):
+        check_vacant(target, overwrite)  # who had it could have finished
         _begin(folder, job, overwrite)
         yield folder
     with contextlib.suppress(OSError):  # of what goes on later, it is not empty

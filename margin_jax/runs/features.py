@@ -106,6 +106,11 @@ def extract_features(
         ((4, 1), ['bo', 'bo', 'al', 'al'])
     """
     check_devices()
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"features are made by one process; this is one of {jax.process_count()}, which could "
+            "make those of a part of the examples each"
+        )
     check_choice("feature_dtype", feature_dtype, FEATURE_DTYPES)
     move = make_augment(augment)
     if (move is None) != (views == 0) or views < 0:
@@ -120,6 +125,10 @@ def extract_features(
     ready = _prepare(encoder, pretrained, weights, seed)
     data = dataset() if callable(dataset) else dataset
     check_identities(data)
+    if isinstance(encoder, str) and not data.pictures:
+        raise ValueError(
+            f"encoders by name are for pictures, uint8; got examples of {data.examples.dtype}"
+        )
     compute, told = ready(data, mesh, batch_size)
     job = {
         "encoder": told,
@@ -148,8 +157,8 @@ def extract_features(
         RowBar(str(target), len(data.labels), progress) as bar,
     ):
         arrays = _grow(folder, data, make, batch_size, bar)
-        names = np.array(data.identities)[data.labels]
-        whole = {**arrays.stored(), "labels": text(names), "files": text(data.files)}
+        labels, files = text(data.identities, data.labels), text(data.files)
+        whole = {**arrays.stored(), "labels": labels, "files": files}
         if len(np.unique(data.groups)) < len(data.groups):
             whole["groups"] = stored(data.groups[data.labels])
         finish(folder, target, {**whole, "about": stored(np.array(to_json(job)))})
@@ -226,10 +235,6 @@ def _by_name(
     network = Encoder(trunk, colour=True)
 
     def ready(data: Dataset, mesh: Mesh, batch_size: int) -> tuple[Trunk, Any]:
-        if not data.pictures:
-            raise ValueError(
-                f"published weights are for pictures, uint8; got examples of {data.examples.dtype}"
-            )
         shape = data.examples.shape[1:]
         _, stats = jax.eval_shape(lambda: network.init(jax.random.key(0), shape))
         of_pictures = PRETRAINED[name]
