@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 import zipfile
 
 import jax
@@ -144,6 +145,22 @@ def test_a_stopped_job_goes_on_where_it_was(out, options, garbage):
     assert sum(seen) == (4 + N - 12) * per_batch
     assert out.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in out.parent.iterdir()) == ["rows.npz", "whole.npz"]
+
+
+@pytest.mark.parametrize("rows", [10, N])
+def test_a_full_disk_stops_a_job_that_goes_on(out, rows):
+    """Full before the last row is written, or when the file is made of them."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (rows * 36 * 4 + 5, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"can not write .*rows\.npz\.partial/.*: File too large"):
+            mj.extract_features(dataset(), flat, out, batch_size=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not out.exists()
+    mj.extract_features(dataset(), flat, out, batch_size=4)
+    np.testing.assert_array_equal(read(out)["features"], flat(pictures()))
+    assert list(out.parent.iterdir()) == [out]
 
 
 def stopped(out, **options):

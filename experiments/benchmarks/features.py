@@ -35,7 +35,11 @@ def networks(name, batch):
     """Name → function of pictures, uint8[batch, pixels, pixels, 3], that returns features."""
     torch.manual_seed(0)
     weights = PRETRAINED[name]
-    model = timm.create_model(weights.repo.split("/")[1].split(".")[0], num_classes=0).eval()
+    architecture = weights.repo.split("/")[1].split(".")[0]
+    options = {"num_classes": 0}
+    if architecture.startswith("vit"):  # of any size, as ours
+        options |= {"dynamic_img_size": True, "dynamic_img_pad": True}
+    model = timm.create_model(architecture, **options).eval()
     tensors = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
     params, trunk_stats = convert(name, tensors)
     encoder, mesh = Encoder(make_module(name, 1).trunk, colour=True), local_mesh()
@@ -52,7 +56,7 @@ def networks(name, batch):
     mean, std = (torch.tensor(values)[:, None, None] for values in (weights.mean, weights.std))
 
     def theirs(order):
-        network = timm.create_model(model.default_cfg["architecture"], num_classes=0).eval()
+        network = timm.create_model(architecture, **options).eval()
         network.load_state_dict(model.state_dict())
         network = network.to(memory_format=order)
 

@@ -56,9 +56,13 @@ class Growing:
             os.truncate(path, self.done * sizes[name])
 
     def append(self, rows: Mapping[str, np.ndarray]) -> None:
-        """Writes some rows of all arrays."""
+        """Writes some rows of all arrays.
+
+        Raises:
+            OSError: with the name of the file, if the disk is full, say.
+        """
         for name, path in self._files.items():
-            with open(path, "ab") as file:
+            with _told(path), open(path, "ab") as file:
                 file.write(np.ascontiguousarray(rows[name]).data)
         self.done += len(rows[name])
 
@@ -150,15 +154,20 @@ def _begin(folder: Path, job: Mapping[str, Any], overwrite: bool) -> None:
 
 
 def finish(folder: Path, target: Path, arrays: Mapping[str, Stored]) -> None:
-    """Makes the file, whole or not at all, and removes what it was made of."""
-    with zipfile.ZipFile(folder / _WHOLE, "w", zipfile.ZIP_STORED) as archive:
+    """Makes the file, whole or not at all, and removes what it was made of.
+
+    Raises:
+        OSError: as :meth:`Growing.append`.
+    """
+    whole = folder / _WHOLE
+    with _told(whole), zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
         for name, (dtype, shape, blocks) in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 kind = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
                 np.lib.format.write_array_header_1_0(member, {**kind, "shape": shape})
                 for block in blocks:
                     member.write(block)
-    os.replace(folder / _WHOLE, target)
+    os.replace(whole, target)
     _remove(folder)
 
 
@@ -166,6 +175,16 @@ def _remove(folder: Path) -> None:
     for path in [*folder.glob("*" + _ROWS), folder / _WHOLE]:
         path.unlink(missing_ok=True)
     (folder / _JOB).unlink()  # last, as it says whose the folder is
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"can not write {path}: {error.strerror}; what is done is kept, the same call goes on"
+        ) from error
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
