@@ -143,3 +143,42 @@ def test_hard_pairs_stay_within_a_group():
     assert np.array_equal(labels[a] == labels[b], pairs.same)
     assert len(pairs.same) == 2 * 5 * 6  # all same pairs of five identities, as many different
     assert hard_pairs(labels, labels, 100, seed=0) is None
+
+
+def hard_pairs_by_listing(labels, groups, count, seed):
+    """All pairs of each group with several identities, listed, and a draw of each kind."""
+    listed = []
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        if len(np.unique(labels[rows])) > 1:
+            listed += itertools.combinations(rows, 2)
+    pairs = np.array(listed, int).reshape(-1, 2)
+    alike = labels[pairs[:, 0]] == labels[pairs[:, 1]]
+    half = min(count // 2, alike.sum(), (~alike).sum())
+    rng = np.random.default_rng(seed)
+    return np.concatenate(
+        [rng.choice(pairs[kind], half, replace=False) for kind in (alike, ~alike)]
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_hard_pairs_are_drawn_as_from_a_list_of_all(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 9, 60)
+    groups = rng.integers(0, 1 + seed % 4, 9)[labels]
+    for count in (2, 40, 10_000):
+        found = hard_pairs(labels, groups, count, seed=seed)
+        np.testing.assert_array_equal(
+            found.rows, hard_pairs_by_listing(labels, groups, count, seed)
+        )
+
+
+def test_hard_pairs_of_large_groups_are_not_listed():
+    """Two groups of 10,000 rows have a hundred million pairs."""
+    labels = np.random.default_rng(0).integers(0, 1000, 20_000)
+    tracemalloc.start()
+    pairs = hard_pairs(labels, labels % 2, 1000, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+    assert len(pairs.same) == 1000

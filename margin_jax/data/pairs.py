@@ -76,18 +76,46 @@ def hard_pairs(labels: np.ndarray, groups: np.ndarray, count: int, *, seed: int)
         seed: the same seed gives the same pairs.
     """
     rng = np.random.default_rng(seed)
-    found = [np.empty((0, 2), int)]
-    for group in np.unique(groups):
-        rows = np.flatnonzero(groups == group)
-        if len(np.unique(labels[rows])) > 1:
-            found.append(rows[np.stack(np.triu_indices(len(rows), 1), axis=1)])
-    pairs = np.concatenate(found)
-    alike = labels[pairs[:, 0]] == labels[pairs[:, 1]]
-    half = int(min(count // 2, alike.sum(), (~alike).sum()))
+    names, group_of, images = np.unique(groups, return_inverse=True, return_counts=True)
+    one = np.unique(labels, return_index=True)[1]  # an image of each identity
+    several = np.bincount(group_of[one], minlength=len(names)) > 1
+    # Pairs are counted in the order of groups and then of images, and none of them is listed.
+    by_group = np.argsort(group_of, kind="stable")
+    by_group = by_group[several[group_of[by_group]]]
+    place = np.full(len(labels), -1)
+    place[by_group] = np.arange(len(by_group))
+    by_label = by_group[np.argsort(labels[by_group], kind="stable")]
+    _, sizes = np.unique(labels[by_label], return_counts=True)
+    after = np.empty(len(labels), int)  # where in `by_label` those after an image begin
+    after[by_label] = np.arange(1, len(by_label) + 1)
+    alike = np.empty(len(labels), int)  # how many there are after it of its own identity
+    alike[by_label] = np.repeat(np.cumsum(sizes), sizes) - after[by_label]
+    ends = np.repeat(np.cumsum(images[several]), images[several])
+    alike = alike[by_group]
+    other = ends - 1 - np.arange(len(by_group)) - alike
+    half = int(min(count // 2, alike.sum(), other.sum()))
     if half == 0:
         return None
-    halves = [rng.choice(pairs[kind], half, replace=False) for kind in (alike, ~alike)]
-    return Pairs(np.concatenate(halves), np.repeat([True, False], half))
+
+    def draw(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places of images in `by_group`, and which of the pairs that begin with each."""
+        upto = np.cumsum(pairs)
+        drawn = rng.choice(int(upto[-1]), half, replace=False)
+        first = np.searchsorted(upto, drawn, side="right")
+        return first, drawn - (upto - pairs)[first]
+
+    first, nth = draw(alike)
+    same = np.stack([by_group[first], by_label[after[by_group[first]] + nth]], axis=1)
+    first, nth = draw(other)
+    # Of its own identity `low` come before the one that is sought: found by halving.
+    own, low, high = after[by_group[first]], np.zeros(half, int), alike[first]
+    while np.any(low < high):
+        middle = (low + high) // 2
+        between = place[by_label[np.minimum(own + middle, len(by_label) - 1)]] - first - 1 - middle
+        before = (low < high) & (between <= nth)
+        low, high = np.where(before, middle + 1, low), np.where(before, high, middle)
+    different = np.stack([by_group[first], by_group[first + 1 + nth + low]], axis=1)
+    return Pairs(np.concatenate([same, different]), np.repeat([True, False], half))
 
 
 def _without_domination(room: np.ndarray) -> np.ndarray:

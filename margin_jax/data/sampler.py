@@ -5,6 +5,7 @@ is of a sampler's position: nothing has to be saved to go on from any step.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -142,13 +143,13 @@ def pk_batches(
         )
     rng = np.random.default_rng([seed, epoch])
     queues, small = _sorted_out(_shuffled(labels, rng), k, small_identities)
-    if len(queues) < p:
+    if len(queues.sizes) < p:
         raise ValueError(
             f"a batch needs {p} identities with at least {k} images; "
-            f"got {len(queues)} of {len(np.unique(labels))} identities: "
+            f"got {len(queues.sizes)} of {len(np.unique(labels))} identities: "
             + (
-                f"set --identities-per-batch to at most {len(queues)}"
-                if len(queues) >= 2
+                f"set --identities-per-batch to at most {len(queues.sizes)}"
+                if len(queues.sizes) >= 2
                 else "lower --images-per-identity, or set --small-identities to repeat"
             )
         )
@@ -165,58 +166,80 @@ def pk_batches(
     return plan, Coverage(len(labels), used, unused, len(labels) - used - unused, plan.size - used)
 
 
-def _shuffled(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """The images of each identity, int[images of it], in random order."""
+class _Queues(NamedTuple):
+    """Images by identity, one after another.
+
+    Attributes:
+        rows: int[images], those of an identity in the order in which they are used.
+        sizes: int[identities], how many each has.
+    """
+
+    rows: np.ndarray
+    sizes: np.ndarray
+
+    @property
+    def starts(self) -> np.ndarray:
+        """int[identities], where each begins."""
+        starts: np.ndarray = np.cumsum(self.sizes) - self.sizes
+        return starts
+
+
+def _shuffled(labels: np.ndarray, rng: np.random.Generator) -> _Queues:
+    """The images of each identity in random order."""
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
-    _, starts = np.unique(labels[order], return_index=True)
-    return np.split(order, starts[1:])
+    return _Queues(order, np.unique(labels, return_counts=True)[1])
 
 
-def _sorted_out(
-    queues: list[np.ndarray], k: int, policy: str
-) -> tuple[list[np.ndarray], np.ndarray]:
+def _sorted_out(queues: _Queues, k: int, policy: str) -> tuple[_Queues, np.ndarray]:
     """Queues of at least K images, and the images of the others, int[small], as the policy is."""
-    small = [queue for queue in queues if len(queue) < k]
-    if small and policy == "error":
+    rows, sizes = queues
+    small = sizes < k
+    if small.any() and policy == "error":
         raise ValueError(
-            f"{len(small)} of {len(queues)} identities have fewer than {k} images (the smallest "
-            f"has {min(map(len, small))}): set --small-identities to drop or repeat"
+            f"{small.sum()} of {len(sizes)} identities have fewer than {k} images (the smallest "
+            f"has {sizes.min()}): set --small-identities to drop or repeat"
         )
     if policy == "repeat":
-        return [np.resize(queue, max(k, len(queue))) for queue in queues], np.empty(0, int)
-    large = [queue for queue in queues if len(queue) >= k]
-    return large, np.concatenate([np.empty(0, int), *small])
+        enough = np.maximum(sizes, k)
+        again = _counted(enough) % np.repeat(sizes, enough)
+        return _Queues(rows[np.repeat(queues.starts, enough) + again], enough), np.empty(0, int)
+    dropped = np.repeat(small, sizes)
+    return _Queues(rows[~dropped], sizes[~small]), rows[dropped]
 
 
-def _drawn(queues: list[np.ndarray], p: int, k: int, rng: np.random.Generator) -> np.ndarray:
+def _counted(sizes: np.ndarray) -> np.ndarray:
+    """0, 1, ... of each size, one after another: 0, 1, 2, 0, 1 for 3 and 2."""
+    counted: np.ndarray = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return counted
+
+
+def _drawn(queues: _Queues, p: int, k: int, rng: np.random.Generator) -> np.ndarray:
     """The "pk" batches, int[steps, P·K]."""
     # Cut into groups of K beforehand: what is drawn from an identity is then its next group.
-    groups = [queue[: len(queue) // k * k].reshape(-1, k) for queue in queues]
-    remaining = np.array([len(group) for group in groups])
-    batches = []
+    starts, remaining = queues.starts, queues.sizes // k
+    groups = []
     while np.count_nonzero(remaining) >= p:
         chosen = rng.choice(np.flatnonzero(remaining), p, replace=False)
         remaining[chosen] -= 1
-        batches.append(np.concatenate([groups[i][remaining[i]] for i in chosen]))
-    return np.stack(batches)
+        groups.append(starts[chosen] + k * remaining[chosen])
+    places = np.stack(groups)[:, :, None] + np.arange(k)
+    return queues.rows[places.reshape(len(groups), p * k)]
 
 
-def _balanced(queues: list[np.ndarray], p: int, k: int, rng: np.random.Generator) -> np.ndarray:
+def _balanced(queues: _Queues, p: int, k: int, rng: np.random.Generator) -> np.ndarray:
     """The "balanced" batches, int[steps, P·K]."""
-    # A last group that is not whole begins earlier, in the one before.
-    starts = [np.minimum(np.arange(0, len(queue), k), len(queue) - k) for queue in queues]
-    count = np.array([len(start) for start in starts], np.int64)
-    steps, missing = -(-int(count.sum()) // p), -int(count.sum()) % p
+    groups = -(-queues.sizes // k)
+    steps, missing = -(-int(groups.sum()) // p), -int(groups.sum()) % p
     # An identity with fewer groups than batches can fill in for what is missing, one in each of
     # the other batches; P identities always have room enough.
-    count += rng.multivariate_hypergeometric(np.clip(steps - count, 0, missing), missing)
-    row = np.concatenate(
-        [
-            queues[i][np.resize(starts[i], count[i])[:, None] + np.arange(k)]
-            for i in rng.permutation(len(queues))
-        ]
-    )
+    count = groups + rng.multivariate_hypergeometric(np.clip(steps - groups, 0, missing), missing)
+    order = rng.permutation(len(groups))
+    of = np.repeat(order, count[order])
+    group = _counted(count[order]) % groups[of]
+    # A last group that is not whole begins earlier, in the one before.
+    first = queues.starts[of] + np.minimum(group * k, queues.sizes[of] - k)
+    row = queues.rows[first[:, None] + np.arange(k)]
     # The groups of an identity are neighbours in the row, so the j-th goes to batch j % steps.
     return rng.permutation(row.reshape(p, steps, k).swapaxes(0, 1).reshape(steps, p * k))
 

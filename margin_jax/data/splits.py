@@ -61,6 +61,35 @@ def make_split(
     return split_identities(labels, groups, seed=seed, fractions=_fractions(text))
 
 
+def split_by_parts(parts: np.ndarray, labels: np.ndarray, identities: Sequence[str]) -> Split:
+    """The split that a source of examples says itself.
+
+    Args:
+        parts: int[rows], of each an index into the fields of :class:`Split`.
+        labels: int[rows], in ``[0, identities)``.
+        identities: their names, in order.
+
+    Raises:
+        ValueError: for an identity in two parts, or a part of fewer than two identities.
+    """
+    part_of = np.empty(len(identities), int)
+    part_of[labels] = parts
+    if len(wrong := np.flatnonzero(part_of[labels] != parts)):
+        identity = labels[wrong[0]]
+        names = [Split._fields[part] for part in sorted({part_of[identity], parts[wrong[0]]})]
+        raise ValueError(
+            f"an identity must be in one part of the split; {identities[identity]!r} is in "
+            f"{' and '.join(names)}: --split 40/10/50, say, splits all anew"
+        )
+    split = Split(*(np.flatnonzero(part_of == part) for part in range(3)))
+    if min(map(len, split)) < 2:
+        raise ValueError(
+            "each part of the split needs at least two identities; the data say "
+            f"{_counts([len(part) for part in split])}: --split 40/10/50, say, splits all anew"
+        )
+    return split
+
+
 def check_split(text: str) -> None:
     """What can be checked of a split's text without the data; no file is opened.
 
@@ -225,10 +254,10 @@ def _deal(n: int, fractions: tuple[float, ...], rng: np.random.Generator) -> np.
 
 def _proportional(fractions: tuple[float, ...]) -> Iterator[int]:
     """Parts without end, always the one that is furthest behind its share."""
-    share = np.array(fractions)
-    dealt = np.zeros(len(share))
+    dealt = [0] * len(fractions)
     for n in itertools.count(1):
-        part = int(np.argmax(share * n - dealt))
+        behind = [share * n - own for share, own in zip(fractions, dealt, strict=True)]
+        part = behind.index(max(behind))
         dealt[part] += 1
         yield part
 
