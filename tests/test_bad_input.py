@@ -171,9 +171,53 @@ ROWS = [
         "train --dataset folder --data-dir bytes --identities-per-batch 4",
         "bytes that are none: rename the folder",
     ),
+    ("train --dataset vectors", "dataset vectors needs --data-dir, the file of features"),
+    ("train --dataset vectors --data-dir nowhere.npz", "there is no file .*nowhere.npz"),
+    ("train --dataset vectors --data-dir flat", "file of vectors, .npz, .npy, .*; got .*/flat"),
+    (
+        "train --dataset vectors --data-dir one.png",
+        "file of vectors, .npz, .npy, .*; got .*one.png",
+    ),
+    ("train --dataset vectors --data-dir empty.npz", "empty.npz is damaged or no .npz file"),
+    ("train --dataset vectors --data-dir text.npz", "text.npz is damaged or no .npz file"),
+    ("train --dataset vectors --data-dir names.npz", "features is missing, got files, embeddings"),
+    ("train --dataset vectors --data-dir flat.npz", r"shape \[rows, numbers\] .*got \(30,\)"),
+    ("train --dataset vectors --data-dir short.npz", r"labels .*shape \(30,\); got \(29,\)"),
+    ("train --dataset vectors --data-dir objects.npz", "Python objects, which are never unpickled"),
+    (
+        "train --dataset vectors --data-dir nan.npz --identities-per-batch 2",
+        "examples must be finite numbers of float32; example 7 is not",
+    ),
+    ("train --dataset vectors --data-dir bare.npy", "needs its labels in bare.labels.txt beside"),
+    (
+        "train --dataset vectors --data-dir objects.npy",
+        "cannot read .*objects.npy: .*Python object",
+    ),
+    ("train --dataset vectors --data-dir few.npy", "a line for each of 30 rows; got 2"),
+    ("train --dataset vectors --data-dir text.csv", "text.csv must have a column label"),
+    ("train --dataset vectors --data-dir text.parquet", "cannot read .*text.parquet: Parquet"),
+    ("train --dataset vectors --data-dir x --image-size 8", "--image-size is for pictures; got it"),
+    ("train --dataset vectors --data-dir x --augment flip", "augment is for pictures; got it with"),
+    ("train --dataset vectors --data-dir x --encoder nn2", "there is no file .*x"),
+    (
+        "train --dataset vectors --data-dir good.npz --encoder nn2 --identities-per-batch 2",
+        "encoder nn2 takes examples .*--encoder head, linear and mlp take",
+    ),
+    ("train --dataset vectors --data-dir x --freeze 1", "--freeze is for encoders .*; got head"),
+    ("train --dataset good.npz", "the file good.npz: say --dataset vectors --data-dir good.npz"),
+    ("train --encoder head:hidden=4/2,dropout=0", "takes sizes and as many rates .*dropout=0$"),
+    ("datasets describe vectors --data-dir good.npz --out x.png", "--out is for the contact sheet"),
+    ("train --dataset list", "dataset list needs --data-dir, the .csv or .tsv file"),
+    ("train --dataset list --data-dir nowhere.csv", "there is no file .*nowhere.csv"),
+    ("train --dataset list --data-dir one.png", "ending of a list must be one of .csv, .tsv"),
+    ("train --dataset list --data-dir text.csv", "name columns path and label, .*; got no table"),
+    (
+        "train --dataset list --data-dir missing.csv",
+        r"1 of 2 files in .*, first .*/1.png \(line 2\)",
+    ),
     ("train --dataset flat", "got the folder flat: say --dataset folder --data-dir flat"),
     ("train --dataset lfw", "say tfds:lfw"),
-    ("train --data-dir flat", "--data-dir is for dataset folder or tfds"),
+    ("train --data-dir flat", "--data-dir is for dataset folder, list, vectors or tfds"),
     ("train --manual-dir flat", "--manual-dir is for datasets tfds:NAME"),
     ("train --label-key name", "--label-key is for datasets tfds:NAME"),
     ("train --out one.png", "one.png is not empty and not a run folder; choose another --out"),
@@ -247,6 +291,22 @@ def place(tmp_path_factory):
     (root / "old" / "history.jsonl").write_text("nonsense\n")
     for name, content in SPLITS.items():
         (root / f"{name}.json").write_bytes(content)
+    rows = {"features": np.ones((30, 4), np.float32), "labels": np.arange(30) // 2}
+    np.savez(root / "good.npz", **rows)
+    np.savez(root / "names.npz", files=np.array(["a"]), embeddings=np.ones((1, 4)))
+    np.savez(root / "flat.npz", features=np.ones(30), labels=rows["labels"])
+    np.savez(root / "short.npz", features=rows["features"], labels=rows["labels"][1:])
+    np.savez(root / "objects.npz", features=rows["features"], labels=np.array([None] * 30))
+    spoilt = np.where(np.arange(30)[:, None] == 7, np.nan, rows["features"])
+    np.savez(root / "nan.npz", features=spoilt, labels=rows["labels"])
+    for name in ("bare", "few"):
+        np.save(root / f"{name}.npy", rows["features"])
+    np.save(root / "objects.npy", np.array([None] * 30))
+    (root / "few.labels.txt").write_text("a\nb\n")
+    for name in ("text.npz", "text.csv", "text.parquet"):
+        (root / name).write_text("no table\n")
+    (root / "empty.npz").touch()
+    (root / "missing.csv").write_text("path,label\n1.png,a\none.png,b\n")
     # A name that is no text: a byte that is none.
     for person in [*(f"{i:02}" for i in range(20)), "\udcff"]:
         (root / "bytes" / person).mkdir(parents=True)

@@ -108,7 +108,7 @@ BAD = {
         ["train", "--mining", "easy"],
         "all, semihard, hard, batch_hard; got 'easy'",
     ),
-    "unknown encoder": (["train", "--encoder", "resnet"], "nn2, mlp; got 'resnet'"),
+    "unknown encoder": (["train", "--encoder", "resnet"], "linear, mlp; got 'resnet'"),
     "unknown selection": (["train", "--select", "acc"], "auc, loss; got 'acc'"),
     "negative margin": (["train", "--margin", "-1"], "margin must be at least 0; got -1.0"),
     "margin NaN": (["train", "--margin", "nan"], "got nan"),

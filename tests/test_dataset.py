@@ -82,14 +82,17 @@ def test_floats_are_trained_on_as_pictures_are(shape, dtype, tmp_path):
     broken.reshape(360, -1)[7, 1] = np.nan
     with pytest.raises(ValueError, match="must be finite numbers of float32; example 7 is not"):
         run.embed(broken)
-    # Nor are files read for it.
+    # Nor are files read for it, but those of vectors.
     (tmp_path / "folder").mkdir()
-    for use in (
-        lambda: embed_folder(run, tmp_path / "folder"),
-        lambda: embed_identities(run, tmp_path / "folder"),
-        lambda: verify_images(run, tmp_path / "1.png", tmp_path / "2.png"),
+    vectors = "data_dir must be a file of vectors" if len(shape) == 1 else None
+    arrays = "was trained on arrays: give data_dir" if len(shape) == 1 else None
+    for use, said in (
+        (lambda: embed_folder(run, tmp_path / "folder"), vectors),
+        (lambda: embed_identities(run, tmp_path / "folder"), vectors),
+        (lambda: verify_images(run, tmp_path / "1.png", tmp_path / "2.png"), arrays),
     ):
-        with pytest.raises(ValueError, match=f"on pictures; .* was trained on {dtype} of shape"):
+        series = f"on pictures; .* was trained on {dtype} of shape"
+        with pytest.raises(ValueError, match=said or series):
             use()
 
 

@@ -210,8 +210,9 @@ def test_sigterm_saves_and_exits_with_143(tiny_fit, tmp_path, monkeypatch):
     whole, out = tiny_fit(tmp_path / "whole"), tmp_path / "run"
     load, sent = fit.load_batches, []
 
-    def terminated(*args, first_step):
-        for step, batch in enumerate(load(*args, first_step=first_step), first_step):
+    def terminated(*args, first_step, **more):
+        batches = load(*args, first_step=first_step, **more)
+        for step, batch in enumerate(batches, first_step):
             if step == 5 and len(sent) < 2:
                 sent.append(step)
                 os.kill(os.getpid(), signal.SIGTERM)

@@ -276,7 +276,7 @@ def test_a_run_is_what_plain_loops_make_of_its_folder(case):
     left = {"images": len(rows), "used": used, "small": 0, "left": len(rows) - used, "repeated": 0}
     assert data["coverage"] == left
     assert (data["examples"], data["example_shape"]) == (len(names), [1, 2, 1])
-    assert pairs["files"].tolist() == [f"example {i}" for i in range(len(names))]
+    assert "files" not in pairs, "rows of an array need no names"
     for name in ("validation", "test", "published", "hard"):
         part = "validation" if name == "validation" else "test"
         of = names[pairs[f"{name}_rows"]]

@@ -43,6 +43,8 @@ def list_datasets(
     lines = [
         ("glyphs", "letters in twelve typefaces", "comes with the package"),
         ("folder", "your own images, a folder for each identity", "give --data-dir"),
+        ("list", "your own images, listed in a .csv or .tsv", "give --data-dir"),
+        ("vectors", "features in an .npz, .npy, .parquet or .csv", "give --data-dir"),
     ]
     for name, preset in PRESETS.items():
         where = "prepared" if name in configured else "not prepared"
@@ -60,24 +62,35 @@ def list_datasets(
 @app.command("describe")
 @config_options(without=[field.name for field in fields(TrainConfig) if field.name not in _USED])
 def describe_dataset(
-    name: Annotated[str, typer.Argument(help="glyphs, folder or tfds:NAME[:CONFIG].")],
+    name: Annotated[
+        str, typer.Argument(help="glyphs, folder, list, vectors or tfds:NAME[:CONFIG].")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="The contact sheet. Default: dataset-NAME.png.")
+        Path | None,
+        typer.Option(help="The contact sheet, if it has pictures. Default: dataset-NAME.png."),
     ] = None,
     **given: Any,
-) -> Path:
-    """Identities, images, sizes, split and coverage of a dataset, and a contact sheet."""
+) -> Path | None:
+    """Identities, images, sizes, split and coverage of a dataset, and a contact sheet.
+
+    Of vectors their lengths, and no sheet.
+    """
     from margin_jax import plots
     from margin_jax.runs.describe import describe
     from margin_jax.runs.run_data import load
 
     config = TrainConfig(dataset=name, **given)
     sheet = out or Path(f"dataset-{as_file_name(name)}.png")
+    if name == "vectors" and out is not None:
+        raise ValueError("out is for the contact sheet of pictures; got it with vectors")
     check_out(sheet, picture=True)
     dataset = load(config)
     if config.max_identities is not None:
         dataset = dataset.first(config.max_identities)
     lines = list(describe(config, dataset))
+    if not dataset.pictures:
+        typer.echo("\n".join(lines))
+        return None
     with warnings.catch_warnings():  # a name in a script that the typeface does not have
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         plots.plot_contact_sheet(dataset).savefig(sheet)

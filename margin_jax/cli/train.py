@@ -156,17 +156,18 @@ def summary(run: "Run") -> str:
         f"threshold {test['threshold']:.4f}, chosen on validation; "
         f"report, pictures and weights: {run.path}",
     ]
+    what = "images" if run.embeds_pictures else "examples"
     coverage, skipped = run.data["coverage"], len(run.data["skipped"])
     lines.insert(
         1,
         f"the first epoch trained on {coverage['used']:,} of {coverage['images']:,} training "
-        f"images: {coverage['small']:,} belong to identities with too few, {coverage['left']:,} "
+        f"{what}: {coverage['small']:,} belong to identities with too few, {coverage['left']:,} "
         "were left over",
     )
     waited = [record["data_wait"] * record["seconds"] for record in run.history]
     share = sum(waited) / sum(record["seconds"] for record in run.history)
     if share >= _WAIT:
-        lines.append(f"training waited for images {share:.0%} of the time")
+        lines.append(f"training waited for {what} {share:.0%} of the time")
     if skipped:
         lines.append(f"{skipped} unreadable file(s) skipped: {run.path / 'data.json'}")
     if left_out := len(run.data.get("left_out", [])):

@@ -15,15 +15,18 @@ def evaluate(
     run: RunFolder,
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Another folder of images for each identity. Default: the run's test."),
+        typer.Option(
+            help="Another folder of images for each identity, or a list of images; of a run on "
+            "vectors another file of them. Default: the run's test."
+        ),
     ] = None,
     pairs: Annotated[
         str | None,
         typer.Option(
-            help="A file with lines FIRST,SECOND,1 (same) or 0, the files relative to --data-dir; "
-            "or LFW's pairs.txt, reported by its ten folds, or pairsDevTest.txt; or all: every "
-            "image with every other. Default: the run's saved pairs, or drawn evenly from all "
-            "identities of --data-dir."
+            help="A file with lines FIRST,SECOND,1 (same) or 0, the files relative to --data-dir, "
+            "or names of vectors; or LFW's pairs.txt, reported by its ten folds, or "
+            "pairsDevTest.txt; or all: every image with every other. Default: the run's saved "
+            "pairs, or drawn evenly from all identities of --data-dir."
         ),
     ] = None,
     retrieval: Annotated[
@@ -82,7 +85,7 @@ def evaluate(
         raise ValueError("--strict is for a list of pairs: give --pairs FILE")
     if repeated_names is not None:
         check_choice("repeated_names", repeated_names, REPEATED_NAMES)
-    if listed is not None and data_dir is None:
+    if listed is not None and data_dir is None and not loaded.embeds_vectors:
         raise ValueError("--pairs needs --data-dir, the folder that its files are relative to")
     if out is not None:
         check_out(out)
@@ -92,14 +95,15 @@ def evaluate(
             typer.echo(f"skipped {reason}", err=True)
         for remark in embedded.remarks:
             typer.echo(remark, err=True)
-    if listed is not None and data_dir is not None:
+    if listed is not None:
         report, folds, trained_on, missing, count_listed = evaluate_listed(
             loaded, data_dir, listed, strict=strict
         )
         if missing:
+            what = "pictures" if loaded.embeds_pictures else "vectors"
             typer.echo(
                 f"{count_listed - report.same - report.different:,} of {count_listed:,} pairs left "
-                f"out, as {len(missing):,} pictures are missing or unreadable; first {missing[0]}",
+                f"out, as {len(missing):,} {what} are missing or unreadable; first {missing[0]}",
                 err=True,
             )
     elif pairs == "all":
@@ -131,12 +135,17 @@ def evaluate(
 
 def embed(
     run: RunFolder,
-    folder: Annotated[Path, typer.Argument(help="A folder of images, nested or not.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder of images, nested or not, or a file of vectors.")
+    ],
     out: Annotated[Path, typer.Option(help="Arrays files and embeddings.")] = Path(
         "embeddings.npz"
     ),
 ) -> Path:
-    """Write the embeddings of all images in a folder, with their file names, to an npz file."""
+    """Write the embeddings of all images in a folder, with their file names, to an npz file.
+
+    Or those of all vectors in a file, with their names.
+    """
     import numpy as np
 
     from margin_jax.runs.run import load_run
@@ -156,14 +165,21 @@ def embed(
 
 def verify(
     run: RunFolder,
-    first: Annotated[Path, typer.Argument(help="An image.", metavar="IMAGE")],
-    second: Annotated[Path, typer.Argument(help="Another image.", metavar="IMAGE")],
+    first: Annotated[str, typer.Argument(help="An image, or a vector's name.", metavar="IMAGE")],
+    second: Annotated[str, typer.Argument(help="Another one.", metavar="IMAGE")],
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="The file of the vectors. Default: the one that the run was trained on."),
+    ] = None,
 ) -> None:
-    """Are two images of the same identity? Their distance, and the run's threshold."""
+    """Are two images of the same identity? Their distance, and the run's threshold.
+
+    Of a run on vectors, two rows by the names in their file, or by their numbers, from 0.
+    """
     from margin_jax.runs.run import load_run
     from margin_jax.runs.use import verify_images
 
     loaded = load_run(run)
-    distance = verify_images(loaded, first, second)
+    distance = verify_images(loaded, first, second, data_dir)
     answer = "same" if distance <= loaded.threshold else "different"
     typer.echo(f"{answer}: distance {distance:.4f}, threshold {loaded.threshold:.4f}")

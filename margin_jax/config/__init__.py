@@ -26,6 +26,8 @@ _SCHEDULE_OPTIONS = ("margin", "margin_end", "epochs")
 # Fields that decide where and how a run goes, but not its result.
 _NOT_THE_RESULT = {"out", "overwrite", "resume", "allow_changes", "checkpoint_steps", "devices"}
 _NOT_THE_RESULT |= {"memory_limit", "manual_dir"}
+_OF_PICTURES = {"image_size", "fit", "bits", "transparency", "repeated_names", "augment"}
+_OF_PICTURES |= {"pretrained", "weights", "small_stem"}
 # Runs of an earlier time, whose configuration does not say, were made as if it said this.
 _UNSAID = {"fit": "stretch", "transparency": "ignore", "repeated_names": "separate"}
 
@@ -79,6 +81,11 @@ class TrainConfig(  # fields of the last base come first
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
         self._check_data()
+        if self.dataset == "vectors":
+            self._check_for_vectors()
+        if self.encoder is None:
+            usual = "head" if self.dataset == "vectors" else "small_cnn"
+            object.__setattr__(self, "encoder", usual)
         _, parameters = self.schedule_parameters()
         for name in {"margin", "margin_end"} & set(parameters):
             if not parameters[name] >= 0:
@@ -97,6 +104,12 @@ class TrainConfig(  # fields of the last base come first
             # Text, as JSON has no paths; absolute, so that a run can be resumed from anywhere.
             path = local_path(name, value)
             object.__setattr__(self, name, str(path if name == "out" else path.absolute()))
+
+    def _check_for_vectors(self) -> None:
+        """Refuses options that only pictures have."""
+        for field in dataclasses.fields(self):
+            if field.name in _OF_PICTURES and getattr(self, field.name) != field.default:
+                raise ValueError(f"{field.name} is for pictures; got it with dataset vectors")
 
     def make_schedule(self) -> Schedule:
         """The schedule with its parameters."""

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from margin_jax.choices import check_choice, one_of
 from margin_jax.config.option import Option, as_file_name
-from margin_jax.data import DATASETS, check_dataset
+from margin_jax.data import DATASETS, PLACES, check_dataset
 from margin_jax.data.decode import FITS, TRANSPARENCIES
 from margin_jax.data.folder import REPEATED_NAMES
 from margin_jax.data.presets import PRESETS
@@ -25,15 +25,20 @@ class DataConfig:
         str,
         Option(
             "glyphs: letters in twelve typefaces, nothing to download; folder: your own images in "
-            "--data-dir; tfds:NAME[:CONFIG]: of TensorFlow Datasets; `margin-jax datasets` lists "
-            f"some. {one_of(DATASETS)}",
+            "--data-dir; list: pictures that a file lists; vectors: features in a file; "
+            "tfds:NAME[:CONFIG]: of TensorFlow Datasets; `margin-jax datasets` lists some. "
+            f"{one_of(DATASETS)}",
         ),
     ] = "glyphs"
     data_dir: Annotated[
         str | None,
         Option(
-            "folder: a folder of images for each identity; it may be nested. tfds: where the "
-            "prepared datasets lie, by default ~/tensorflow_datasets.",
+            "folder: a folder of images for each identity; it may be nested. list: a .csv or .tsv "
+            "file with columns path and label, perhaps group and split; paths are relative to its "
+            "folder. vectors: an .npz file of features and labels, perhaps files, groups, splits "
+            "and views; .npy with a label a line in NAME.labels.txt; or .parquet or .csv with "
+            "columns label, perhaps file, group and split, and numbers. tfds: where the prepared "
+            "datasets lie, by default ~/tensorflow_datasets.",
             is_path=True,
         ),
     ] = None
@@ -56,7 +61,8 @@ class DataConfig:
         Option(
             "Identities of training/validation/test: percentages; halves: the first half of the "
             "identities trains, the second is the test; or a .json file with lists of names, such "
-            "as a run's data.json. Default: 40/10/50; tfds:mnist and tfds:fashion_mnist 40/20/40.",
+            "as a run's data.json. Default: what a list or vectors say themselves, else 40/10/50; "
+            "tfds:mnist and tfds:fashion_mnist 40/20/40.",
             is_path=True,
         ),
     ] = None
@@ -108,11 +114,13 @@ class DataConfig:
         check_choice("repeated_names", self.repeated_names, REPEATED_NAMES)
         if self.split is not None:
             check_split(self.split)
-        if self.dataset == "folder" and self.data_dir is None:
-            raise ValueError("dataset folder needs data_dir, the folder of images")
+        if self.dataset in PLACES and self.data_dir is None:
+            raise ValueError(f"dataset {self.dataset} needs data_dir, {PLACES[self.dataset]}")
         tfds = self.dataset.startswith("tfds:")
-        if self.dataset != "folder" and not tfds and self.data_dir is not None:
-            raise ValueError(f"data_dir is for dataset folder or tfds; got it with {self.dataset}")
+        if self.dataset not in PLACES and not tfds and self.data_dir is not None:
+            raise ValueError(
+                f"data_dir is for dataset {', '.join(PLACES)} or tfds; got it with {self.dataset}"
+            )
         for name in ("manual_dir", "label_key"):
             if getattr(self, name) is not None and not tfds:
                 raise ValueError(f"{name} is for datasets tfds:NAME; got it with {self.dataset}")
@@ -121,9 +129,10 @@ class DataConfig:
     def title(self) -> str:
         """The dataset as a part of a folder's name, with that of a folder of images."""
         name = as_file_name(self.dataset)
-        if self.dataset != "folder" or self.data_dir is None:
+        if self.dataset not in PLACES or self.data_dir is None:
             return name
-        return f"{name}-{os.path.basename(os.path.abspath(self.data_dir))}"
+        path = Path(os.path.abspath(self.data_dir))
+        return f"{name}-{path.name if self.dataset == 'folder' else path.stem}"
 
 
 def _dataset_as_meant(name: str) -> str:
@@ -138,5 +147,10 @@ def _dataset_as_meant(name: str) -> str:
         raise ValueError(
             f"dataset must be one of {', '.join(DATASETS)}; got the folder {name}: say "
             f"--dataset folder --data-dir {name}"
+        )
+    if isinstance(name, str) and Path(name).is_file():
+        raise ValueError(
+            f"dataset must be one of {', '.join(DATASETS)}; got the file {name}: say --dataset "
+            f"vectors --data-dir {name}, or list for a list of pictures"
         )
     return name

@@ -10,6 +10,7 @@ from margin_jax.models import DTYPES, ENCODERS, PRETRAINED, resolve_encoder
 
 # Parameters of encoders that have an option of their own, with what they are unless they are said.
 _ENCODER_OPTIONS = {"width": 1.0, "small_stem": False, "dtype": "float32"}
+_WITHOUT_A_TRUNK = ("small_cnn", "head", "linear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +20,13 @@ class NetworkConfig:
     PANEL: ClassVar[str] = "Network"
 
     encoder: Annotated[
-        str,
+        str | None,
         Option(
             "The network: NAME or NAME:KEY=VALUE,..., as in nn2:small_stem=true; --small-stem, "
-            f"--width and --dtype set the same. {one_of(ENCODERS)}",
+            "--width and --dtype set the same. Default: small_cnn; head for vectors. "
+            f"{one_of(ENCODERS)}",
         ),
-    ] = "small_cnn"
+    ] = None
     pretrained: Annotated[
         bool,
         Option(
@@ -38,7 +40,7 @@ class NetworkConfig:
     ] = None
     freeze: Annotated[
         int,
-        Option("Epochs, as long as the first, for the head alone; not of small_cnn."),
+        Option("Epochs, as long as the first, for the head alone, if there is more."),
     ] = 0
     small_stem: Annotated[
         bool,
@@ -53,6 +55,10 @@ class NetworkConfig:
     def _check_network(self) -> None:
         """Also that options are ones that the encoder has; and keeps what its text says of them."""
         own = self.encoder == OWN
+        if self.encoder_name in _WITHOUT_A_TRUNK and self.freeze:
+            raise ValueError(
+                f"freeze is for encoders with a head of their own; got {self.encoder_name}"
+            )
         name, values = (OWN, {}) if own else self.encoder_parameters()
         for option, usual in _ENCODER_OPTIONS.items():
             if option in values:
@@ -69,18 +75,16 @@ class NetworkConfig:
             check_choice("encoder with weights", self.encoder_name, PRETRAINED)
         if self.pretrained and self.weights is not None:
             raise ValueError("pretrained and weights exclude each other")
-        if self.freeze and self.encoder_name == "small_cnn":
-            raise ValueError("freeze is for encoders with a head of their own; got small_cnn")
 
     @property
     def encoder_name(self) -> str:
         """The encoder's name, or "own"."""
-        return self.encoder.partition(":")[0]
+        return str(self.encoder).partition(":")[0]
 
     def encoder_parameters(self) -> tuple[str, dict[str, Any]]:
         """The encoder's name, and the value of each of its parameters; not of one's own."""
         options = {name: getattr(self, name) for name in _ENCODER_OPTIONS}
-        return resolve_encoder(self.encoder, options)
+        return resolve_encoder(str(self.encoder), options)
 
     @property
     def begins_with_weights(self) -> bool:

@@ -3,12 +3,18 @@
 from pathlib import Path
 
 from margin_jax.choices import check_choice
-from margin_jax.data import folder, glyphs, tfds
+from margin_jax.data import folder, glyphs, listing, tfds, vectors
 from margin_jax.data.dataset import Dataset
 from margin_jax.data.decode import FITS, Reading
 from margin_jax.data.presets import get_preset
 
-DATASETS = ("glyphs", "folder", "tfds:NAME")
+# Those that lie where data_dir says.
+PLACES = {
+    "folder": "the folder of images",
+    "list": "the .csv or .tsv file that lists images",
+    "vectors": "the file of features and labels",
+}
+DATASETS = ("glyphs", *PLACES, "tfds:NAME")
 # The name of a dataset that is given as an object.
 OWN = "own"
 
@@ -20,7 +26,7 @@ def check_dataset(name: str) -> None:
         ValueError: if not.
     """
     if not name.startswith(tfds.PREFIX) or name == tfds.PREFIX:
-        check_choice("dataset", name, ("glyphs", "folder", OWN, "tfds:NAME"))
+        check_choice("dataset", name, ("glyphs", *PLACES, OWN, "tfds:NAME"))
 
 
 def load_dataset(
@@ -37,11 +43,14 @@ def load_dataset(
     bits: int = 16,
     repeated_names: str = "error",
 ) -> Dataset:
-    """The dataset of that name: glyphs, folder, or tfds:NAME[:CONFIG].
+    """The dataset of that name: glyphs, folder, list, vectors, or tfds:NAME[:CONFIG].
 
     Args:
         name: of the dataset.
-        data_dir: for a folder, its path; for TensorFlow Datasets, where they are prepared.
+        data_dir: of a folder, a list or vectors the path, as
+            :func:`margin_jax.data.folder.load`, :func:`margin_jax.data.listing.load` and
+            :func:`margin_jax.data.vectors.load` have it; for TensorFlow Datasets, where they are
+            prepared.
         image_size: height and width in pixels. Default: the dataset's own.
         strict: an unreadable image is an error instead of being skipped and listed.
         manual_dir: of TensorFlow Datasets, files that would be downloaded, or that only you can.
@@ -82,10 +91,15 @@ def load_dataset(
             reading=reading,
         )
     if where is None:
-        raise ValueError("dataset folder needs data_dir, the folder of images")
+        raise ValueError(f"dataset {name} needs data_dir, {PLACES[name]}")
+    if name == "vectors":
+        return vectors.load(where)
+    size = image_size or folder.DEFAULT_SIZE
+    if name == "list":
+        return listing.load(where, size, strict, memory_limit=memory_limit, reading=reading)
     return folder.load(
         where,
-        image_size or folder.DEFAULT_SIZE,
+        size,
         strict,
         memory_limit=memory_limit,
         reading=reading,

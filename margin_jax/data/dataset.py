@@ -1,17 +1,19 @@
 """What a dataset is here: examples of identities, pictures or any other arrays."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 
 from margin_jax.data.images import StreamedImages
+from margin_jax.data.rows import PickedRows, RowNames, Versions, is_mapped
 
 # Held in memory, mapped from a file, or decoded when rows are asked for.
-Examples: TypeAlias = np.ndarray | StreamedImages
+Examples: TypeAlias = np.ndarray | StreamedImages | PickedRows
 
 
 def remarks(left_out: Sequence[str], notes: Sequence[str]) -> tuple[str, ...]:
@@ -32,22 +34,27 @@ class Dataset:
             memory, what decodes them when rows are asked for.
         labels: int32[n], an index into `identities`.
         identities: their names, in order.
-        files: where each example comes from, for a person.
+        files: where each example comes from, for a person: texts, or what names a row when asked.
         groups: int32[identities]; identities of one group stay on one side of a split, and pairs
             across identities of one group are the hard ones.
         skipped: "file: reason" of each picture that could not be read.
         left_out: "file: reason" of what lies beside the pictures: hidden files, notes, and so on.
         notes: what was done to some of the pictures, for a person.
+        views: float[n, v, ...], other versions of each example, which only training sees.
+        parts: int8[n], the part of the split that the source says of each example, an index into
+            "train", "validation", "test".
     """
 
     examples: Examples
     labels: np.ndarray
     identities: tuple[str, ...]
-    files: tuple[str, ...]
+    files: Sequence[str]
     groups: np.ndarray
     skipped: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    views: np.ndarray | PickedRows | None = None
+    parts: np.ndarray | None = None
 
     @classmethod
     def from_arrays(cls, examples: np.ndarray, labels: np.ndarray) -> "Dataset":
@@ -99,7 +106,7 @@ class Dataset:
             examples=examples,
             labels=dense.astype(np.int32),
             identities=tuple(map(str, names)),
-            files=tuple(f"example {i}" for i in range(len(examples))),
+            files=RowNames("example {}".format, range(len(examples))),
             groups=np.arange(len(names), dtype=np.int32),
         )
 
@@ -116,30 +123,41 @@ class Dataset:
         some = np.linspace(0, len(self.labels) - 1, min(len(self.labels), 256)).astype(int)
         found = hashlib.sha256(np.ascontiguousarray(self.labels).data)
         found.update(self.examples[some].tobytes())
+        if self.views is not None:
+            found.update(self.views[some].tobytes())
         return found.hexdigest()
 
     def first(self, identities: int) -> "Dataset":
         """The first so many identities only."""
-        examples, rows = self.examples, np.flatnonzero(self.labels < identities)
-        return Dataset(
-            examples[rows] if isinstance(examples, np.ndarray) else examples.only(rows),
-            self.labels[rows],
-            self.identities[:identities],
-            tuple(self.files[row] for row in rows),
-            self.groups[:identities],
-            self.skipped,
-            self.left_out,
-            self.notes,
+        rows = np.flatnonzero(self.labels < identities)
+        return dataclasses.replace(
+            self,
+            examples=_pick(self.examples, rows),
+            labels=self.labels[rows],
+            identities=self.identities[:identities],
+            files=self.files.only(rows)
+            if isinstance(self.files, RowNames)
+            else tuple(self.files[row] for row in rows.tolist()),
+            groups=self.groups[:identities],
+            views=None if self.views is None else _pick(self.views, rows),
+            parts=None if self.parts is None else self.parts[rows],
         )
 
 
-def read_rows(examples: Examples, rows: np.ndarray) -> np.ndarray:
+def _pick(examples: Any, rows: np.ndarray) -> Any:
+    """Some examples; what is mapped from a file stays there."""
+    if not isinstance(examples, np.ndarray):
+        return examples.only(rows)
+    return PickedRows(examples, rows) if is_mapped(examples) else examples[rows]
+
+
+def read_rows(examples: Examples | Versions, rows: np.ndarray) -> np.ndarray:
     """Some examples as they are computed with: floats as float32[rows, ...], pictures as uint8.
 
     Raises:
         ValueError: for a value that is not finite in float32, naming the first such row of `rows`.
     """
-    found = examples[rows]
+    found: np.ndarray = examples[rows]
     if not jnp.issubdtype(found.dtype, jnp.floating):
         return found
     with np.errstate(over="ignore"):

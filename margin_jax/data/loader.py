@@ -15,13 +15,20 @@ from jax import Array
 from jax.sharding import Mesh
 
 from margin_jax.data.dataset import Examples, read_rows
+from margin_jax.data.rows import Versions
 from margin_jax.devices.meshes import own_rows, place_copies, place_rows
 
 _THREADS, _AHEAD = 2, 4
 
 
 def load_batches(
-    examples: Examples, labels: np.ndarray, plan: np.ndarray, mesh: Mesh, *, first_step: int = 0
+    examples: Examples | Versions,
+    labels: np.ndarray,
+    plan: np.ndarray,
+    mesh: Mesh,
+    *,
+    first_step: int = 0,
+    versions: np.ndarray | None = None,
 ) -> Iterator[tuple[Array, Array]]:
     """Yields ``(examples [batch, ...], labels int32[batch])`` for the rows of the plan.
 
@@ -33,14 +40,18 @@ def load_batches(
         plan: int[steps, batch], rows of the dataset.
         mesh: the devices.
         first_step: earlier ones are left out.
+        versions: int[steps, batch], which rows of `examples` they are, where each example is there
+            in several versions, as :func:`~margin_jax.data.views.draw_versions` says.
     """
-    steps = plan[first_step:]
-    own = steps[:, own_rows(mesh, plan.shape[1])]
+    steps, where = plan[first_step:], (plan if versions is None else versions)[first_step:]
+    own = where[:, own_rows(mesh, plan.shape[1])]
     for rows, read in zip(steps, read_ahead(examples, own), strict=True):
         yield place_rows(read, mesh, len(rows)), place_copies(labels[rows], mesh)
 
 
-def read_ahead(examples: Examples, plan: Sequence[np.ndarray] | np.ndarray) -> Iterator[np.ndarray]:
+def read_ahead(
+    examples: Examples | Versions, plan: Sequence[np.ndarray] | np.ndarray
+) -> Iterator[np.ndarray]:
     """``read_rows(examples, rows)`` for each batch of a plan, in order; so do errors come."""
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="read_ahead")
     waiting: deque[Future[np.ndarray]] = deque()

@@ -3,6 +3,7 @@
 import numpy as np
 
 from margin_jax.data.dataset import Dataset, Examples, read_rows
+from margin_jax.data.rows import PickedRows
 
 # Pictures that are measured, at most, and values of other examples at a time.
 _PICTURES, _VALUES = 10_000, 2**22
@@ -20,10 +21,29 @@ def moments(dataset: Dataset, train: np.ndarray) -> tuple[np.ndarray, np.ndarray
         to 1. Of a feature that never changes the deviation is 1, of a channel .001.
 
     Raises:
-        ValueError: for an example that is not finite, of whatever part of the split.
+        ValueError: for an example, or one of its views, that is not finite, of whatever part of the
+            split.
     """
-    of_kind = _of_pictures if dataset.pictures else _of_floats
-    return of_kind(dataset.examples, train)
+    if dataset.pictures:
+        return _of_pictures(dataset.examples, train)
+    found = _of_floats(dataset.examples, train)
+    if dataset.views is not None:
+        _look_at(dataset.views)
+    return found
+
+
+def _look_at(views: np.ndarray | PickedRows) -> None:
+    """Refuses views that are not finite; they have no part in the moments."""
+    size = max(1, _VALUES // int(np.prod(views.shape[1:])))
+    for start in range(0, len(views), size):
+        block = views[start : start + size]
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(block.astype(np.float32, copy=False)).reshape(len(block), -1)
+        if not finite.all():
+            row = start + int(np.argmin(finite.all(axis=1)))
+            raise ValueError(
+                f"views must be finite numbers of float32; one of example {row} is not"
+            )
 
 
 def _of_pictures(examples: Examples, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -41,7 +41,7 @@ def read_pairs(path: Path) -> ListedPairs:
         ValueError: no such file, a line that is neither, or no pairs at all; the message names it.
     """
     try:
-        text = _decoded(path.read_bytes())
+        text = decoded(path.read_bytes())
     except OSError as error:
         raise ValueError(f"cannot read the pairs {path}: {error.strerror}") from error
     head = next((line for line in text.splitlines() if line.strip()), "")
@@ -91,7 +91,8 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _decoded(data: bytes) -> str:
+def decoded(data: bytes) -> str:
+    """Text of UTF-8, of UTF-16 with its mark, or of Latin-1."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16", errors="replace")
     try:

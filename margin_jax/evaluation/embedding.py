@@ -1,6 +1,7 @@
 """Embeddings of many examples, and distances between pairs of them."""
 
 import functools
+import math
 from typing import Any
 
 import chex
@@ -93,7 +94,7 @@ def _embed(apply_fn: ApplyFn, mesh: Mesh, params: Any, batch_stats: Any, example
 
 
 def pair_distances(
-    vectors: np.ndarray, rows: np.ndarray, distance: str | DistanceFn = "euclidean"
+    vectors: Examples, rows: np.ndarray, distance: str | DistanceFn = "euclidean"
 ) -> np.ndarray:
     """float32[pairs]: the distance between the two vectors of each pair.
 
@@ -103,14 +104,15 @@ def pair_distances(
         distance: as in :func:`~margin_jax.batch_all_triplet_loss`.
     """
     metric = get_distance(distance)
-    flat = vectors.reshape(len(vectors), -1)
-    size = max(1, _PAIR_VALUES // flat.shape[1])
+    size = max(1, _PAIR_VALUES // math.prod(vectors.shape[1:]))
     found = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), size):
         chunk = rows[start : start + size]
         missing = min(size, _round_up(len(chunk))) - len(chunk)
         padded = np.pad(chunk, [(0, missing), (0, 0)], mode="edge")
-        x, y = (flat[padded[:, side]].astype(np.float32) for side in (0, 1))
+        x, y = (
+            vectors[padded[:, side]].reshape(len(padded), -1).astype(np.float32) for side in (0, 1)
+        )
         found[start : start + size] = _paired(metric, x, y)[: len(chunk)]
     return found
 

@@ -72,6 +72,8 @@ ENCODERS: dict[str, Named] = {
         "dinov2", {}, Weights("timm/vit_small_patch14_dinov2.lvd142m", *_IMAGENET)
     ),
     "nn2": Named("nn2", _STEM),
+    "head": Named("head", {"hidden": "512/256", "dropout": "0.5/0.3"}),
+    "linear": Named("linear", {}),
     "mlp": Named("mlp", {}),
 }
 PRETRAINED: dict[str, Weights] = {

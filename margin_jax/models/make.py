@@ -31,7 +31,7 @@ def make_encoder(
         colour: the network has three channels even if images are grey, as pretrained ones do.
         parameters: `width` of small_cnn, whose channels are this many times 32, 64, 128 and 128;
             `small_stem` of others: the first layer keeps the size of the image, for images of 28
-            to 64 pixels.
+            to 64 pixels; `hidden` and `dropout` of head, :func:`margin_jax.models.head.build`.
 
     Raises:
         ValueError: for an unknown name, or a parameter that it does not have.

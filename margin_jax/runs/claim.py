@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from margin_jax.config import TrainConfig
+from margin_jax.data import PLACES
 from margin_jax.lock import locked
 from margin_jax.runs.folder import (
     CHANGES,
@@ -28,10 +29,10 @@ def check_data(config: TrainConfig) -> None:
     Raises:
         ValueError: if not.
     """
-    if config.dataset == "folder" and not Path(str(config.data_dir)).exists():
-        raise ValueError(
-            f"--data-dir must be a folder of images; there is no folder {config.data_dir}"
-        )
+    if config.dataset in PLACES and not Path(str(config.data_dir)).exists():
+        kind = "folder" if config.dataset == "folder" else "file"
+        must = PLACES[config.dataset].replace("the ", "a ", 1)
+        raise ValueError(f"--data-dir must be {must}; there is no {kind} {config.data_dir}")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from margin_jax.config import TrainConfig
 from margin_jax.data.dataset import Dataset
 from margin_jax.data.loader import load_batches
+from margin_jax.data.views import draw_versions
 from margin_jax.devices import jobs
 from margin_jax.devices.meshes import make_mesh, place_copies
 from margin_jax.files import append_line
@@ -203,11 +204,17 @@ def _train_epoch(
     state, best, history, part = place
     data, epoch = setting.data, len(history) + 1
     plan, _ = plan_epoch(config, data.dataset, data.train, epoch - 1)
+    examples, versions = draw_versions(data.dataset, plan, seed=config.seed, epoch=epoch - 1)
     batches = _until(
         notice,
         place.step,
         load_batches(
-            data.dataset.examples, setting.classes, plan, setting.mesh, first_step=part.steps
+            examples,
+            setting.classes,
+            plan,
+            setting.mesh,
+            first_step=part.steps,
+            versions=versions,
         ),
     )
     bar.start(float(state.margin), len(plan), part.loss)

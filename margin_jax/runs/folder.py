@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from margin_jax.config import TrainConfig
+from margin_jax.data.rows import RowNames
 from margin_jax.files import (
     parse_json,
     read_json,
@@ -94,7 +95,9 @@ def read_config(folder: Path) -> TrainConfig:
 
 def write_pairs(folder: Path, data: RunData) -> None:
     """Writes the verification pairs, and what the rows in them are."""
-    arrays: dict[str, Any] = {"files": np.array(data.dataset.files)}
+    arrays: dict[str, Any] = {}
+    if not isinstance(data.dataset.files, RowNames):  # which may be ten million
+        arrays["files"] = np.array(data.dataset.files)
     for name, pairs in data.pairs.items():
         arrays |= {f"{name}_rows": pairs.rows, f"{name}_same": pairs.same}
     np.savez_compressed(folder / PAIRS, **arrays)

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from margin_jax import plots
 from margin_jax.config import TrainConfig
+from margin_jax.data.images import StreamedImages
 from margin_jax.evaluation.embedding import embed_examples, pair_distances
 from margin_jax.evaluation.verification import (
     VerificationReport,
@@ -41,16 +42,16 @@ def make_report(
     """
     examples = data.dataset.examples
     used = np.unique(np.concatenate([pairs.rows.ravel() for pairs in data.pairs.values()]))
-    embedded = embed_examples(encoder.apply, params, batch_stats, examples, used, mesh)
-    vectors = np.zeros((len(examples), embedded.shape[1]), np.float32)
-    vectors[used] = embedded
+    vectors = embed_examples(encoder.apply, params, batch_stats, examples, used, mesh)
     distances = {
-        name: pair_distances(vectors, pairs.rows, config.distance)
+        name: pair_distances(vectors, np.searchsorted(used, pairs.rows), config.distance)
         for name, pairs in data.pairs.items()
     }
     ours = _verify(data, distances)
     raw = None
-    if isinstance(examples, np.ndarray):  # else each of them would be decoded for each of its pairs
+    if not isinstance(
+        examples, StreamedImages
+    ):  # else each of them would be decoded for each of its pairs
         raw = _verify(
             data,
             {name: pair_distances(examples, pairs.rows) for name, pairs in data.pairs.items()},

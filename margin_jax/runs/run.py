@@ -12,7 +12,6 @@ import numpy as np
 from margin_jax.config import TrainConfig
 from margin_jax.data import OWN
 from margin_jax.data.dataset import Examples
-from margin_jax.data.images import StreamedImages
 from margin_jax.devices.meshes import check_devices
 from margin_jax.evaluation.embedding import embed_examples, pair_distances
 from margin_jax.evaluation.tables import report_rows, table, training_line
@@ -73,6 +72,11 @@ class Run:
         """Whether it was trained on pictures, uint8, and no floats."""
         return bool(self.data["example_dtype"] == "uint8")
 
+    @property
+    def embeds_vectors(self) -> bool:
+        """Whether it was trained on vectors, float[features]."""
+        return not self.embeds_pictures and len(self.data["example_shape"]) == 1
+
     def embed(self, examples: Examples, rows: np.ndarray | None = None) -> np.ndarray:
         """float32[n, embedding_size]: embeddings, L2-normalised but by a network of your own.
 
@@ -86,7 +90,7 @@ class Run:
             ValueError: examples of another shape or that are not finite, or rows that are not
                 among them.
         """
-        if not isinstance(examples, StreamedImages):
+        if not isinstance(examples, Examples):
             examples = np.asarray(examples)
         expected = tuple(self.data["example_shape"])
         if self.embeds_pictures and examples.dtype != np.uint8:

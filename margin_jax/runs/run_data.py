@@ -13,7 +13,7 @@ from margin_jax.data.dataset import Dataset
 from margin_jax.data.decode import Reading, one_line
 from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
 from margin_jax.data.sampler import Coverage, choose_batch, pk_batches
-from margin_jax.data.splits import Split, make_split
+from margin_jax.data.splits import Split, make_split, split_by_parts
 from margin_jax.losses.base import Loss, describe_loss
 
 if TYPE_CHECKING:  # it loads Flax, which data do not need
@@ -101,13 +101,16 @@ def split_dataset(config: TrainConfig, dataset: Dataset) -> tuple[Split, dict[st
     Raises:
         ValueError: for too few identities, or lists that do not fit.
     """
-    split = make_split(
-        config.split or default_split(config.dataset),
-        dataset.labels,
-        dataset.groups,
-        dataset.identities,
-        seed=config.seed,
-    )
+    if config.split is None and dataset.parts is not None:
+        split = split_by_parts(dataset.parts, dataset.labels, dataset.identities)
+    else:
+        split = make_split(
+            config.split or default_split(config.dataset),
+            dataset.labels,
+            dataset.groups,
+            dataset.identities,
+            seed=config.seed,
+        )
     parts = split._asdict().items()
     return split, {part: np.flatnonzero(np.isin(dataset.labels, own)) for part, own in parts}
 
@@ -188,10 +191,10 @@ def prepare_data(
     labels = dataset.labels
     check_identities(dataset)
     shape = dataset.examples.shape[1:]
-    if len(shape) != 3 and config.encoder_name not in (OWN, "mlp"):
+    if len(shape) != 3 and config.encoder_name not in (OWN, "head", "linear", "mlp"):
         raise ValueError(
             f"encoder {config.encoder_name} takes examples of shape (height, width, channels); got "
-            f"{shape}: --encoder mlp takes any, and so can one of your own"
+            f"{shape}: --encoder head, linear and mlp take any, and so can one of your own"
         )
     if config.begins_with_weights and not dataset.pictures:
         raise ValueError(
@@ -226,8 +229,8 @@ def prepare_data(
         },
         "coverage": dataclasses.asdict(coverage),
     }
-    # No name in the configuration says what these are.
-    if config.dataset == OWN:
+    # No name in the configuration, nor of a file, says what these are.
+    if config.dataset in (OWN, "vectors"):
         described["sha256"] = dataset.digest()
     if config.encoder == OWN and encoder is not None:
         described["network"] = encoder.description(shape)

@@ -1,6 +1,7 @@
 """A finished run put to use: other pairs, folders of images, two images."""
 
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile
@@ -8,9 +9,11 @@ from zipfile import BadZipFile
 import numpy as np
 
 from margin_jax.data import folder as image_folder
-from margin_jax.data.dataset import remarks
+from margin_jax.data import listing, vectors
+from margin_jax.data.dataset import Dataset, Examples, remarks
 from margin_jax.data.pair_files import locate, read_pairs
 from margin_jax.data.pairs import Pairs, sample_pairs
+from margin_jax.data.rows import RowNames, find_rows
 from margin_jax.evaluation.all_pairs import all_pairs_report
 from margin_jax.evaluation.embedding import pair_distances
 from margin_jax.evaluation.folds import FoldReport, fold_report
@@ -76,27 +79,19 @@ class ListedReport(NamedTuple):
 def embed_identities(
     run: Run, data_dir: str | Path | None = None, *, repeated_names: str | None = None
 ) -> Embedded:
-    """The embeddings of images by identity.
+    """The embeddings of examples by identity.
 
     Args:
         run: from :func:`~margin_jax.load_run`.
-        data_dir: a folder of images for each identity. Default: the run's own test identities.
+        data_dir: a folder of images for each identity, or a list of images; of a run on vectors a
+            file of vectors. Default: the run's own test identities.
         repeated_names: as of a configuration, for `data_dir`. Default: the run's.
 
     Raises:
         ValueError: files that are missing or unreadable, or not those the run was tested on.
     """
     if data_dir is not None:
-        size, channels = _size_and_channels(run)
-        limit = run.config.memory_limit * 2**30
-        dataset = image_folder.load(
-            Path(data_dir),
-            size,
-            channels=channels,
-            memory_limit=limit,
-            reading=reading_of(run.config),
-            repeated_names=repeated_names or run.config.repeated_names,
-        )
+        dataset = _load_others(run, Path(data_dir), repeated_names)
         return Embedded(
             run.embed(dataset.examples),
             dataset.labels,
@@ -109,16 +104,40 @@ def embed_identities(
     try:
         check_sealed(run.path, PAIRS)
         with open(run.path / PAIRS, "rb") as file, np.load(file) as saved:
-            files, saved_rows, same = (saved[n] for n in ("files", "test_rows", "test_same"))
+            saved_rows, same = saved["test_rows"], saved["test_same"]
+            files = tuple(saved["files"]) if "files" in saved else ()
     except (BadZipFile, KeyError, ValueError, OSError) as error:
         raise ValueError(f"the run in {run.path} is damaged: {error}") from error
-    if tuple(files) != dataset.files:
-        raise ValueError(f"the images are not those that {run.path} was tested on")
+    known = files == dataset.files
+    if isinstance(dataset.files, RowNames):
+        known = run.data.get("sha256") == dataset.digest()
+    if not known:
+        what = "images" if run.embeds_pictures else "examples"
+        raise ValueError(f"the {what} are not those that {run.path} was tested on")
     # By the names that the run saved: a file of lists may have changed since, or be gone.
     tested = np.isin(dataset.identities, run.data["identities"]["test"])
     rows = np.flatnonzero(tested[dataset.labels])
     pairs = Pairs(np.searchsorted(rows, saved_rows), same)
     return Embedded(run.embed(dataset.examples, rows), dataset.labels[rows], pairs)
+
+
+def _load_others(run: Run, path: Path, repeated_names: str | None) -> Dataset:
+    """Other examples than the run's own, with identities."""
+    if run.embeds_vectors:
+        return _vectors(run, path)
+    size, channels = _size_and_channels(run)
+    reading, limit = reading_of(run.config), run.config.memory_limit * 2**30
+    if path.is_file() and path.suffix.lower() in listing.ENDINGS:
+        return listing.load(path, size, False, channels, limit, reading)
+    names = repeated_names or run.config.repeated_names
+    return image_folder.load(path, size, False, channels, limit, reading, names)
+
+
+def _vectors(run: Run, path: str | Path | None) -> Dataset:
+    """Those of a file, or by default of the run's own."""
+    if path is None and run.config.dataset != "vectors":
+        raise ValueError("the run was trained on arrays: give data_dir, a file of vectors")
+    return vectors.load(Path(path or str(run.config.data_dir)))
 
 
 def evaluate_run(
@@ -165,13 +184,14 @@ def evaluate_retrieval(run: Run, embedded: Embedded) -> RetrievalReport:
 
 
 def evaluate_listed(
-    run: Run, data_dir: str | Path, pairs: str | Path, *, strict: bool = False
+    run: Run, data_dir: str | Path | None, pairs: str | Path, *, strict: bool = False
 ) -> ListedReport:
     """Verification of the pairs that a file lists.
 
     Args:
         run: from :func:`~margin_jax.load_run`.
-        data_dir: the folder that the listed files are relative to.
+        data_dir: the folder that the listed files are relative to. Of a run on vectors a file of
+            them, by default its own; the list then has names of rows.
         pairs: a csv file of lines ``FIRST,SECOND,1`` (same) or ``0``, or LFW's ``pairs.txt``, whose
             ten folds are then reported as that protocol wants: accuracy and its standard error;
             or its ``pairsDevTest.txt``.
@@ -180,41 +200,69 @@ def evaluate_listed(
     Raises:
         ValueError: (strict) files that are missing or unreadable, or pairs of one kind only.
     """
-    image_folder.check_folder("data_dir", Path(data_dir))
     listed = read_pairs(Path(pairs))
-    found = _read(run, places := locate(Path(data_dir), listed.files))
-    missing = (*found.skipped, *found.left_out)
-    if missing and (strict or not found.kept):
-        raise _unreadable(places, missing)
-    row_of = {path: row for row, path in enumerate(found.kept)}
-    rows = np.array([row_of.get(place, -1) for place in places])[listed.pairs.rows]
+    of = _rows_of_vectors if run.embeds_vectors else _rows_of_images
+    examples, named, missing, identities = of(run, data_dir, listed.files)
+    if missing and (strict or (named < 0).all()):
+        raise _unreadable(run, listed.files, missing)
+    rows = named[listed.pairs.rows]
     whole = (rows >= 0).all(axis=1)
     same = listed.pairs.same[whole]
     if same.all() or not same.any():
+        what = "pictures" if run.embeds_pictures else "vectors"
         raise ValueError(
             f"verification needs pairs of both kinds; of {pairs} {same.sum()} same and "
-            f"{len(same) - same.sum()} different ones have both pictures"
+            f"{len(same) - same.sum()} different ones have both {what}"
             + (f" (first {missing[0]})" if missing else "")
         )
-    distances = run.distances(found.images, rows[whole])
+    distances = run.distances(examples, rows[whole])
     report = run.verify(distances, same)
     folds = None if listed.folds is None else fold_report(distances, same, listed.folds[whole])
     trained = {unicodedata.normalize("NFC", name) for name in run.data["identities"]["train"]}
-    identities = {
-        unicodedata.normalize("NFC", str(Path(name).parent))
-        for name in np.array(listed.files)[np.unique(listed.pairs.rows[whole])]
-    }
+    compared = np.unique(listed.pairs.rows[whole])
+    met = {unicodedata.normalize("NFC", identities[i]) for i in compared}
     return ListedReport(
-        report, folds, tuple(sorted(identities & trained)), missing, len(listed.pairs.same)
+        report, folds, tuple(sorted(met & trained)), missing, len(listed.pairs.same)
     )
 
 
+def _rows_of_images(
+    run: Run, data_dir: str | Path | None, files: Sequence[str]
+) -> tuple[Examples, np.ndarray, tuple[str, ...], list[str]]:
+    """Examples, the row of each of the files or -1, why some have none, and whose each is."""
+    root = Path(data_dir or ".")
+    image_folder.check_folder("data_dir", root)
+    found = _read(run, places := locate(root, files))
+    row_of = {path: row for row, path in enumerate(found.kept)}
+    rows = np.array([row_of.get(place, -1) for place in places])
+    missing = (*found.skipped, *found.left_out)
+    return found.images, rows, missing, [str(Path(name).parent) for name in files]
+
+
+def _rows_of_vectors(
+    run: Run, data_dir: str | Path | None, files: Sequence[str]
+) -> tuple[Examples, np.ndarray, tuple[str, ...], list[str]]:
+    """As :func:`_rows_of_images`, of names of rows."""
+    dataset = _vectors(run, data_dir)
+    row_of = find_rows(dataset.files, files)
+    rows = np.array([row_of.get(name, -1) for name in files])
+    missing = tuple(f"{name}: no row has this name" for name in files if name not in row_of)
+    return dataset.examples, rows, missing, [dataset.identities[i] for i in dataset.labels[rows]]
+
+
 def embed_folder(run: Run, root: str | Path) -> EmbeddedFolder:
-    """The embeddings of all images below a folder, read as the run reads its own.
+    """The embeddings of all images below a folder, or of all vectors of a file.
+
+    They are read as the run reads its own; what names the rows of vectors stands for files.
 
     Raises:
-        ValueError: if there is no readable image.
+        ValueError: if there is no readable image, or no such vector.
     """
+    if run.embeds_vectors:
+        dataset = _vectors(run, root)
+        return EmbeddedFolder(
+            list(dataset.files), run.embed(dataset.examples), (), remarks((), dataset.notes)
+        )
     image_folder.check_folder("what is embedded", Path(root))
     paths, hidden = image_folder.find_files(Path(root))
     size, channels = _size_and_channels(run)
@@ -232,16 +280,29 @@ def embed_folder(run: Run, root: str | Path) -> EmbeddedFolder:
     )
 
 
-def verify_images(run: Run, first: str | Path, second: str | Path) -> float:
+def verify_images(
+    run: Run, first: str | Path, second: str | Path, data_dir: str | Path | None = None
+) -> float:
     """The distance between two image files; at most ``run.threshold`` means the same identity.
 
+    Of a run on vectors `first` and `second` are names of rows, of the file `data_dir` or by default
+    of the run's own.
+
     Raises:
-        ValueError: if one of them can not be read.
+        ValueError: if one of them can not be read, or `data_dir` is given for images.
     """
+    if run.embeds_vectors:
+        names = [str(first), str(second)]
+        examples, rows, missing, _ = _rows_of_vectors(run, data_dir, names)
+        if missing:
+            raise _unreadable(run, names, missing)
+        return float(run.distances(examples, rows[None])[0])
+    if data_dir is not None:
+        raise ValueError("data_dir is for runs on vectors; images are files")
     paths = [Path(first), Path(second)]
     found = _read(run, paths)
     if missing := (*found.skipped, *found.left_out):
-        raise _unreadable(paths, missing)
+        raise _unreadable(run, paths, missing)
     return float(run.distances(found.images, np.array([[0, 1]]))[0])
 
 
@@ -265,5 +326,6 @@ def _read(run: Run, paths: list[Path]) -> image_folder.Found:
     return image_folder.read_images(paths, size, channels, reading=reading_of(run.config))
 
 
-def _unreadable(paths: list[Path], missing: tuple[str, ...]) -> ValueError:
-    return ValueError(f"{len(missing)} of {len(paths)} images unreadable, first {missing[0]}")
+def _unreadable(run: Run, names: Sequence[object], missing: tuple[str, ...]) -> ValueError:
+    what = "images unreadable" if run.embeds_pictures else "rows not there"
+    return ValueError(f"{len(missing)} of {len(names)} {what}, first {missing[0]}")
