@@ -245,10 +245,10 @@ def test_a_run_on_vectors_is_put_to_use(trained, tmp_path):
         labels[pairs[:, 0]] == labels[pairs[:, 1]],
     )
     assert listed.verification.auc == pytest.approx(report.auc)
-    assert listed.missing == ("nobody: no row has this name",)
+    assert listed.missing == (f"'nobody': no row has this name, as {names[0]!r} is one",)
     assert {*listed.trained_on} <= {*run.data["identities"]["train"]}
     assert listed.trained_on
-    with pytest.raises(ValueError, match=r"1 of .* rows not there, first nobody"):
+    with pytest.raises(ValueError, match=r"1 of .* rows missing, first 'nobody'"):
         evaluate_listed(loaded, None, tmp_path / "pairs.csv", strict=True)
 
 
@@ -270,7 +270,7 @@ def test_a_file_that_changed_is_not_the_run_s(trained, tmp_path):
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("verify RUN nobody p01/1", "rows not there, first nobody: no row has this name"),
+        ("verify RUN nobody p01/1", "rows missing, first 'nobody': no row has this name, as 'p"),
         ("evaluate RUN --data-dir few.npz", r"must have shape \(n, \*\(5,\)\); got \(4, 3\)"),
         ("embed RUN none.npz", "none.npz: No such file"),
         ("verify RUN twice twice --data-dir twice.npz", "name of two rows, 1 and 2"),

@@ -246,7 +246,8 @@ def _rows_of_vectors(
     dataset = _vectors(run, data_dir)
     row_of = find_rows(dataset.files, files)
     rows = np.array([row_of.get(name, -1) for name in files])
-    missing = tuple(f"{name}: no row has this name" for name in files if name not in row_of)
+    like = f"no row has this name, as {dataset.files[0]!r} is one"
+    missing = tuple(f"{name!r}: {like}" for name in files if name not in row_of)
     return dataset.examples, rows, missing, [dataset.identities[i] for i in dataset.labels[rows]]
 
 
@@ -327,5 +328,5 @@ def _read(run: Run, paths: list[Path]) -> image_folder.Found:
 
 
 def _unreadable(run: Run, names: Sequence[object], missing: tuple[str, ...]) -> ValueError:
-    what = "images unreadable" if run.embeds_pictures else "rows not there"
+    what = "images unreadable" if run.embeds_pictures else "rows missing"
     return ValueError(f"{len(missing)} of {len(names)} {what}, first {missing[0]}")
