@@ -70,6 +70,24 @@ def test_groups_of_several_identities_are_kept(out):
     np.testing.assert_array_equal(read(out)["groups"], grouped.groups[grouped.labels])
 
 
+def test_the_features_of_a_list_are_read_as_vectors(out):
+    rows = ["path,label,group,split"]
+    for i in range(12):
+        Image.fromarray(pictures(1, seed=i)[0, ..., 0]).save(out.parent / f"{i}.png")
+        rows.append(f"{i}.png,p{i // 2},g{i // 4},{('train', 'val', 'test')[i // 4]}")
+    (out.parent / "list.csv").write_text("\n".join(rows))
+    listed = mj.load_dataset("list", out.parent / "list.csv", 8)
+    mj.extract_features(listed, flat, out, views=2, augment="flip")
+    found = mj.load_dataset("vectors", out)
+    np.testing.assert_array_equal(found.examples, flat(listed.examples))
+    assert found.views.shape == (12, 2, 64)
+    assert found.identities == listed.identities
+    assert list(found.files) == list(listed.files)
+    for name in ("labels", "parts", "groups"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(listed, name))
+    assert found.notes == ()
+
+
 def test_the_network_never_sees_more_than_a_batch(out):
     sizes = []
 

@@ -15,6 +15,7 @@ from margin_jax.data.tables import read_table
 
 KINDS = (".npz", ".npy", ".parquet", ".csv", ".tsv")
 _ARRAYS = ("features", "labels", "files", "groups", "splits", "views")
+_RECORD = "about"  # how they were made, for a person
 _CHUNK = 2**18  # labels that are numbered together
 
 
@@ -60,6 +61,7 @@ def load(path: Path) -> Dataset:
 
 def _npz(path: Path) -> Columns:
     found, unused = read_npz(path, _ARRAYS)
+    unused = [name for name in unused if name != _RECORD]
     if missing := [name for name in _ARRAYS[:2] if name not in found]:
         raise ValueError(
             f"{path} must hold arrays features and labels; {missing[0]} is missing, got "

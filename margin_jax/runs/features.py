@@ -18,6 +18,7 @@ from margin_jax.data.augmentation import Augment, make_augment
 from margin_jax.data.dataset import Dataset, read_rows
 from margin_jax.data.loader import read_ahead
 from margin_jax.data.moments import moments
+from margin_jax.data.splits import Split
 from margin_jax.devices.meshes import check_devices, make_mesh, place_copies
 from margin_jax.evaluation.embedding import embed_batch
 from margin_jax.files import local_path, parse_json, sha256, to_json
@@ -55,8 +56,9 @@ def extract_features(
     """Writes the features of all examples to an npz file, in batches, with bounded memory.
 
     The arrays of the file: ``features`` float[n, d]; ``labels`` and ``files``, text[n]; ``groups``
-    int32[n], if the dataset has groups of several identities; ``views`` float[n, views, d], if any
-    are asked for; and ``about``, how all this was made, in JSON. None is compressed.
+    int32[n], if the dataset has groups of several identities; ``splits`` text[n], if it says who
+    trains; ``views`` float[n, views, d], if any are asked for; and ``about``, how all this was
+    made, in JSON. None is compressed, and ``load_dataset("vectors", OUT)`` reads them.
 
     Killed at any moment, the same call goes on where it was, from the folder ``OUT.partial``. A
     view is a function of the seed, its number and the row, whatever batches and devices are.
@@ -161,6 +163,8 @@ def extract_features(
         whole = {**arrays.stored(), "labels": labels, "files": files}
         if len(np.unique(data.groups)) < len(data.groups):
             whole["groups"] = stored(data.groups[data.labels])
+        if data.parts is not None:
+            whole["splits"] = text(Split._fields, data.parts)
         finish(folder, target, {**whole, "about": stored(np.array(to_json(job)))})
     return target
 
