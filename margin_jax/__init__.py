@@ -7,8 +7,10 @@ load when first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from margin_jax.losses.balancing_margin import BalancingMarginLoss
 from margin_jax.losses.base import Loss
 from margin_jax.losses.batch_all import batch_all_triplet_loss, triplet_stats
+from margin_jax.losses.classifier import ArcFaceLoss, CosFaceLoss
 from margin_jax.losses.effective_margin import effective_margin_histogram
 from margin_jax.losses.mining import mining_schedule
 from margin_jax.losses.triplet import TripletLoss
@@ -105,7 +107,10 @@ _LAZY = {
 }
 
 __all__ = [
+    "ArcFaceLoss",
+    "BalancingMarginLoss",
     "Comparison",
+    "CosFaceLoss",
     "Dataset",
     "DivergedError",
     "Encoder",

@@ -22,8 +22,13 @@ _REFUSED = {
 def kinds(function: Callable[..., Any]) -> dict[str, type]:
     """The parameters of a function or a class, by its signature."""
     parameters = inspect.signature(function).parameters.values()
-    # What may be something else besides, as a distance may be a function, is text here.
-    return {p.name: p.annotation if p.annotation in _REFUSED else str for p in parameters}
+    # What may be something else besides, as a distance may be a function, is text here. No text
+    # stands for several values, as counts of images are.
+    return {
+        p.name: p.annotation if p.annotation in _REFUSED else str
+        for p in parameters
+        if not isinstance(p.default, tuple)
+    }
 
 
 def parse(

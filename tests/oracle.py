@@ -213,3 +213,57 @@ def retrieval(x, labels, distance, ks):
         r_precisions.append(sum(right[:r]) / r)
     recall = {k: np.mean(v) for k, v in recall.items()}
     return recall, np.mean(average_precisions), np.mean(r_precisions)
+
+
+# Losses other than triplets: their values only; gradients are slopes of them.
+
+
+def slope(value, x, step=1e-6):
+    """The gradient of a float64 function, by central differences."""
+    x = np.asarray(x, np.float64)
+    found = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        up, down = x.copy(), x.copy()
+        up[index] += step
+        down[index] -= step
+        found[index] = (value(up) - value(down)) / (2 * step)
+    return found
+
+
+def cosine_similarity(x, y):
+    nx, ny = math.sqrt(sum(v * v for v in x)), math.sqrt(sum(v * v for v in y))
+    return 0.0 if nx * ny == 0 else sum(a * b for a, b in zip(x, y, strict=True)) / (nx * ny)
+
+
+def classifier(
+    proxies, x, labels, margin_of, *, angular, scale, where=None, bias=None, weights=None
+):
+    """(loss, counts) of ArcFace, CosFace and the balancing margin.
+
+    `margin_of(label, cosines)` is the margin of a row, an angle or a difference of cosines; `bias`
+    is added to each class's logit, `weights` are those of the classes.
+    """
+    classes = range(len(proxies))
+    counts = dict.fromkeys(("valid", "easy", "semihard", "hard"), 0)
+    total = weight = 0.0
+    for i, y in enumerate(labels):
+        if where is not None and not where[i]:
+            continue
+        cosines = [cosine_similarity(x[i], proxies[j]) for j in classes]
+        m = margin_of(y, cosines)
+        target = cosines[y] - m
+        if angular:
+            angle = math.acos(max(-1, min(1, cosines[y])))
+            target = math.cos(angle + m) if angle + m <= math.pi else cosines[y] - m * math.sin(m)
+        logits = [scale * (target if j == y else cosines[j]) for j in classes]
+        logits = [z + (0 if bias is None else bias[j]) for j, z in enumerate(logits)]
+        w = 1 if weights is None else weights[y]
+        total += w * (math.log(sum(math.exp(z - max(logits)) for z in logits)) + max(logits))
+        total -= w * logits[y]
+        weight += w
+        for j in classes:
+            if j != y:
+                easy, hard = target >= cosines[j], cosines[j] >= cosines[y]
+                counts["easy" if easy else "hard" if hard else "semihard"] += 1
+                counts["valid"] += 1
+    return total / (weight or 1), counts

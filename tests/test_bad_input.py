@@ -142,6 +142,19 @@ ROWS = [
     ("schedules plot --stimulus step --history flat", "--stimulus and --history exclude each oth"),
     ("schedules plot --epochs 1", "--epochs must be between 2 and 1,000,000; got 1"),
     ("schedules plot --margin nan", "--margin must be finite and at least 0; got nan"),
+    # losses
+    ("train --loss arcfase", "--loss must be one of triplet, .*Did you mean 'arcface'"),
+    ("train --loss arcface:scale=0", "scale must be above 0 and finite; got 0"),
+    ("train --loss arcface:s=3", "a parameter of arcface must be one of scale; got 's'"),
+    ("train --loss arcface --reduction mean", "--reduction is for .*; got mean with loss arcface"),
+    ("train --loss cosface --distance manhattan", "--distance is for .* with loss cosface"),
+    ("train --loss cosface --mining hard", "--mining is for .*; got hard with loss cosface"),
+    ("train --loss cosface --memory 9", "--memory is for losses over triplets; got it with loss"),
+    ("train --loss balancing_margin --margin -1", "--margin must be at least 0; got -1"),
+    ("train --loss balancing_margin:tau=-1", "tau must be at least 0 and finite; got -1"),
+    ("train --loss balancing_margin:beta=1", "beta must be at least 0 and below 1; got 1"),
+    ("train --loss balancing_margin:counts=3", "must be one of scale, tau, .*; got 'counts'"),
+    ("train --loss balancing_margin:reweight_from=x", "where reweight_from is no whole number"),
     # splits
     *(
         (f"train --split {text}", "--split must be percentages of training, .*; got")

@@ -153,7 +153,7 @@ def test_what_a_text_means(text, loss):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tripet", "loss must be one of triplet; got 'tripet'. Did you mean 'triplet'"),
+        ("tripet", "loss must be one of triplet, .*; got 'tripet'. Did you mean 'triplet'"),
         ("triplet:swap=1", "got 'triplet:swap=1', where swap is neither true nor false"),
         ("triplet:swap", "where swap is neither true nor false"),
         ("triplet:distance=", "where distance is empty"),
@@ -161,6 +161,8 @@ def test_what_a_text_means(text, loss):
         ("triplet:margin=0.2", "a parameter of triplet must be one of distance, .*; got 'margin'"),
         ("triplet:reduction=none", "reduction must be one of mean_active, mean, sum; got 'none'"),
         ("triplet:swap=true,mining=batch_hard", "swap is for mining .*; got it with batch_hard"),
+        ("arcface:scale=0", "scale must be above 0 and finite; got 0"),
+        ("balancing_margin:counts=3", "a parameter of balancing_margin must be .*; got 'counts'"),
     ],
 )
 def test_texts_that_mean_nothing(text, message):
@@ -177,6 +179,27 @@ def test_a_configuration_knows_the_distance_that_its_loss_says():
     assert mj.TrainConfig.from_json(config.to_json()).make_loss(1) == config.make_loss(1)
     with pytest.raises(ValueError, match="got it with batch_hard"):
         mj.TrainConfig(loss="triplet:swap=true", mining="all,4:batch_hard")
+
+
+def test_a_loss_that_leaves_no_choice_of_a_distance_decides_it():
+    config = mj.TrainConfig(loss="arcface:scale=30")
+    assert config.distance == "cosine"
+    assert config.make_loss(1) == mj.ArcFaceLoss(scale=30.0)
+    assert mj.TrainConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"distance": "manhattan"}, "distance is for triplet; got manhattan with loss arcface"),
+        ({"reduction": "sum"}, "reduction is for .*; got sum with loss arcface"),
+        ({"mining": "all,4:hard"}, "mining is for .*; got all,4:hard with loss arcface"),
+        ({"memory": 64}, "memory is for losses over triplets; got it with loss arcface"),
+    ],
+)
+def test_options_that_a_loss_has_not(options, message):
+    with pytest.raises(ValueError, match=message):
+        mj.TrainConfig(loss="arcface", **options)
 
 
 @pytest.mark.parametrize("name", LOSSES)

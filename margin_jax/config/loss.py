@@ -6,15 +6,21 @@ from typing import Annotated, Any, ClassVar
 from margin_jax.choices import check_choice, one_of
 from margin_jax.config.option import Option
 from margin_jax.losses import LOSSES, make_loss, resolve_loss
-from margin_jax.losses.base import OWN, Loss
+from margin_jax.losses.base import OWN, Loss, takes_references
 from margin_jax.losses.batch_all import REDUCTIONS
 from margin_jax.losses.distances import DISTANCES
 from margin_jax.losses.mining import mining_schedule, mining_starts
 from margin_jax.losses.tile import MININGS
 from margin_jax.schedules import SCHEDULES
+from margin_jax.spec import kinds
 
-# Parameters of losses that have an option of their own; mining too, which may change by epoch.
-_LOSS_OPTIONS = ("distance", "reduction")
+# Parameters of losses that have an option of their own, with its usual value; of mining, which may
+# change by epoch, it is that of the first one.
+_LOSS_OPTIONS = {"distance": "euclidean", "reduction": "mean_active", "mining": "all"}
+
+
+def _known() -> str:
+    return "; ".join(f"{name}: {', '.join(kinds(of))}" for name, of in LOSSES.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,27 +54,30 @@ class LossConfig:
     loss: Annotated[
         str,
         Option(
-            "What trains the network: NAME or NAME:KEY=VALUE,..., as in triplet:swap=true; triplet "
-            "has distance, reduction, mining, swap and soft, of which the first three are options "
-            "too. "
-            f"{one_of(LOSSES)}",
+            "What trains the network: NAME or NAME:KEY=VALUE,..., as in triplet:swap=true. "
+            f"With their parameters: {_known()}. distance, reduction and mining are options too.",
         ),
     ] = "triplet"
-    distance: Annotated[str, Option(f"Between embeddings. {one_of(DISTANCES)}")] = "euclidean"
+    distance: Annotated[
+        str,
+        Option(
+            f"Between embeddings, unless the loss says which. {one_of(DISTANCES)}",
+        ),
+    ] = _LOSS_OPTIONS["distance"]
     reduction: Annotated[
         str,
         Option(
             "mean_active: over triplets with a loss; mean: over all valid ones. "
             f"{one_of(REDUCTIONS)}",
         ),
-    ] = "mean_active"
+    ] = _LOSS_OPTIONS["reduction"]
     mining: Annotated[
         str,
         Option(
             "Which active triplets train; batch_hard: of each image the hardest one; "
             f"all,11:semihard changes in epoch 11. {one_of(MININGS)}",
         ),
-    ] = "all"
+    ] = _LOSS_OPTIONS["mining"]
     histogram: Annotated[
         bool,
         Option("Also record quantiles of the effective margins, from a sample, and draw."),
@@ -94,18 +103,31 @@ class LossConfig:
         check_choice("reduction", self.reduction, REDUCTIONS)
         starts = mining_starts(self.mining)
         if self.loss != OWN:
-            _, values = resolve_loss(self.loss, self._loss_options(1))
-            for epoch in starts:
-                self.make_loss(epoch)
-            for name in set(_LOSS_OPTIONS) & set(values):
-                object.__setattr__(self, name, values[name])
+            self._check_named_loss(starts)
         if self.memory_warmup and self.memory is None:
             raise ValueError(f"memory_warmup is for memory; got {self.memory_warmup} without it")
+
+    def _check_named_loss(self, starts: dict[int, str]) -> None:
+        name, values = resolve_loss(self.loss, self._loss_options(1))
+        (loss, *_) = [self.make_loss(epoch) for epoch in starts]
+        # Some losses leave no choice of a distance.
+        values = {"distance": loss.distance, **values}
+        for option, usual in _LOSS_OPTIONS.items():
+            asked = getattr(self, option)
+            if option not in kinds(LOSSES[name]) and asked not in (usual, values.get(option)):
+                having = [n for n, of in LOSSES.items() if option in kinds(of)]
+                raise ValueError(
+                    f"{option} is for {', '.join(having)}; got {asked} with loss {name}"
+                )
+            if option in values and option != "mining":
+                object.__setattr__(self, option, values[option])
+        if self.memory is not None and not takes_references(loss):
+            raise ValueError(f"memory is for losses over triplets; got it with loss {name}")
 
     def make_loss(self, epoch: int) -> Loss:
         """The loss of an epoch, from 1; not one's own."""
         return make_loss(self.loss, self._loss_options(epoch))
 
     def _loss_options(self, epoch: int) -> dict[str, Any]:
-        options = {name: getattr(self, name) for name in _LOSS_OPTIONS}
+        options: dict[str, Any] = {name: getattr(self, name) for name in _LOSS_OPTIONS}
         return options | {"mining": mining_schedule(self.mining)(epoch)}

@@ -3,12 +3,19 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from margin_jax.losses.balancing_margin import BalancingMarginLoss
 from margin_jax.losses.base import Loss
+from margin_jax.losses.classifier import ArcFaceLoss, CosFaceLoss
 from margin_jax.losses.triplet import TripletLoss
 from margin_jax.spec import resolve
 
 # Those that a name and values describe; the command line knows them.
-LOSSES: dict[str, Callable[..., Loss]] = {"triplet": TripletLoss}
+LOSSES: dict[str, Callable[..., Loss]] = {
+    "triplet": TripletLoss,
+    "arcface": ArcFaceLoss,
+    "cosface": CosFaceLoss,
+    "balancing_margin": BalancingMarginLoss,
+}
 
 
 def resolve_loss(text: str, defaults: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

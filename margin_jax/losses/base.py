@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jax import Array
@@ -35,6 +36,11 @@ class Loss(Protocol):
         mj.fit(mj.TrainConfig(loss="own"), loss=CenterLoss())
 
     It is hashable, as a frozen dataclass is, since programs are compiled for it.
+
+    One that depends on the training set, or changes in the course of a run, says how by a method
+    ``in_epoch(epoch, counts)``, which returns the loss of an epoch, from 1, where `counts` are the
+    training images of each class (:class:`~margin_jax.BalancingMarginLoss` has one). What it learns
+    so is a part of its value: neither is it trained, nor does it decay or need to be saved.
 
     Attributes:
         distance: between its embeddings, a name or a function as for
@@ -104,6 +110,12 @@ def check_loss(loss: Loss) -> Loss:
 def describe_loss(loss: Loss) -> str:
     """What it can be told from others by; an address is another one in each process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(loss))
+
+
+def in_epoch(loss: Loss, epoch: int, counts: Sequence[int]) -> Loss:
+    """The loss as it is in an epoch, from 1, of a run on so many images of each class."""
+    bind: Callable[[int, Sequence[int]], Loss] | None = getattr(loss, "in_epoch", None)
+    return loss if bind is None else bind(epoch, counts)
 
 
 def takes_references(loss: Loss) -> bool:

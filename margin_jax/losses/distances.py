@@ -19,7 +19,8 @@ from margin_jax.choices import check_choice
 DistanceFn = Callable[[Array, Array], Array]
 
 
-def _dot(x: Array, y: Array) -> Array:
+def dot(x: Array, y: Array) -> Array:
+    """``x·y`` of all pairs of rows, at the highest precision."""
     return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -31,7 +32,7 @@ def squared_euclidean(x: Array, y: Array) -> Array:
     0 and near each other are measured from one of them: see :func:`origin`.
     """
     squares = jnp.sum(x * x, axis=1)[:, None] + jnp.sum(y * y, axis=1)[None, :]
-    return jax.nn.relu(squares - 2.0 * _dot(x, y))
+    return jax.nn.relu(squares - 2.0 * dot(x, y))
 
 
 def euclidean(x: Array, y: Array) -> Array:
@@ -46,18 +47,19 @@ def euclidean(x: Array, y: Array) -> Array:
     return jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
 
 
+def unit(v: Array) -> Array:
+    """``v / ‖v‖`` of each row; a zero vector stays one, with gradient 0."""
+    # The angle does not depend on the length; scaled first, no square can under- or overflow.
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(v), axis=1, keepdims=True))
+    zero = scale == 0
+    v = v / jnp.where(zero, 1.0, scale)
+    squared = jnp.sum(v * v, axis=1, keepdims=True)
+    return jnp.where(zero, 0.0, v * jax.lax.rsqrt(jnp.where(zero, 1.0, squared)))
+
+
 def cosine(x: Array, y: Array) -> Array:
     """``1 − x·y / (‖x‖‖y‖)``, between 0 and 2. A zero vector is at distance 1 from everything."""
-
-    def unit(v: Array) -> Array:
-        # The angle does not depend on the length; scaled first, no square can under- or overflow.
-        scale = jax.lax.stop_gradient(jnp.max(jnp.abs(v), axis=1, keepdims=True))
-        zero = scale == 0
-        v = v / jnp.where(zero, 1.0, scale)
-        squared = jnp.sum(v * v, axis=1, keepdims=True)
-        return jnp.where(zero, 0.0, v * jax.lax.rsqrt(jnp.where(zero, 1.0, squared)))
-
-    return jax.nn.relu(1.0 - _dot(unit(x), unit(y)))
+    return jax.nn.relu(1.0 - dot(unit(x), unit(y)))
 
 
 # The two below have no matrix product to lean on. `checkpoint` makes the backward pass compute the

@@ -13,7 +13,7 @@ from margin_jax.config import TrainConfig
 from margin_jax.data.augmentation import Augment, make_augment
 from margin_jax.data.dataset import Dataset
 from margin_jax.data.moments import moments
-from margin_jax.losses.base import OWN, Loss, check_loss
+from margin_jax.losses.base import OWN, Loss, check_loss, in_epoch
 from margin_jax.models import PRETRAINED, pretrained
 from margin_jax.models.encoder import Encoder
 from margin_jax.runs.folder import is_saved
@@ -68,8 +68,11 @@ def set_up(
         jax.eval_shape(augment, one, jax.random.key(0))
     schedule = config.make_schedule()
 
+    classes = data.classes()
+    counts = np.bincount(classes[data.train]).tolist()
+
     def loss_of(epoch: int) -> Loss:
-        return config.make_loss(epoch) if loss is None else loss
+        return in_epoch(config.make_loss(epoch) if loss is None else loss, epoch, counts)
 
     compiled = functools.partial(
         optimizer_and_step,
@@ -90,7 +93,7 @@ def set_up(
     optimizer, _ = compiled(loss_of(1))
     dim = _dim(encoder, params, batch_stats, one)
     memory = None if config.memory is None else Memory.empty(config.memory, dim)
-    loss_params = loss_of(1).init(jax.random.fold_in(init_key, 1), dim, len(data.split.train))
+    loss_params = loss_of(1).init(jax.random.fold_in(init_key, 1), dim, len(counts))
     state = create_state(
         params,
         batch_stats,
@@ -103,7 +106,7 @@ def set_up(
     validate = make_validator(config, data, encoder, mesh)
     setting = Setting(
         data,
-        data.classes(),
+        classes,
         encoder,
         schedule,
         mesh,

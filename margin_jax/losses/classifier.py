@@ -1,0 +1,268 @@
+"""Classifiers over the training identities, whose own class bears a margin: ArcFace and CosFace.
+
+Each class has a *proxy*, a row of the loss's parameters; an embedding is compared with all of them
+by the cosine. To a schedule, that is a triplet loss: of a row x of class y, the proxy W_y is the
+positive, and each other one, W_j, a negative.
+"""
+
+import dataclasses
+import math
+import numbers
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from margin_jax.losses.arguments import check_margin, check_rows
+from margin_jax.losses.distances import dot, unit
+from margin_jax.stats import TripletStats
+
+
+class Compared(NamedTuple):
+    """Rows of a batch against the proxies of all classes.
+
+    Attributes:
+        cosine: float[batch, classes].
+        own: bool[batch, classes], whether the class is that of the row.
+        target: float[batch], the cosine of the own class.
+        labels: int32[batch], 0 for padding and -1 for what is no class.
+        real: bool[batch].
+    """
+
+    cosine: Array
+    own: Array
+    target: Array
+    labels: Array
+    real: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """What ArcFace, CosFace and the balancing margin share: a softmax over cosines.
+
+    Attributes:
+        scale: s, the softmax's inverse temperature.
+    """
+
+    scale: float = 64.0
+
+    distance: ClassVar[str] = "cosine"
+
+    def __post_init__(self) -> None:
+        """Refuses a value that could never be called."""
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale must be above 0 and finite; got {self.scale}")
+
+    def init(self, key: Array, embedding_size: int, classes: int) -> Array:
+        """float32[classes, embedding_size]: a proxy for each class, of length about 1.
+
+        Only their directions count.
+
+        Raises:
+            ValueError: fewer than two classes.
+        """
+        if classes < 2:
+            raise ValueError(f"a classifier needs at least 2 identities to train on; got {classes}")
+        return jax.random.normal(key, (classes, embedding_size)) / math.sqrt(embedding_size)
+
+    def __call__(
+        self,
+        params: ArrayLike,
+        embeddings: ArrayLike,
+        labels: ArrayLike,
+        margin: ArrayLike,
+        *,
+        where: ArrayLike | None = None,
+        axis_name: str | tuple[str, ...] | None = None,
+    ) -> tuple[Array, TripletStats]:
+        """``(loss, stats)`` of a batch.
+
+        Args:
+            params: float[classes, dim], the proxies; the same on every device.
+            embeddings: float[batch, dim]; they need not be of length 1.
+            labels: int[batch], from 0 to classes − 1. One beyond makes the loss NaN.
+            margin: float[], as the class says, at least 0; traced.
+            where, axis_name: as for :class:`~margin_jax.Loss`.
+
+        Raises:
+            ValueError, TypeError: for other shapes or types, fewer than two proxies, labels known
+                to lie beyond, or a margin known to be below 0.
+        """
+        compared = compare(params, embeddings, labels, where)
+        if isinstance(margin, numbers.Real) and margin < 0:
+            raise ValueError(f"the margin of a classifier must be at least 0; got {margin}")
+        mu = check_margin(margin, compared.cosine.dtype)
+        target = self.target(compared, mu)
+        logits = self.scale * jnp.where(compared.own, target[:, None], compared.cosine)
+        loss = self.reduce(compared, *self.adjust(compared, logits), axis_name)
+        return loss, jax.lax.stop_gradient(proxy_triplets(compared, target))
+
+    def target(self, compared: Compared, margin: Array) -> Array:
+        """float[batch], what stands for the cosine of the own class."""
+        raise NotImplementedError
+
+    def adjust(self, compared: Compared, logits: Array) -> tuple[Array, Array]:
+        """The logits as the softmax sees them, and the weight of each row."""
+        return logits, compared.real.astype(logits.dtype)
+
+    def reduce(
+        self,
+        compared: Compared,
+        logits: Array,
+        weights: Array,
+        axis_name: str | tuple[str, ...] | None,
+    ) -> Array:
+        """The weighted mean of the cross-entropies of the global batch; 0 of nothing."""
+        chosen = jnp.sum(jnp.where(compared.own, logits, 0), axis=1)
+        entropies = jax.nn.logsumexp(logits, axis=1) - chosen
+        # What lies beyond the classes has no proxy, which must not pass for an easy row.
+        known = jnp.any(compared.own, axis=1)
+        entropies = jnp.where(known, entropies, jnp.nan)
+        total, count = jnp.sum(jnp.where(compared.real, entropies * weights, 0)), jnp.sum(weights)
+        if axis_name is not None:
+            total, count = jax.lax.psum((total, count), axis_name)
+        return total / jnp.where(count > 0, count, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArcFaceLoss(Classifier):
+    """Additive angular margin: softmax cross-entropy, the angle to the own class μ wider.
+
+    With cosθ_j the cosine between an embedding and proxy j, and y its class::
+
+        loss = −log( e^{s·cos(θ_y + μ)} / (e^{s·cos(θ_y + μ)} + Σ_{j≠y} e^{s·cosθ_j}) )
+
+    averaged over the rows. Where θ_y + μ > π, cosθ_y − μ·sinμ stands for cos(θ_y + μ), as in the
+    authors' code, so that it falls as θ_y grows. No angle is computed, so that gradients are finite
+    at cosθ = ±1.
+
+    As a triplet (x, W_y, W_j) is counted: easy if cos(θ_y + μ) ≥ cosθ_j, hard if it is not and
+    cosθ_j ≥ cosθ_y, else semihard. Distances in the statistics are 1 − cosθ. A softmax is never 0,
+    so easy triplets have a gradient, if a small one. Quantiles of effective margins (`histogram`)
+    remain those of the batch's triplets.
+
+    A :class:`~margin_jax.Loss`, and by itself a pure function:
+    ``ArcFaceLoss()(proxies, embeddings, labels, margin)``.
+
+    The margin: radians, from 0 to π; what a schedule says beyond them is cut. Published runs have
+    0.5.
+
+    Attributes:
+        scale: s.
+
+    Raises:
+        ValueError: a scale that is not above 0 and finite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, margin_jax as mj
+        >>> loss = mj.ArcFaceLoss(scale=16.0)
+        >>> x, labels = jnp.array([[1.0, 0.1], [0.2, 1.0], [2.0, 0.0]]), jnp.array([0, 1, 1])
+        >>> value, stats = loss(jnp.eye(2), x, labels, 0.5)
+        >>> stats.totals()
+        {'valid': 3, 'easy': 2, 'semihard': 0, 'hard': 1}
+
+    References:
+        Deng et al. 2019, `arXiv 1801.07698 <https://arxiv.org/abs/1801.07698>`_.
+    """
+
+    def target(self, compared: Compared, margin: Array) -> Array:
+        """``cos(θ_y + μ)``."""
+        return plus_angle(compared.target, margin)
+
+
+@dataclasses.dataclass(frozen=True)
+class CosFaceLoss(Classifier):
+    """Additive cosine margin: :class:`~margin_jax.ArcFaceLoss` with cosθ_y − μ for the own class.
+
+    ::
+
+        loss = −log( e^{s·(cosθ_y − μ)} / (e^{s·(cosθ_y − μ)} + Σ_{j≠y} e^{s·cosθ_j}) )
+
+    averaged over the rows. A triplet (x, W_y, W_j) is easy if cosθ_y − μ ≥ cosθ_j: with distances
+    1 − cosθ, as in a triplet loss.
+
+    The margin: a difference of cosines; published runs have 0.35.
+
+    Attributes:
+        scale: s.
+
+    Raises:
+        ValueError: a scale that is not above 0 and finite.
+
+    References:
+        Wang et al. 2018, `arXiv 1801.09414 <https://arxiv.org/abs/1801.09414>`_.
+    """
+
+    def target(self, compared: Compared, margin: Array) -> Array:
+        """``cosθ_y − μ``."""
+        return compared.target - margin
+
+
+def compare(
+    proxies: ArrayLike, embeddings: ArrayLike, labels: ArrayLike, where: ArrayLike | None
+) -> Compared:
+    """The cosines between all rows and all proxies, one matrix product.
+
+    Raises:
+        ValueError, TypeError: as :class:`Classifier` when it is called.
+    """
+    x, y, real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
+    weights = jnp.asarray(proxies)
+    if weights.ndim != 2 or weights.shape[0] < 2 or weights.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"proxies must have shape [classes, {x.shape[1]}], of at least 2 classes and as many "
+            f"columns as embeddings; got {weights.shape}"
+        )
+    classes = weights.shape[0]
+    if where is None and isinstance(labels, np.ndarray | list | tuple):
+        known = np.asarray(labels)
+        if known.min() < 0 or known.max() >= classes:
+            raise ValueError(
+                f"labels must be from 0 to {classes - 1}, a class each for {classes} proxies; got "
+                f"{known.min()} to {known.max()}"
+            )
+    y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)
+    y = jnp.where((y >= 0) & (y < classes), y, -1).astype(jnp.int32)
+    y = jnp.where(real, y, 0)
+    cosine = dot(unit(x), unit(weights.astype(x.dtype)))
+    own = y[:, None] == jnp.arange(classes, dtype=jnp.int32)
+    return Compared(cosine, own, jnp.sum(jnp.where(own, cosine, 0), axis=1), y, real)
+
+
+def plus_angle(cosine: Array, margin: Array) -> Array:
+    """``cos(θ + m)`` of cosθ, or ``cosθ − m·sin m`` beyond π, with m cut to [0, π]."""
+    m = jnp.clip(margin, 0, math.pi)
+    # The slope of the sine is infinite at ±1, where that of the cosine is 0.
+    inside = jnp.clip(cosine, -1 + 1e-6, 1 - 1e-6)
+    turned = cosine * jnp.cos(m) - jnp.sqrt(1 - inside * inside) * jnp.sin(m)
+    return jnp.where(cosine >= -jnp.cos(m), turned, cosine - m * jnp.sin(m))
+
+
+def proxy_triplets(compared: Compared, target: Array) -> TripletStats:
+    """Counts of the triplets (x, W_y, W_j), of which each real row has classes − 1."""
+    cosine, own, of_own, _, real = compared
+    other = ~own & real[:, None]
+    active = other & (cosine > target[:, None])
+    hard = active & (cosine >= of_own[:, None])
+    away = jax.nn.relu(1 - cosine)
+
+    def count(mask: Array) -> Array:
+        return jnp.sum(mask, axis=1, dtype=jnp.int32)
+
+    def total(mask: Array, values: Array) -> Array:
+        return jnp.sum(jnp.where(mask, values, 0), axis=1)
+
+    own = own & real[:, None]
+    return TripletStats(
+        semihard=count(active & ~hard),
+        hard=count(hard),
+        positives=count(own),
+        negatives=count(other),
+        sum_ap=total(own, away),
+        sum_an=total(other, away),
+        sum_ap_squared=total(own, away * away),
+        sum_an_squared=total(other, away * away),
+    )

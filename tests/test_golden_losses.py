@@ -1,0 +1,47 @@
+"""Values and gradients of PyTorch Metric Learning 2.9.0, in float64.
+
+`experiments/make_loss_golden.py` recorded them. That library has ArcFace's margin in degrees; here
+it is in radians.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import margin_jax as mj
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses_golden.json").read_text())
+BATCHES = [(np.array(b["embeddings"]), np.array(b["labels"])) for b in GOLDEN["batches"]]
+
+
+def cases(*names):
+    return [case for case in GOLDEN["cases"] if case["name"] in names]
+
+
+def assert_golden(found, case):
+    value, *gradients = found
+    np.testing.assert_allclose(value, case["loss"], rtol=1e-9)
+    expected = [case[name] for name in ("to_proxies", "to_embeddings") if name in case]
+    for gradient, theirs in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, theirs, rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "case", cases("arcface", "cosface"), ids=lambda c: f"{c['name']}-{c['margin']}-{c['scale']}"
+)
+def test_classifiers(case):
+    loss = {"arcface": mj.ArcFaceLoss, "cosface": mj.CosFaceLoss}[case["name"]](case["scale"])
+    with jax.enable_x64(True):
+        (value, _), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
+            np.array(GOLDEN["proxies"]), *BATCHES[0], np.float64(case["margin"])
+        )
+        assert_golden((value, *gradients), case)
+
+
+def test_all_cases_are_here():
+    names = [case["name"] for case in GOLDEN["cases"]]
+    counts = {name: names.count(name) for name in names}
+    assert counts == {"arcface": 6, "cosface": 6, "supcon": 2, "dynamic_soft_margin": 2}
