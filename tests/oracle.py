@@ -267,3 +267,17 @@ def classifier(
                 counts["easy" if easy else "hard" if hard else "semihard"] += 1
                 counts["valid"] += 1
     return total / (weight or 1), counts
+
+
+def supcon(x, labels, *, temperature, where=None):
+    rows = [i for i in range(len(x)) if where is None or where[i]]
+    losses = []
+    for i in rows:
+        others = [k for k in rows if k != i]
+        positives = [k for k in others if labels[k] == labels[i]]
+        if not positives or len(positives) == len(others):
+            continue
+        s = {k: cosine_similarity(x[i], x[k]) / temperature for k in others}
+        log_all = math.log(sum(math.exp(v) for v in s.values()))
+        losses.append(-sum(s[p] - log_all for p in positives) / len(positives))
+    return sum(losses) / (len(losses) or 1)

@@ -155,6 +155,8 @@ ROWS = [
     ("train --loss balancing_margin:beta=1", "beta must be at least 0 and below 1; got 1"),
     ("train --loss balancing_margin:counts=3", "must be one of scale, tau, .*; got 'counts'"),
     ("train --loss balancing_margin:reweight_from=x", "where reweight_from is no whole number"),
+    ("train --loss supcon:temperature=0", "temperature must be above 0 and finite; got 0"),
+    ("train --loss supcon --memory 9", "--memory is for losses over triplets"),
     # splits
     *(
         (f"train --split {text}", "--split must be percentages of training, .*; got")

@@ -41,6 +41,14 @@ def test_classifiers(case):
         assert_golden((value, *gradients), case)
 
 
+@pytest.mark.parametrize("case", cases("supcon"), ids=lambda c: str(c["temperature"]))
+def test_supcon(case):
+    loss = mj.SupConLoss(case["temperature"])
+    with jax.enable_x64(True):
+        (value, _), to_x = jax.value_and_grad(loss, argnums=1, has_aux=True)({}, *BATCHES[0], 0.2)
+        assert_golden((value, to_x), case)
+
+
 def test_all_cases_are_here():
     names = [case["name"] for case in GOLDEN["cases"]]
     counts = {name: names.count(name) for name in names}

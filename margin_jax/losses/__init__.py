@@ -6,6 +6,7 @@ from typing import Any
 from margin_jax.losses.balancing_margin import BalancingMarginLoss
 from margin_jax.losses.base import Loss
 from margin_jax.losses.classifier import ArcFaceLoss, CosFaceLoss
+from margin_jax.losses.supcon import SupConLoss
 from margin_jax.losses.triplet import TripletLoss
 from margin_jax.spec import resolve
 
@@ -15,6 +16,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "arcface": ArcFaceLoss,
     "cosface": CosFaceLoss,
     "balancing_margin": BalancingMarginLoss,
+    "supcon": SupConLoss,
 }
 
 

@@ -1,0 +1,97 @@
+"""The supervised contrastive loss."""
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from margin_jax.losses.arguments import check_rows
+from margin_jax.losses.batch_all import triplet_stats
+from margin_jax.losses.distances import dot, unit
+from margin_jax.stats import TripletStats
+
+
+@dataclasses.dataclass(frozen=True)
+class SupConLoss:
+    """Supervised contrastive loss: a softmax over all other rows finds those of the label.
+
+    With s_ik the cosine of rows i and k, and P(i) the other rows of the label of i::
+
+        loss(i) = −(1 / |P(i)|) Σ_{p ∈ P(i)} log( e^{s_ip / T} / Σ_{k ≠ i} e^{s_ik / T} )
+
+    averaged over the rows that have a positive and a negative (L_out of the paper). It has no
+    margin: triplets are counted beside it, by cosine distances and the margin in force, as
+    :func:`~margin_jax.triplet_stats` does. It takes O(batch · global batch) memory on each device.
+
+    A :class:`~margin_jax.Loss`, and by itself a pure function:
+    ``SupConLoss()({}, embeddings, labels, margin)``.
+
+    Attributes:
+        temperature: T, above 0.
+
+    Raises:
+        ValueError: a temperature that is not above 0 and finite.
+
+    Example:
+        >>> import jax.numpy as jnp, margin_jax as mj
+        >>> x = jnp.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+        >>> value, stats = mj.SupConLoss()({}, x, jnp.array([0, 0, 1, 1]), 0.2)
+        >>> round(float(value), 4), stats.totals()["easy"]
+        (0.0002, 8)
+
+    References:
+        Khosla et al. 2020, `arXiv 2004.11362 <https://arxiv.org/abs/2004.11362>`_.
+    """
+
+    temperature: float = 0.1
+
+    distance: ClassVar[str] = "cosine"
+
+    def __post_init__(self) -> None:
+        """Refuses a value that could never be called."""
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be above 0 and finite; got {self.temperature}")
+
+    def init(self, key: Array, embedding_size: int, classes: int) -> dict[str, Array]:
+        """``{}``."""
+        return {}
+
+    def __call__(
+        self,
+        params: Any,
+        embeddings: ArrayLike,
+        labels: ArrayLike,
+        margin: ArrayLike,
+        *,
+        where: ArrayLike | None = None,
+        axis_name: str | tuple[str, ...] | None = None,
+    ) -> tuple[Array, TripletStats]:
+        """``(loss, stats)``; arguments as for :class:`~margin_jax.Loss`, `params` of no effect."""
+        x, y, real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
+        options: dict[str, Any] = {"distance": self.distance, "axis_name": axis_name}
+        stats = triplet_stats(x, y, margin, where=None if where is None else real, **options)
+        counted = stats.valid > 0
+
+        rows = unit(x)
+        everyone, everyone_labels, everyone_real, first = rows, y, real, jnp.int32(0)
+        if axis_name is not None:
+            everyone, everyone_labels, everyone_real = (
+                jax.lax.all_gather(v, axis_name, tiled=True) for v in (rows, y, real)
+            )
+            first = jax.lax.axis_index(axis_name) * len(rows)
+        itself = (first + jnp.arange(len(rows)))[:, None] == jnp.arange(len(everyone))
+        other = ~itself & everyone_real
+        positive = other & (y[:, None] == everyone_labels)
+        cosines = dot(rows, everyone) / self.temperature
+        # Of a row that does not count all columns stand in, as a sum over none has no logarithm.
+        taken = jnp.where(other | ~counted[:, None], cosines, -jnp.inf)
+        mean = jnp.sum(jnp.where(positive, cosines, 0), axis=1) / jnp.maximum(stats.positives, 1)
+        losses = jnp.where(counted, jax.nn.logsumexp(taken, axis=1) - mean, 0)
+        total, count = jnp.sum(losses), jnp.sum(counted.astype(losses.dtype))
+        if axis_name is not None:
+            total, count = jax.lax.psum((total, count), axis_name)
+        return total / jnp.where(count > 0, count, 1), stats
