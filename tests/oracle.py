@@ -63,7 +63,7 @@ class Answer:
     loss: float
     to_embeddings: np.ndarray
     to_references: np.ndarray | None
-    to_margin: float
+    to_margin: float | np.ndarray  # as the margin: one, or one an anchor
     easy: np.ndarray
     semihard: np.ndarray
     hard: np.ndarray
@@ -112,7 +112,8 @@ def batch_all(
     count = {name: np.zeros(len(x), np.int64) for name in names}
     sums = {name: np.zeros(len(x)) for name in ("ap", "an", "ap_squared", "an_squared")}
     pairs = {"ap": [], "an": []}
-    effective, losses, slopes = [], [], []
+    margins = np.broadcast_to(margin, len(x))  # one for all, or for each anchor its own
+    effective, losses, slopes = [], [], np.zeros(len(x))
     to_x, to_y = np.zeros_like(x), np.zeros_like(y)
 
     for a in range(len(x)):
@@ -142,14 +143,15 @@ def batch_all(
                 if swap and measure(y[p], y[n])[0] < d_an:
                     d_an, an_to_p, an_to_n = measure(y[p], y[n])
                     an_to_a = np.zeros_like(an_to_a)
-                kind = "easy" if d_an >= d_ap + margin else "semihard" if d_an > d_ap else "hard"
+                reach = d_ap + margins[a]
+                kind = "easy" if d_an >= reach else "semihard" if d_an > d_ap else "hard"
                 count[kind][a] += 1
                 chosen = mining == "all" or (p, n) == hardest
                 if mining == kind or (chosen and (soft or kind != "easy")):
-                    violation = d_ap - d_an + margin
+                    violation = d_ap - d_an + margins[a]
                     losses.append(math.log1p(math.exp(violation)) if soft else violation)
                     slope = 1 / (1 + math.exp(-violation)) if soft else 1
-                    slopes.append(slope)
+                    slopes[a] += slope
                     to_x[a] += slope * (ap_to_a - an_to_a)
                     to_y[p] += slope * (ap_to_p - an_to_p)
                     to_y[n] -= slope * an_to_n
@@ -162,7 +164,7 @@ def batch_all(
         loss=sum(losses) / over,
         to_embeddings=(to_x + to_y if references is None else to_x) / over,
         to_references=None if references is None else to_y / over,
-        to_margin=sum(slopes) / over,
+        to_margin=(slopes if np.ndim(margin) else sum(slopes)) / over,
         **count,
         **{f"sum_{name}": value for name, value in sums.items()},
         **pairs,

@@ -386,7 +386,15 @@ PYTHON = {
     "a state as margin": (lambda: LOSS(E, Y, mj.dams(0.2).init()), "such as state.margin; got Sch"),
     "text as margin": (lambda: LOSS(E, Y, "0.2"), "such as state.margin; got str"),
     "None as margin": (lambda: LOSS(E, Y, None), "such as state.margin; got NoneType"),
-    "two margins": (lambda: LOSS(E, Y, jnp.ones(2)), r"a scalar; got shape \(2,\)"),
+    "two margins": (
+        lambda: LOSS(E, Y, jnp.ones(2)),
+        r"a scalar, or of shape \(4,\), one for each anchor; got shape \(2,\)",
+    ),
+    "a table of margins": (lambda: LOSS(E, Y, jnp.ones((4, 4))), r"got shape \(4, 4\)"),
+    "margins with NaN": (
+        lambda: LOSS(E, Y, np.array([0.2, np.nan, 0, 0])),
+        "must be below 1e38 and finite; got .*nan",
+    ),
     "distance": (lambda: LOSS(E, Y, 0.2, distance="euclid"), "Did you mean 'euclidean'"),
     "reduction": (lambda: LOSS(E, Y, 0.2, reduction="max"), "reduction must be one of"),
     "mining": (lambda: LOSS(E, Y, 0.2, mining="easy"), "mining must be one of"),

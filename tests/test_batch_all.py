@@ -390,6 +390,66 @@ def test_swap_and_soft_are_not_silent_about_nan(options):
     assert np.isnan(mj.batch_all_triplet_loss(x, labels, margin, **options)[0])
 
 
+# A margin for each anchor
+
+OF_EACH = [
+    *({"reduction": reduction} for reduction in REDUCTIONS),
+    *({"mining": mining, "distance": "manhattan"} for mining in MININGS),
+    {"implementation": "sorted"},
+    {"implementation": "sorted", "mining": "semihard"},
+    {"implementation": "sorted", "mining": "hard", "reduction": "sum"},
+    {"soft": True},
+    {"soft": True, "mining": "batch_hard"},
+    {"swap": True},
+    {"swap": True, "soft": True, "mining": "semihard", "distance": "cosine"},
+]
+
+
+@pytest.mark.parametrize(
+    "options", OF_EACH, ids=lambda options: "-".join(map(str, options.values()))
+)
+@pytest.mark.parametrize("case", ["unbalanced", "padded"])
+def test_a_margin_for_each_anchor(monkeypatch, options, case):
+    """In blocks, the last of which is not full; what padding has as its margin is nothing."""
+    monkeypatch.setattr(blocks, "_block_size", lambda anchors, references, width: 5)
+    x, labels, _, where = CASES[case]
+    margin = np.random.default_rng(3).uniform(-0.5, 2, N).astype(np.float32)
+    known = {name: value for name, value in options.items() if name != "implementation"}
+    answer = oracle.batch_all(x, labels, margin, where=where, **known)
+
+    def loss_fn(x, margin):
+        return mj.batch_all_triplet_loss(x, labels, margin, where=where, **options)
+
+    differentiate = jax.jit(jax.value_and_grad(loss_fn, argnums=(0, 1), has_aux=True))
+    (loss, stats), (to_x, to_margin) = differentiate(x, np.where(where, margin, np.nan))
+
+    np.testing.assert_allclose(loss, answer.loss, rtol=1e-5)
+    assert_stats(stats, answer)
+    assert_gradient(to_x, answer.to_embeddings)
+    np.testing.assert_allclose(to_margin, answer.to_margin, rtol=1e-5, atol=1e-7)
+    assert np.any(answer.to_margin)
+
+
+def test_equal_margins_of_all_anchors_are_the_one():
+    x, labels, margin, where = CASES["padded"]
+    one, each = (
+        mj.batch_all_triplet_loss(x, labels, m, where=where) for m in (margin, np.full(N, margin))
+    )
+    chex.assert_trees_all_equal(one, each)
+
+
+def test_a_margin_for_each_anchor_with_references():
+    x, labels, _, where = CASES["padded"]
+    rng = np.random.default_rng(1)
+    margin = rng.uniform(0, 2, N).astype(np.float32)
+    given = {"references": rng.normal(size=(9, DIM)).astype(np.float32), "where": where}
+    given["reference_labels"] = rng.integers(0, 4, 9).astype(np.int32)
+    answer = oracle.batch_all(x, labels, margin, **given)
+    loss, stats = mj.batch_all_triplet_loss(x, labels, margin, **given)
+    np.testing.assert_allclose(loss, answer.loss, rtol=1e-5)
+    assert_stats(stats, answer)
+
+
 # Counts
 
 
@@ -786,7 +846,7 @@ WRONG = {
     "nan_margin": ({"margin": float("nan")}, ValueError, r"and finite; got nan"),
     "infinite_margin": ({"margin": np.float32("inf")}, ValueError, r"finite; got inf"),
     "nan_margin_array": ({"margin": np.array(np.nan)}, ValueError, r"finite; got nan"),
-    "three_margins": ({"margin": np.ones(3)}, ValueError, r"scalar; got shape \(3,\)"),
+    "three_margins": ({"margin": np.ones(3)}, ValueError, r"one for each anchor; got shape \(3,\)"),
     "complex_margin": ({"margin": 1j}, TypeError, r"margin must be a real number; got complex"),
     "text_margin": ({"margin": "0.2"}, TypeError, r"margin must be a number, .*; got str"),
     "state_as_margin": (

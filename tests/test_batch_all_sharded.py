@@ -131,6 +131,24 @@ def test_references_are_gathered_too():
     assert_same(value_and_grad(global_loss(4), arrays, 0.3), expected)
 
 
+@pytest.mark.parametrize("options", [{}, {"soft": True, "reduction": "mean"}])
+def test_a_margin_for_each_anchor_is_that_of_its_device(options):
+    margin = np.random.default_rng(3).uniform(0, 1, N).astype(np.float32)
+
+    def local(arrays, margin):
+        return mj.batch_all_triplet_loss(margin=margin, axis_name="data", **arrays, **options)
+
+    shared = jax.shard_map(local, mesh=mesh_of(4), in_specs=P("data"), out_specs=(P(), P("data")))
+    found, expected = (
+        jax.block_until_ready(
+            jax.jit(jax.value_and_grad(of, argnums=1, has_aux=True))(batch(), margin)
+        )
+        for of in (shared, functools.partial(one_device, **options))
+    )
+    assert_same(found, expected)
+    assert len(set(np.asarray(found[1]).tolist())) > 10
+
+
 def test_many_blocks_a_device(monkeypatch):
     monkeypatch.setattr(blocks, "_block_size", lambda anchors, references, width: 3)
     assert_same(value_and_grad(global_loss(4), batch(), 0.3), expected_on_one_device())

@@ -69,8 +69,14 @@ def of_one_type(labels: Array, reference_labels: Array) -> tuple[Array, Array]:
     return labels.astype(common), reference_labels.astype(common)
 
 
-def check_margin(margin: ArrayLike, dtype: jnp.dtype) -> Array:
-    """The margin as a scalar; finite if its value is known without waiting for a device."""
+def check_margin(margin: ArrayLike, dtype: jnp.dtype, rows: int | None = None) -> Array:
+    """The margin; finite if its value is known without waiting for a device.
+
+    Args:
+        margin: a scalar or, with `rows`, one for each.
+        dtype: of what is returned.
+        rows: how many.
+    """
     if isinstance(margin, numbers.Real | np.ndarray) and not np.all(np.abs(margin) < 1e38):
         raise ValueError(f"margin must be below 1e38 and finite; got {margin}")
     if isinstance(margin, int | np.integer | np.ndarray) and np.asarray(margin).dtype.kind in "iuO":
@@ -80,8 +86,9 @@ def check_margin(margin: ArrayLike, dtype: jnp.dtype) -> Array:
     except (TypeError, ValueError):
         kind = type(margin).__name__
         raise TypeError(f"margin must be a number, such as state.margin; got {kind}") from None
-    if mu.shape != ():
-        raise ValueError(f"margin must be a scalar; got shape {mu.shape}")
+    if mu.shape not in ((), (rows,)):
+        each = "" if rows is None else f", or of shape ({rows},), one for each anchor"
+        raise ValueError(f"margin must be a scalar{each}; got shape {mu.shape}")
     if not (jnp.issubdtype(mu.dtype, jnp.floating) or jnp.issubdtype(mu.dtype, jnp.integer)):
         raise TypeError(f"margin must be a real number; got {mu.dtype}")
     return mu.astype(dtype)

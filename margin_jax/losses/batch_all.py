@@ -7,6 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from margin_jax.choices import check_choice
+from margin_jax.devices.meshes import gathered
 from margin_jax.losses.arguments import check_margin, check_rows, of_one_type
 from margin_jax.losses.blocks import IMPLEMENTATIONS, batch_all
 from margin_jax.losses.distances import DistanceFn, get_distance, origin
@@ -53,7 +54,8 @@ def batch_all_triplet_loss(
             float32. They are *not* normalised for you. Arrays sharded over mesh axes of the type
             Explicit are gathered, and every device does all the work; `axis_name` shares it.
         labels: int[batch].
-        margin: μ, a number or float[]; it may be traced and differentiated. Any finite value.
+        margin: μ, a number or float[]; it may be traced and differentiated. Any finite value. Or
+            float[batch], one for each anchor, of whose triplets it decides the loss and the kinds.
         distance: "euclidean", "squared_euclidean", "cosine" (1 − cos), "manhattan", "chebyshev", or
             a pure function ``f(x[B, D], y[N, D]) -> [B, N]``, whose derivative must be finite also
             where two rows are equal, as an anchor and itself are. On an accelerator its blocks are
@@ -126,7 +128,7 @@ def batch_all_triplet_loss(
         <https://arxiv.org/abs/2603.26389>`_.
     """
     x, x_labels, x_real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
-    mu = check_margin(margin, x.dtype)
+    mu = check_margin(margin, x.dtype, len(x))
     check_choice("reduction", reduction, REDUCTIONS)
     check_kinds(mining, swap=swap)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
@@ -177,6 +179,8 @@ def batch_all_triplet_loss(
     windows = _windows(x_labels[x_order], x_real[x_order], y_labels[y_order], y_real[y_order])
     if references is None:
         windows = windows._replace(itself=_inverse(y_order)[first + x_order])
+    if mu.ndim:  # not even NaN may come out of the padding
+        mu = jnp.where(x_real, gathered(mu), 0)[x_order]
     terms = Terms(distance_fn, mining, swap, soft, implementation)
     total, stats = batch_all(x[x_order], y[y_order], mu, windows, terms)
     batch_order = _inverse(x_order)

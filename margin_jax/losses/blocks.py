@@ -54,7 +54,7 @@ def batch_all(
     Args:
         anchors: float[A, D].
         references: float[N, D], sorted as `windows` says.
-        margin: float[], μ.
+        margin: float[], μ, or float[A], of every anchor its own.
         windows: the columns of every anchor.
         terms: the distance, and what is summed of which triplets.
 
@@ -162,29 +162,36 @@ def _scan(
         padded = jnp.pad(v, [(0, padding)] + [(0, 0)] * (v.ndim - 1), constant_values=fill)
         return padded.reshape(-1, size, *v.shape[1:])
 
+    each = margin.ndim == 1  # anchor has a margin of its own
+
     def step(
-        carry: tuple[Array, Array], block: tuple[Array, Windows]
-    ) -> tuple[tuple[Array, Array], tuple[Array, TripletStats, Array | None]]:
+        carry: tuple[Array, Array], block: tuple[Array, Windows, Array | None]
+    ) -> tuple[tuple[Array, Array], tuple[Array, TripletStats, Array | None, Array | None]]:
         to_references, to_margin = carry
-        x, window = block
+        x, window, own = block
+        mu = margin if own is None else own
         if not with_gradient:
             tile = terms.distance(x, references)
-            loss, stats, _ = _tile(tile, references, margin, window, terms, False)
-            return carry, (loss, stats, None)
+            loss, stats, _ = _tile(tile, references, mu, window, terms, False)
+            return carry, (loss, stats, None, None)
         tile, pull = jax.vjp(terms.distance, x, references)
-        loss, stats, compared = _tile(tile, references, margin, window, terms, True)
+        loss, stats, compared = _tile(tile, references, mu, window, terms, True)
         to_x, to_y = pull(compared.to_tile)
         to_references += to_y + compared.to_references
-        return (to_references, to_margin + jnp.sum(compared.to_margin)), (loss, stats, to_x)
+        to_own = compared.to_margin
+        carry = to_references, to_margin + jnp.sum(to_own)
+        return carry, (loss, stats, to_x, to_own if each else None)
 
-    start = (jnp.zeros_like(references), jnp.zeros_like(margin))
+    start = (jnp.zeros_like(references), jnp.zeros_like(margin, shape=()))
     # Of ones: a distance of the user's own may divide by a row's length.
-    xs = (blocks(anchors, 1), jax.tree.map(blocks, windows))
-    (to_references, to_margin), (loss, stats, to_anchors) = jax.lax.scan(step, start, xs)
+    xs = (blocks(anchors, 1), jax.tree.map(blocks, windows), blocks(margin) if each else None)
+    (to_references, to_margin), (loss, stats, to_anchors, to_own) = jax.lax.scan(step, start, xs)
     stats = jax.tree.map(lambda v: v.reshape(-1)[:rows], stats)
     if to_anchors is None:
         return jnp.sum(loss), stats, ()
     to_anchors = to_anchors.reshape(-1, dim)[:rows]
+    if to_own is not None:
+        to_margin = to_own.reshape(-1)[:rows]
     return jnp.sum(loss), stats, (to_anchors, to_references, to_margin)
 
 

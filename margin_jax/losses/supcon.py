@@ -41,7 +41,7 @@ class SupConLoss:
         >>> x = jnp.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
         >>> value, stats = mj.SupConLoss()({}, x, jnp.array([0, 0, 1, 1]), 0.2)
         >>> round(float(value), 4), stats.totals()["easy"]
-        (0.0002, 8)
+        (0.0003, 8)
 
     References:
         Khosla et al. 2020, `arXiv 2004.11362 <https://arxiv.org/abs/2004.11362>`_.

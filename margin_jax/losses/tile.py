@@ -112,7 +112,7 @@ def compare(
 
     Args:
         tile: float[B, N], the distances.
-        margin: float[], μ.
+        margin: float[], μ, or float[B], of every anchor its own.
         window: the columns of every anchor of the tile.
         largest: int32[], columns of the largest window; 0 to compare nothing.
         mining, with_gradient: what is summed, and whether its gradient is made too.
@@ -158,6 +158,7 @@ def compare_values(
     """
     row = jnp.arange(tile.shape[0])
     negative = negatives(window, tile.shape[1])
+    margin = margin[:, None] if margin.ndim else margin
 
     def add_positive(k: Array, carry: Compared) -> Compared:
         p, exists = _kth_positive(window, k, tile.shape[1])

@@ -48,7 +48,7 @@ def compare_sorted(
     d_ap = jnp.where(exists, _look_up(tile, jnp.minimum(p, columns - 1)), 0)
     lowest = _ordered(jnp.asarray(-jnp.inf, dtype)) - 1
     keys = jnp.sort(jnp.where(exists & (d_ap == d_ap), _ordered(d_ap), lowest), axis=1)
-    reach = _distances(keys, dtype) + margin
+    reach = _distances(keys, dtype) + (margin[:, None] if margin.ndim else margin)
     real = (keys > lowest) & (reach == reach)
     reach_keys = jnp.where(real, _ordered(reach), lowest)
 
