@@ -14,6 +14,7 @@ from margin_jax.losses.classifier import ArcFaceLoss, CosFaceLoss
 from margin_jax.losses.effective_margin import effective_margin_histogram
 from margin_jax.losses.mining import mining_schedule
 from margin_jax.losses.supcon import SupConLoss
+from margin_jax.losses.transplant import TransplantLoss
 from margin_jax.losses.triplet import TripletLoss
 from margin_jax.schedules import (
     Schedule,
@@ -127,6 +128,7 @@ __all__ = [
     "SupConLoss",
     "TrainConfig",
     "TrainState",
+    "TransplantLoss",
     "TripletLoss",
     "TripletStats",
     "VerificationReport",

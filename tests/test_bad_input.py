@@ -157,6 +157,8 @@ ROWS = [
     ("train --loss balancing_margin:reweight_from=x", "where reweight_from is no whole number"),
     ("train --loss supcon:temperature=0", "temperature must be above 0 and finite; got 0"),
     ("train --loss supcon --memory 9", "--memory is for losses over triplets"),
+    ("train --loss transplant:tau=-1", "tau must be at least 0 and finite; got -1"),
+    ("train --loss transplant --distance euclidaen", "--distance must be one of"),
     # splits
     *(
         (f"train --split {text}", "--split must be percentages of training, .*; got")

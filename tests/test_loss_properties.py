@@ -17,7 +17,7 @@ N, DIM, CLASSES = 32, 8, 5
 COUNTS = (40, 3, 17, 9, 5)
 # A loss whose parameters have a row for each class.
 OF_CLASSES = ("arcface", "cosface", "balancing_margin")
-OF_COUNTS = ("balancing_margin",)
+OF_COUNTS = ("balancing_margin", "transplant")
 
 
 def loss_of(name):
@@ -88,7 +88,7 @@ def test_the_order_of_rows_is_nothing(name):
     assert_close(((loss, stats), (to_params, to_x[back])), expected)
 
 
-# Of the balancing margin counts of images, which are a part of its value, go with the names too.
+# Elsewhere counts of images, which are a part of the loss's value, go with the names.
 @pytest.mark.parametrize("name", [name for name in LOSSES if name not in OF_COUNTS])
 def test_names_of_classes_are_nothing(name):
     """Where classes have parameters, these go with the names."""
@@ -107,7 +107,7 @@ def test_padding_is_nothing(name, junk):
     """The loss of the real rows alone, to rounding; whatever stands in the others."""
     x, labels, where = batch()
     padded = np.where(where[:, None], x, np.float32(junk))
-    others = np.where(where, labels, 99).astype(np.int32)
+    others = np.where(where, labels, 99).astype(np.int32)  # no class
     (value, (to_params, to_x)) = run(name, padded, others, where)
     assert not np.any(to_x[~where])
     assert not np.any(value[1].valid[~where])
@@ -185,17 +185,16 @@ def test_gradients_are_finite_at_duplicates_and_at_zero(name, margin, kind):
     [
         (name, kind)
         for name in LOSSES
-        for kind in ("no row", "one class", "all different")
+        for kind in ("no row", "one class", "one of each")
         if kind == "no row" or name not in OF_CLASSES  # whose proxies are positives and negatives
     ],
 )
 def test_without_a_triplet_there_is_no_loss(name, kind):
     x, labels, _ = batch()
-    labels = {
-        "one class": np.zeros(N, np.int32),
-        "all different": np.arange(N, dtype=np.int32),
-    }.get(kind, labels)
-    where = np.full(N, kind != "no row")
+    labels = np.zeros_like(labels) if kind == "one class" else labels
+    if kind == "one of each":
+        x, labels = x[:CLASSES], np.arange(CLASSES, dtype=np.int32)
+    where = np.full(len(x), kind != "no row")
     (loss, stats), gradients = run(name, x, labels, where)
     assert loss == 0
     assert stats.totals()["valid"] == 0

@@ -7,6 +7,7 @@ from margin_jax.losses.balancing_margin import BalancingMarginLoss
 from margin_jax.losses.base import Loss
 from margin_jax.losses.classifier import ArcFaceLoss, CosFaceLoss
 from margin_jax.losses.supcon import SupConLoss
+from margin_jax.losses.transplant import TransplantLoss
 from margin_jax.losses.triplet import TripletLoss
 from margin_jax.spec import resolve
 
@@ -17,6 +18,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "cosface": CosFaceLoss,
     "balancing_margin": BalancingMarginLoss,
     "supcon": SupConLoss,
+    "transplant": TransplantLoss,
 }
 
 

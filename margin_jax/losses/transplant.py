@@ -1,0 +1,123 @@
+"""The balancing margin's idea in a triplet loss, which is ours and not published."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from margin_jax.choices import check_choice
+from margin_jax.losses.arguments import check_margin, check_rows
+from margin_jax.losses.balancing_margin import check_counts, relative_margins
+from margin_jax.losses.batch_all import (
+    REDUCTIONS,
+    batch_all_triplet_loss,
+    check_kinds,
+    triplet_stats,
+)
+from margin_jax.stats import TripletStats
+
+
+@dataclasses.dataclass(frozen=True)
+class TransplantLoss:
+    """Triplet transplant: batch-all, each anchor's margin by class frequency and difficulty.
+
+    Ours, after the balancing margin (:class:`~margin_jax.BalancingMarginLoss`). With n_j the
+    training images of class j and d the cosine distance, an anchor of class y has the margin ::
+
+        μ_a = K · (n_y / min n)^(−τ) · (1 + λ · h_a · mean_p d(a,p) / 2)
+
+    where h_a is the share of its triplets with d(a,n) < d(a,p). That part is a constant to
+    differentiation. Rare classes and hard anchors are pushed farther; K, the margin of the rarest
+    class before its difficulty counts, is what the schedule drives. Triplets are easy, semihard and
+    hard by their anchor's own margin. In a set of classes of one size only the difficulty is left;
+    and batches of as many images of each class, as the sampler draws them, already correct the same
+    thing.
+
+    It takes the time of :class:`~margin_jax.TripletLoss` and once more that of its counts.
+
+    Attributes:
+        reduction, mining: as in :func:`~margin_jax.batch_all_triplet_loss`.
+        tau: τ; at 0 all classes have the margin K.
+        instance: λ; at 0 difficulty is of no effect.
+        counts: the training images of each class, at least 1. In :func:`~margin_jax.fit` they are
+            those of the run, and need not be said.
+
+    Raises:
+        ValueError: values out of range, a class without images; when it is called, without counts.
+            A label that has none makes the loss NaN.
+
+    Example:
+        >>> import jax.numpy as jnp, margin_jax as mj
+        >>> loss = mj.TransplantLoss(counts=(40, 10), instance=0.0)
+        >>> x = jnp.array([[1.0, 0.0], [1.0, 0.5], [0.0, 1.0], [0.5, 1.0]])
+        >>> loss({}, x, jnp.array([0, 0, 1, 1]), 0.4)[1].active  # margins .1, .1, .4 and .4
+        Array([0, 1, 0, 2], dtype=int32)
+    """
+
+    reduction: str = "mean_active"
+    mining: str = "all"
+    tau: float = 1.0
+    instance: float = 1.0
+    counts: tuple[int, ...] = dataclasses.field(default=(), repr=False)
+
+    distance: ClassVar[str] = "cosine"
+
+    def __post_init__(self) -> None:
+        """Refuses a value that could never be called."""
+        check_choice("reduction", self.reduction, REDUCTIONS)
+        check_kinds(self.mining, swap=False)
+        for name in ("tau", "instance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite; got {getattr(self, name)}")
+        object.__setattr__(self, "counts", check_counts(self.counts))
+
+    def init(self, key: Array, embedding_size: int, classes: int) -> dict[str, Array]:
+        """``{}``."""
+        return {}
+
+    def in_epoch(self, epoch: int, counts: Sequence[int]) -> "TransplantLoss":
+        """The loss on so many images of each class."""
+        return dataclasses.replace(self, counts=tuple(counts))
+
+    def __call__(
+        self,
+        params: Any,
+        embeddings: ArrayLike,
+        labels: ArrayLike,
+        margin: ArrayLike,
+        *,
+        where: ArrayLike | None = None,
+        axis_name: str | tuple[str, ...] | None = None,
+    ) -> tuple[Array, TripletStats]:
+        """``(loss, stats)``; arguments as for :class:`~margin_jax.Loss`, `params` of no effect.
+
+        Labels are from 0 to the number of counts − 1.
+        """
+        x, y, _ = check_rows("embeddings", "labels", "where", embeddings, labels, where)
+        relative = jnp.asarray(relative_margins(self.counts, self.tau), x.dtype)
+        y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)
+        known = (y >= 0) & (y < len(self.counts))
+        own = jnp.where(known, relative[jnp.where(known, y, 0)], jnp.nan)
+
+        options: dict[str, Any] = {
+            "distance": self.distance,
+            "where": where,
+            "axis_name": axis_name,
+        }
+        at_0 = triplet_stats(x, y, 0.0, **options)
+        hard = at_0.hard.astype(x.dtype) / jnp.maximum(at_0.valid, 1)
+        mean = at_0.sum_ap / jnp.maximum(at_0.positives, 1)
+        hardness = jax.lax.stop_gradient(1 + self.instance * hard * mean / 2)
+        return batch_all_triplet_loss(
+            x,
+            y,
+            check_margin(margin, x.dtype) * own * hardness,
+            reduction=self.reduction,
+            mining=self.mining,
+            **options,
+        )
