@@ -13,6 +13,7 @@ from margin_jax.losses.batch_all import batch_all_triplet_loss, triplet_stats
 from margin_jax.losses.classifier import ArcFaceLoss, CosFaceLoss
 from margin_jax.losses.effective_margin import effective_margin_histogram
 from margin_jax.losses.mining import mining_schedule
+from margin_jax.losses.shadow import ShadowLoss
 from margin_jax.losses.supcon import SupConLoss
 from margin_jax.losses.transplant import TransplantLoss
 from margin_jax.losses.triplet import TripletLoss
@@ -125,6 +126,7 @@ __all__ = [
     "Run",
     "Schedule",
     "ScheduleState",
+    "ShadowLoss",
     "SupConLoss",
     "TrainConfig",
     "TrainState",

@@ -51,8 +51,20 @@ def lopsided(x, y):
     return sum(v * v for v in difference), 2 * difference, -4 * difference
 
 
+def shadow(x, y):
+    """The shadow of y on the axis of x, as far as it falls from x."""
+    length = math.sqrt(sum(v * v for v in x))
+    if length == 0:
+        return 0.0, np.zeros_like(x), np.zeros_like(y)
+    axis = x / length
+    along = sum(a * b for a, b in zip(axis, y, strict=True))
+    sign = np.sign(length - along)
+    return abs(length - along), sign * (axis - (y - along * axis) / length), -sign * axis
+
+
 DISTANCES = {
-    f.__name__: f for f in (euclidean, squared_euclidean, cosine, manhattan, chebyshev, lopsided)
+    f.__name__: f
+    for f in (euclidean, squared_euclidean, cosine, manhattan, chebyshev, lopsided, shadow)
 }
 
 

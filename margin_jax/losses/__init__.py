@@ -6,6 +6,7 @@ from typing import Any
 from margin_jax.losses.balancing_margin import BalancingMarginLoss
 from margin_jax.losses.base import Loss
 from margin_jax.losses.classifier import ArcFaceLoss, CosFaceLoss
+from margin_jax.losses.shadow import ShadowLoss
 from margin_jax.losses.supcon import SupConLoss
 from margin_jax.losses.transplant import TransplantLoss
 from margin_jax.losses.triplet import TripletLoss
@@ -19,6 +20,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "balancing_margin": BalancingMarginLoss,
     "supcon": SupConLoss,
     "transplant": TransplantLoss,
+    "shadow": ShadowLoss,
 }
 
 

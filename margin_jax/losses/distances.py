@@ -62,6 +62,19 @@ def cosine(x: Array, y: Array) -> Array:
     return jax.nn.relu(1.0 - dot(unit(x), unit(y)))
 
 
+def shadow(x: Array, y: Array) -> Array:
+    """``| ‖x‖ − x·y / ‖x‖ |``: how far the shadow of y on the axis of x falls from x itself.
+
+    Not symmetric, x being the anchor, and 0 for all y whose shadow is x. A zero vector casts none,
+    and has none: it is at distance 0 from everything, with gradient 0. Between vectors of length 1
+    it is :func:`cosine`, to rounding.
+    """
+    axis = unit(x)
+    # ‖x‖ as the shadow of x on its own axis: the guard of that one serves both.
+    gap = jnp.sum(axis * x, axis=1, keepdims=True) - dot(axis, y)
+    return gap * jax.lax.stop_gradient(jnp.sign(gap))
+
+
 # The two below have no matrix product to lean on. `checkpoint` makes the backward pass compute the
 # differences again, so that the [B, N, D] cube stays inside fused loops and never reaches memory.
 
@@ -132,6 +145,7 @@ def paired(distance: DistanceFn, x: Array, y: Array) -> Array:
     return jax.vmap(lambda a, b: distance(a[None], b[None])[0, 0])(x, y)
 
 
+# Symmetric ones, which compare images after training too; so `shadow` is not among them.
 DISTANCES: dict[str, DistanceFn] = {
     "euclidean": euclidean,
     "squared_euclidean": squared_euclidean,
@@ -142,7 +156,7 @@ DISTANCES: dict[str, DistanceFn] = {
 
 
 # Those that run as one matrix product; others may hold the differences of all coordinates at once.
-PRODUCTS = (euclidean, squared_euclidean, cosine)
+PRODUCTS = (euclidean, squared_euclidean, cosine, shadow)
 
 
 def get_distance(distance: str | DistanceFn) -> DistanceFn:

@@ -55,8 +55,8 @@ class TransplantLoss:
         >>> import jax.numpy as jnp, margin_jax as mj
         >>> loss = mj.TransplantLoss(counts=(40, 10), instance=0.0)
         >>> x = jnp.array([[1.0, 0.0], [1.0, 0.5], [0.0, 1.0], [0.5, 1.0]])
-        >>> loss({}, x, jnp.array([0, 0, 1, 1]), 0.4)[1].active  # margins .1, .1, .4 and .4
-        Array([0, 1, 0, 2], dtype=int32)
+        >>> loss({}, x, jnp.array([0, 0, 1, 1]), 0.8)[1].active  # margins .2, .2, .8 and .8
+        Array([0, 1, 1, 2], dtype=int32)
     """
 
     reduction: str = "mean_active"
