@@ -12,6 +12,7 @@ from margin_jax.losses.base import Loss
 from margin_jax.losses.batch_all import batch_all_triplet_loss, triplet_stats
 from margin_jax.losses.classifier import ArcFaceLoss, CosFaceLoss
 from margin_jax.losses.effective_margin import effective_margin_histogram
+from margin_jax.losses.fisher import FisherContrastiveLoss, FisherTripletLoss
 from margin_jax.losses.mining import mining_schedule
 from margin_jax.losses.shadow import ShadowLoss
 from margin_jax.losses.supcon import SupConLoss
@@ -120,6 +121,8 @@ __all__ = [
     "EpochRecord",
     "EpochStats",
     "EpochTotals",
+    "FisherContrastiveLoss",
+    "FisherTripletLoss",
     "Loss",
     "Memory",
     "RetrievalReport",

@@ -295,3 +295,38 @@ def supcon(x, labels, *, temperature, where=None):
         log_all = math.log(sum(math.exp(v) for v in s.values()))
         losses.append(-sum(s[p] - log_all for p in positives) / len(positives))
     return sum(losses) / (len(losses) or 1)
+
+
+def fisher_triplets(f_a, f_p, f_n, kernel, margin, *, lam, eps, kind):
+    """FDT and FDC of given triplets as the authors have them: scatter matrices, summed."""
+    size = len(kernel)
+    s_w, s_b = eps * np.eye(size), eps * np.eye(size)
+    for a, p, n in zip(f_a, f_p, f_n, strict=True):
+        s_w += np.outer(a - p, a - p)
+        s_b += np.outer(a - n, a - n)
+    w, b = np.trace(kernel.T @ s_w @ kernel), np.trace(kernel.T @ s_b @ kernel)
+    if kind == "triplet":
+        return max(0, margin + (2 - lam) * w - lam * b)
+    return (2 - lam) * w + max(0, margin - lam * b)
+
+
+def fisher(x, labels, margin, *, lam, kind, where=None):
+    """(loss, counts) of a batch, by all of its pairs and triplets."""
+    rows = [i for i in range(len(x)) if where is None or where[i]]
+    d = {(i, j): sum((x[i] - x[j]) ** 2) for i in rows for j in rows if i != j}
+    within = [v for (i, j), v in d.items() if labels[i] == labels[j]]
+    between = [v for (i, j), v in d.items() if labels[i] != labels[j]]
+    counts = dict.fromkeys(("valid", "easy", "semihard", "hard"), 0)
+    for (a, p), d_ap in d.items():
+        for n in rows:
+            if labels[a] == labels[p] != labels[n]:
+                effective = lam * d[a, n] - (2 - lam) * d_ap
+                easy, hard = effective >= margin, effective <= 0
+                counts["easy" if easy else "hard" if hard else "semihard"] += 1
+                counts["valid"] += 1
+    if not counts["valid"]:
+        return 0.0, counts
+    pull, push = (2 - lam) * np.mean(within), lam * np.mean(between)
+    if kind == "triplet":
+        return max(0, margin + pull - push), counts
+    return pull + max(0, margin - push), counts

@@ -159,6 +159,9 @@ ROWS = [
     ("train --loss supcon --memory 9", "--memory is for losses over triplets"),
     ("train --loss transplant:tau=-1", "tau must be at least 0 and finite; got -1"),
     ("train --loss transplant --distance euclidaen", "--distance must be one of"),
+    ("train --loss fisher_triplet:lam=0", "lam must be above 0 and at most 1; got 0"),
+    ("train --loss fisher_contrastive:lam=1.5", "lam must be above 0 and at most 1; got 1.5"),
+    ("train --loss fisher_triplet --mining hard", "--mining is for .*; got hard with loss fisher"),
     # splits
     *(
         (f"train --split {text}", "--split must be percentages of training, .*; got")

@@ -6,6 +6,7 @@ from typing import Any
 from margin_jax.losses.balancing_margin import BalancingMarginLoss
 from margin_jax.losses.base import Loss
 from margin_jax.losses.classifier import ArcFaceLoss, CosFaceLoss
+from margin_jax.losses.fisher import FisherContrastiveLoss, FisherTripletLoss
 from margin_jax.losses.shadow import ShadowLoss
 from margin_jax.losses.supcon import SupConLoss
 from margin_jax.losses.transplant import TransplantLoss
@@ -21,6 +22,8 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "supcon": SupConLoss,
     "transplant": TransplantLoss,
     "shadow": ShadowLoss,
+    "fisher_triplet": FisherTripletLoss,
+    "fisher_contrastive": FisherContrastiveLoss,
 }
 
 
