@@ -4,9 +4,10 @@
     python experiments/make_loss_golden.py
 
 Values and gradients in float64 of ArcFaceLoss and CosFaceLoss (with their proxies given),
-SupConLoss, and DynamicSoftMarginLoss with the histogram after each of three batches. The last
-differentiates its histogram, and so fails in a second step; the authors' code does not, so here it
-is a constant. The result is ``tests/golden/losses_golden.json``.
+SupConLoss, and DynamicSoftMarginLoss with the histogram after each of three batches. Of the last,
+two things are as the authors' code has them: the histogram is a constant (differentiated, it fails
+in a second step), and a batch enters it with the weight `momentum`, whatever its number of
+triplets; and its bins end at 2, as there. The result is ``tests/golden/losses_golden.json``.
 """
 
 import importlib.metadata
@@ -24,11 +25,18 @@ ROWS, DIM, CLASSES = 10, 5, 4
 
 
 class DynamicSoftMarginLoss(losses.DynamicSoftMarginLoss):
-    """With the histogram as a constant."""
+    """With the histogram of the authors' code."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.delta = 2 * abs(self.min_val) / (self.num_bins - 1)
 
     def update_histogram(self, data):
-        """Of differences that have no gradient."""
+        """The library's own of this batch alone, mixed with what was before."""
+        before, self.hist_ = self.hist_, torch.zeros_like(self.hist_)
         super().update_histogram(data.detach())
+        momentum = self.momentum if before.sum() else 1.0
+        self.hist_ = (1 - momentum) * before + momentum * self.hist_
 
 
 def batch(seed):

@@ -11,6 +11,7 @@ from margin_jax.losses.balancing_margin import BalancingMarginLoss
 from margin_jax.losses.base import Loss
 from margin_jax.losses.batch_all import batch_all_triplet_loss, triplet_stats
 from margin_jax.losses.classifier import ArcFaceLoss, CosFaceLoss
+from margin_jax.losses.dynamic_soft_margin import DynamicSoftMarginLoss
 from margin_jax.losses.effective_margin import effective_margin_histogram
 from margin_jax.losses.fisher import FisherContrastiveLoss, FisherTripletLoss
 from margin_jax.losses.mining import mining_schedule
@@ -117,6 +118,7 @@ __all__ = [
     "CosFaceLoss",
     "Dataset",
     "DivergedError",
+    "DynamicSoftMarginLoss",
     "Encoder",
     "EpochRecord",
     "EpochStats",

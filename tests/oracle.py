@@ -330,3 +330,29 @@ def fisher(x, labels, margin, *, lam, kind, where=None):
     if kind == "triplet":
         return max(0, margin + pull - push), counts
     return pull + max(0, margin - push), counts
+
+
+def dynamic_soft_margin(x, labels, histogram, *, momentum, where=None, weights=None):
+    """(loss, histogram, weights): F of every triplet, unless it is given."""
+    rows = [i for i in range(len(x)) if where is None or where[i]]
+    unit = {i: x[i] / math.sqrt(sum(x[i] ** 2)) for i in rows}
+    differences = [
+        euclidean(unit[a], unit[p])[0] - euclidean(unit[a], unit[n])[0]
+        for a in rows
+        for p in rows
+        for n in rows
+        if a != p and labels[a] == labels[p] != labels[n]
+    ]
+    width = 4 / (len(histogram) - 1)
+    batch = np.zeros(len(histogram))
+    for v in differences:
+        low = math.floor((v + 2) / width)
+        share = (v + 2) / width - low
+        batch[low] += (1 - share) / len(differences)
+        batch[low + 1] += share / len(differences)
+    momentum = momentum if sum(histogram) else 1
+    after = (1 - momentum) * histogram + momentum * batch
+    if weights is None:
+        weights = [sum(after[: math.floor((v + 2) / width) + 1]) for v in differences]
+    terms = [w * v for w, v in zip(weights, differences, strict=True)]
+    return sum(terms) / len(terms), after, weights

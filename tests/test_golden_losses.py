@@ -49,6 +49,23 @@ def test_supcon(case):
         assert_golden((value, to_x), case)
 
 
+@pytest.mark.parametrize("case", cases("dynamic_soft_margin"), ids=lambda c: str(c["bins"]))
+def test_dynamic_soft_margin(case):
+    """Over three batches, each of which leaves its mark on the histogram."""
+    loss = mj.DynamicSoftMarginLoss(case["bins"], case["momentum"])
+
+    def value(x, labels, state):
+        value, _, after = loss({}, x, labels, 0.2, state=state)
+        return value, after
+
+    with jax.enable_x64(True):
+        state = np.zeros(case["bins"])
+        for (x, labels), step in zip(BATCHES, case["steps"], strict=True):
+            (found, state), to_x = jax.value_and_grad(value, has_aux=True)(x, labels, state)
+            assert_golden((found, to_x), step)
+            np.testing.assert_allclose(state, step["histogram"], rtol=1e-9, atol=1e-15)
+
+
 def test_all_cases_are_here():
     names = [case["name"] for case in GOLDEN["cases"]]
     counts = {name: names.count(name) for name in names}

@@ -6,6 +6,7 @@ from typing import Any
 from margin_jax.losses.balancing_margin import BalancingMarginLoss
 from margin_jax.losses.base import Loss
 from margin_jax.losses.classifier import ArcFaceLoss, CosFaceLoss
+from margin_jax.losses.dynamic_soft_margin import DynamicSoftMarginLoss
 from margin_jax.losses.fisher import FisherContrastiveLoss, FisherTripletLoss
 from margin_jax.losses.shadow import ShadowLoss
 from margin_jax.losses.supcon import SupConLoss
@@ -14,7 +15,7 @@ from margin_jax.losses.triplet import TripletLoss
 from margin_jax.spec import resolve
 
 # Those that a name and values describe; the command line knows them.
-LOSSES: dict[str, Callable[..., Loss]] = {
+LOSSES: dict[str, Callable[..., Any]] = {
     "triplet": TripletLoss,
     "arcface": ArcFaceLoss,
     "cosface": CosFaceLoss,
@@ -24,6 +25,7 @@ LOSSES: dict[str, Callable[..., Loss]] = {
     "shadow": ShadowLoss,
     "fisher_triplet": FisherTripletLoss,
     "fisher_contrastive": FisherContrastiveLoss,
+    "dynamic_soft_margin": DynamicSoftMarginLoss,
 }
 
 
@@ -47,4 +49,5 @@ def make_loss(text: str, defaults: Mapping[str, Any]) -> Loss:
         ValueError: also for values that the loss refuses.
     """
     name, values = resolve_loss(text, defaults)
-    return LOSSES[name](**values)
+    loss: Loss = LOSSES[name](**values)
+    return loss

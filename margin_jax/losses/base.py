@@ -42,6 +42,12 @@ class Loss(Protocol):
     training images of each class (:class:`~margin_jax.BalancingMarginLoss` has one). What it learns
     so is a part of its value: neither is it trained, nor does it decay or need to be saved.
 
+    One that remembers something from step to step which is not trained has a *state*: a method
+    ``init_state()`` returns the first one, a pytree of arrays, and it is called with ``state=`` and
+    returns ``(loss, stats, state)`` (:class:`~margin_jax.DynamicSoftMarginLoss`). The state is the
+    same on every device; the train state holds it beside the parameters, out of the optimiser's
+    reach, and it is saved and resumed.
+
     Attributes:
         distance: between its embeddings, a name or a function as for
             :func:`~margin_jax.batch_all_triplet_loss`.
@@ -116,6 +122,17 @@ def in_epoch(loss: Loss, epoch: int, counts: Sequence[int]) -> Loss:
     """The loss as it is in an epoch, from 1, of a run on so many images of each class."""
     bind: Callable[[int, Sequence[int]], Loss] | None = getattr(loss, "in_epoch", None)
     return loss if bind is None else bind(epoch, counts)
+
+
+def first_state(loss: Loss) -> Any:
+    """What the loss remembers before the first step; ``{}`` if it remembers nothing."""
+    begin: Callable[[], Any] | None = getattr(loss, "init_state", None)
+    return {} if begin is None else begin()
+
+
+def keeps_state(loss: Loss) -> bool:
+    """Whether it is called with a state, and returns the next one."""
+    return hasattr(loss, "init_state")
 
 
 def takes_references(loss: Loss) -> bool:

@@ -173,17 +173,17 @@ def batch_all_triplet_loss(
     common = origin(distance_fn, y, y_real)  # of the global batch, so the same on every device
     x, y = x - common, y - common
 
-    x_order = _by_label(x_labels, x_real, where)
+    x_order = by_label(x_labels, x_real, where)
     # The same computation when these are the same rows.
-    y_order = _by_label(y_labels, y_real, where if references is None else reference_where)
-    windows = _windows(x_labels[x_order], x_real[x_order], y_labels[y_order], y_real[y_order])
+    y_order = by_label(y_labels, y_real, where if references is None else reference_where)
+    windows = windows_of(x_labels[x_order], x_real[x_order], y_labels[y_order], y_real[y_order])
     if references is None:
-        windows = windows._replace(itself=_inverse(y_order)[first + x_order])
+        windows = windows._replace(itself=inverse(y_order)[first + x_order])
     if mu.ndim:  # not even NaN may come out of the padding
         mu = jnp.where(x_real, gathered(mu), 0)[x_order]
     terms = Terms(distance_fn, mining, swap, soft, implementation)
     total, stats = batch_all(x[x_order], y[y_order], mu, windows, terms)
-    batch_order = _inverse(x_order)
+    batch_order = inverse(x_order)
     stats = jax.tree.map(lambda v: v[batch_order], stats)
 
     def over_devices(v: Array) -> Array:
@@ -253,23 +253,25 @@ def check_kinds(mining: str, *, swap: bool) -> None:
         raise ValueError("swap is for mining all, semihard or hard; got it with batch_hard")
 
 
-def _by_label(labels: Array, real: Array, where: ArrayLike | None) -> Array:
+def by_label(labels: Array, real: Array, where: ArrayLike | None) -> Array:
     """int32[rows], the order of the rows by label, padding last."""
     if where is None:
         return jnp.argsort(labels)  # one key: half the time
     return jnp.lexsort((labels, ~real))
 
 
-def _inverse(order: Array) -> Array:
+def inverse(order: Array) -> Array:
     """int32[rows], where each row went: what sorting the order would give, in linear time."""
     rows = jnp.arange(len(order), dtype=jnp.int32)
     return jnp.zeros_like(rows).at[order].set(rows, unique_indices=True)
 
 
-def _windows(labels: Array, real: Array, reference_labels: Array, reference_real: Array) -> Windows:
+def windows_of(
+    labels: Array, real: Array, reference_labels: Array, reference_real: Array
+) -> Windows:
     """The columns of every anchor, none of which is the anchor itself.
 
-    The references come sorted by :func:`_by_label`; the anchors may come in any order.
+    The references come sorted by :func:`by_label`; the anchors may come in any order.
     """
     n_real = jnp.sum(reference_real, dtype=jnp.int32)
     # Padding stands last; the greatest label keeps the array sorted whatever it was padded with.

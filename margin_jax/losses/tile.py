@@ -82,7 +82,7 @@ def negatives(window: Windows, columns: int) -> Array:
     return ((column < start) | (column >= stop)) & (column < real)
 
 
-def _kth_positive(window: Windows, k: Array, columns: int) -> tuple[Array, Array]:
+def kth_positive(window: Windows, k: Array, columns: int) -> tuple[Array, Array]:
     """int32[B], the k-th column of each anchor's window, and bool[B], whether it is a positive."""
     p = jnp.minimum(window.start + k, columns - 1)
     return p, (window.start + k < window.stop) & (p != window.itself)
@@ -122,7 +122,7 @@ def compare(
     to_negative = jnp.where(negatives(window, tile.shape[1]), tile, jnp.inf)
 
     def add_positive(k: Array, carry: Compared) -> Compared:
-        p, exists = _kth_positive(window, k, tile.shape[1])
+        p, exists = kth_positive(window, k, tile.shape[1])
         d_ap = tile[row, p]
         reach = jnp.where(exists, d_ap + margin, -jnp.inf)[:, None]
         active = to_negative < reach
@@ -161,7 +161,7 @@ def compare_values(
     margin = margin[:, None] if margin.ndim else margin
 
     def add_positive(k: Array, carry: Compared) -> Compared:
-        p, exists = _kth_positive(window, k, tile.shape[1])
+        p, exists = kth_positive(window, k, tile.shape[1])
         valid = exists[:, None] & negative
         d_ap = tile[row, p][:, None]
         d_n, swapped = tile, jnp.zeros_like(valid)

@@ -13,7 +13,7 @@ from margin_jax.config import TrainConfig
 from margin_jax.data.augmentation import Augment, make_augment
 from margin_jax.data.dataset import Dataset
 from margin_jax.data.moments import moments
-from margin_jax.losses.base import OWN, Loss, check_loss, in_epoch
+from margin_jax.losses.base import OWN, Loss, check_loss, first_state, in_epoch
 from margin_jax.models import PRETRAINED, pretrained
 from margin_jax.models.encoder import Encoder
 from margin_jax.runs.folder import is_saved
@@ -102,6 +102,7 @@ def set_up(
         train_key,
         memory=memory,
         loss_params=loss_params,
+        loss_state=first_state(loss_of(1)),
     )
     validate = make_validator(config, data, encoder, mesh)
     setting = Setting(

@@ -27,6 +27,7 @@ class TrainState:
         schedule: the schedule's state, which holds the margin in force.
         memory: of embeddings of earlier batches; None without one.
         loss_params: the loss's own parameters, ``{}`` if it has none.
+        loss_state: what the loss remembers and is not trained, ``{}`` if it remembers nothing.
     """
 
     step: Array
@@ -37,6 +38,7 @@ class TrainState:
     schedule: ScheduleState
     memory: Memory | None = None
     loss_params: chex.ArrayTree = dataclasses.field(default_factory=dict)
+    loss_state: chex.ArrayTree = dataclasses.field(default_factory=dict)
 
     @property
     def trained(self) -> Any:
@@ -69,6 +71,7 @@ def create_state(
     *,
     memory: Memory | None = None,
     loss_params: Any = None,
+    loss_state: Any = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -80,6 +83,7 @@ def create_state(
         key: ``jax.random.key(...)``, of dropout and augmentation.
         memory: ``Memory.empty(rows, dim)``, to train with a cross-batch memory.
         loss_params: of a loss that has parameters, from its ``init``; default: none.
+        loss_state: of a loss that has a state, from its ``init_state``; default: none.
     """
     loss_params = {} if loss_params is None else loss_params
     params, batch_stats, loss_params = jax.tree.map(
@@ -94,6 +98,7 @@ def create_state(
         schedule=schedule.init(),
         memory=memory,
         loss_params=loss_params,
+        loss_state={} if loss_state is None else loss_state,
     )
 
 

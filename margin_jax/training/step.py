@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from margin_jax.data.augmentation import Augment
 from margin_jax.devices.meshes import AXIS, replicated
-from margin_jax.losses.base import Loss, check_loss, takes_references
+from margin_jax.losses.base import Loss, check_loss, keeps_state, takes_references
 from margin_jax.losses.effective_margin import effective_margin_histogram
 from margin_jax.losses.triplet import TripletLoss
 from margin_jax.models import ApplyFn
@@ -69,7 +69,8 @@ def make_train_step(
         optimizer: any optax gradient transformation; those that want the loss get it as `value`.
         loss: what trains the network, such as ``TripletLoss(reduction="mean")``, or one of your own
             (:class:`~margin_jax.Loss`). Its parameters, if it has any, are those of a state of
-            ``create_state(..., loss_params=loss.init(key, embedding_size, classes))``.
+            ``create_state(..., loss_params=loss.init(key, embedding_size, classes))``; so is its
+            state, if it keeps one, of ``create_state(..., loss_state=loss.init_state())``.
         histogram: also sample the batch's effective margins, as
             :func:`~margin_jax.effective_margin_histogram` does, for a schedule that
             ``needs_histogram``, or for the record.
@@ -157,16 +158,26 @@ def make_train_step(
     update = optax.with_extra_args_support(optimizer).update
     everywhere = None if mesh is None else replicated(mesh)
     devices = 1 if mesh is None else mesh.size
-    batch_loss: Callable[..., tuple[Array, TripletStats]] = functools.partial(
+    batch_loss: Callable[..., Any] = functools.partial(
         check_loss(loss), axis_name=AXIS if devices > 1 else None
     )
 
     def losses(
-        params: Any, embeddings: Array, labels: Array, margin: Array, memory: Memory | None
-    ) -> tuple[Array, tuple[TripletStats, TripletStats | None]]:
-        value, stats = batch_loss(params, embeddings, labels, margin)
+        params: Any,
+        loss_state: Any,
+        embeddings: Array,
+        labels: Array,
+        margin: Array,
+        memory: Memory | None,
+    ) -> tuple[Array, tuple[TripletStats, TripletStats | None, Any]]:
+        if keeps_state(loss):
+            value, stats, loss_state = batch_loss(
+                params, embeddings, labels, margin, state=loss_state
+            )
+        else:
+            value, stats = batch_loss(params, embeddings, labels, margin)
         if memory is None:
-            return value, (stats, None)
+            return value, (stats, None, loss_state)
         if not takes_references(loss):
             raise ValueError(
                 f"a cross-batch memory needs a loss that takes references, as TripletLoss does; "
@@ -181,7 +192,7 @@ def make_train_step(
             reference_labels=memory.labels,
             reference_where=memory.real,
         )
-        return value + remembered, (stats, memory_stats)
+        return value + remembered, (stats, memory_stats, loss_state)
 
     loss_fn = losses
     if devices > 1:
@@ -189,8 +200,8 @@ def make_train_step(
         loss_fn = jax.shard_map(
             losses,
             mesh=mesh,
-            in_specs=(P(), P(AXIS), P(AXIS), P(), P(AXIS)),
-            out_specs=(P(), P(AXIS)),
+            in_specs=(P(), P(), P(AXIS), P(AXIS), P(), P(AXIS)),
+            out_specs=(P(), (P(AXIS), P(AXIS), P())),
         )
 
     @functools.partial(jax.jit, out_shardings=everywhere)
@@ -207,9 +218,11 @@ def make_train_step(
         memory = state.memory
         if memory is not None:
             memory = _compared(memory, state.step >= memory_warmup, devices)
-        value, (stats, memory_stats), embeddings, batch_stats, (of_params, of_loss) = differentiate(
+        value, told, embeddings, batch_stats, (of_params, of_loss) = differentiate(
             embed,
-            lambda params, embeddings: loss_fn(params, embeddings, labels, state.margin, memory),
+            lambda params, embeddings: loss_fn(
+                params, state.loss_state, embeddings, labels, state.margin, memory
+            ),
             state.params,
             state.loss_params,
             state.batch_stats,
@@ -218,6 +231,7 @@ def make_train_step(
             microbatch=microbatch,
             mesh=mesh,
         )
+        stats, memory_stats, loss_state = told
         if everywhere is not None and (histogram or memory is not None):
             embeddings = jax.lax.with_sharding_constraint(embeddings, everywhere)
         sampled = None
@@ -234,6 +248,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
             memory=None if state.memory is None else state.memory.push(embeddings, labels),
+            loss_state=loss_state,
         )
         norm = optax.tree.norm(gradient)
         return new_state, StepOutput(value, stats, sampled, norm, memory_stats)

@@ -1,0 +1,162 @@
+"""The dynamic soft margin: triplets weighted by how common their difference of distances is."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from margin_jax.losses.arguments import check_rows
+from margin_jax.losses.batch_all import by_label, inverse, triplet_stats, windows_of
+from margin_jax.losses.distances import euclidean, unit
+from margin_jax.losses.tile import kth_positive, negatives
+from margin_jax.stats import TripletStats
+
+_MOST = 2.0  # between vectors of length 1
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicSoftMarginLoss:
+    """Dynamic soft margin: no margin and no hinge, a running distribution in their place.
+
+    Embeddings are brought to length 1, d is Euclidean; and over all T valid triplets of a batch ::
+
+        loss = (1 / T) Σ F(d(a,p) − d(a,n)) · (d(a,p) − d(a,n))
+
+    where F is the distribution function of those differences: of a histogram over [−2, 2], of which
+    each triplet shares its 1 between the two nearest bins, and which becomes
+    ``(1 − momentum) · before + momentum · batch``, the batch's own included before it is used. The
+    first batch with a triplet is taken whole. F is a constant to differentiation. The hardest
+    triplets weigh 1, the easiest next to nothing.
+
+    The margin only counts: triplets are counted at the one in force, as
+    :func:`~margin_jax.triplet_stats` does, and none is without a weight.
+
+    The histogram is the loss's *state*: :func:`~margin_jax.make_train_step` keeps it in the train
+    state, where no optimiser sees it, and it is saved and resumed. By itself the loss is the pure
+    function ``loss({}, embeddings, labels, margin, state=state) -> (loss, stats, state)``.
+
+    It takes O(batch · global batch) memory on each device, and looks at every triplet twice. The
+    paper takes of each pair the hardest negative of the batch; here it is all, as in PyTorch Metric
+    Learning. There a batch enters the histogram with the weight of its number of triplets, and its
+    differences have a gradient through F; here as in the authors' code.
+
+    Attributes:
+        bins: of the histogram, from −2 to 2 with both ends.
+        momentum: the weight of a batch, in (0, 1].
+
+    Raises:
+        ValueError: values out of range; when it is called, a state of another shape.
+
+    Example:
+        >>> import jax.numpy as jnp, margin_jax as mj
+        >>> loss = mj.DynamicSoftMarginLoss()
+        >>> x = jnp.array([[1.0, 0.0], [1.0, 0.5], [0.0, 1.0], [0.5, 1.0]])
+        >>> value, stats, state = loss({}, x, jnp.array([0, 0, 1, 1]), 0.2, state=loss.init_state())
+        >>> round(float(value), 4), round(float(state.sum()), 4)
+        (-0.1586, 1.0)
+
+    References:
+        Zhang & Rusinkiewicz 2019, "Learning Local Descriptors with a CDF-Based Dynamic Soft
+        Margin", ICCV.
+    """
+
+    bins: int = 512
+    momentum: float = 0.01
+
+    distance: ClassVar[str] = "euclidean"
+
+    def __post_init__(self) -> None:
+        """Refuses a value that could never be called."""
+        if self.bins < 2:
+            raise ValueError(f"bins must be at least 2; got {self.bins}")
+        if not 0 < self.momentum <= 1:
+            raise ValueError(f"momentum must be above 0 and at most 1; got {self.momentum}")
+
+    def init(self, key: Array, embedding_size: int, classes: int) -> dict[str, Array]:
+        """``{}``."""
+        return {}
+
+    def init_state(self) -> Array:
+        """float32[bins], the histogram before the first batch: 0."""
+        return jnp.zeros(self.bins, jnp.float32)
+
+    def __call__(
+        self,
+        params: Any,
+        embeddings: ArrayLike,
+        labels: ArrayLike,
+        margin: ArrayLike,
+        *,
+        state: Array,
+        where: ArrayLike | None = None,
+        axis_name: str | tuple[str, ...] | None = None,
+    ) -> tuple[Array, TripletStats, Array]:
+        """``(loss, stats, state)``; arguments as for :class:`~margin_jax.Loss`, and `state`."""
+        if state.shape != (self.bins,):
+            raise ValueError(f"state must have shape ({self.bins},); got {state.shape}")
+        x, y, real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
+        rows = unit(x)
+        stats = triplet_stats(
+            rows,
+            y,
+            margin,
+            distance=self.distance,
+            where=None if where is None else real,
+            axis_name=axis_name,
+        )
+
+        def over_devices(v: Array) -> Array:
+            return v if axis_name is None else jax.lax.psum(v, axis_name)
+
+        everyone, labels_of_all, all_real, first = rows, y, real, jnp.int32(0)
+        if axis_name is not None:
+            everyone, labels_of_all, all_real = (
+                jax.lax.all_gather(v, axis_name, tiled=True) for v in (rows, y, real)
+            )
+            first = jax.lax.axis_index(axis_name) * len(rows)
+        order = by_label(labels_of_all, all_real, where)
+        window = windows_of(y, real, labels_of_all[order], all_real[order])
+        row = jnp.arange(len(rows), dtype=jnp.int32)
+        window = window._replace(itself=inverse(order)[first + row])
+        tile = euclidean(rows, everyone[order])
+        constant, negative = jax.lax.stop_gradient(tile), negatives(window, len(order))
+        most = jnp.max(window.stop - window.start)
+
+        def triplets(k: Array) -> tuple[Array, Array, Array, Array]:
+            """Of each anchor's k-th positive: column, what is a triplet, bin, how far in it."""
+            p, exists = kth_positive(window, k, len(order))
+            place = (constant[row, p][:, None] - constant + _MOST) * (self.bins - 1) / (2 * _MOST)
+            low = jnp.clip(jnp.floor(place), 0, self.bins - 2)
+            within = jnp.clip(place - low, 0, 1)
+            return p, exists[:, None] & negative, low.astype(jnp.int32), within
+
+        def add_counts(k: Array, counts: Array) -> Array:
+            _, valid, low, within = triplets(k)
+            shares = jnp.stack([1 - within, within], axis=-1) * valid[..., None]
+            return counts + jnp.zeros_like(counts).at[low].add(shares)
+
+        # Each bin's share of what lies above it, and of what lies below the next one.
+        counts = jnp.zeros_like(constant, shape=(self.bins, 2))
+        counts = over_devices(jax.lax.fori_loop(0, most, add_counts, counts))
+        batch = counts[:, 0] + jnp.roll(counts[:, 1], 1)
+        total = jnp.sum(batch)
+        batch = batch / jnp.where(total > 0, total, 1)
+        momentum = jnp.where(jnp.sum(state) > 0, self.momentum, 1)
+        after = (1 - momentum) * state + momentum * batch
+        after = jnp.where(total > 0, after, state)
+        below = jnp.cumsum(after)
+
+        def add_weights(k: Array, weights: Array) -> Array:
+            p, valid, low, _ = triplets(k)
+            weight = jnp.where(valid, below[low], 0)
+            return (weights - weight).at[row, p].add(jnp.sum(weight, axis=1))
+
+        # The loss is linear in the distances once its weights are known.
+        weights = jax.lax.fori_loop(0, most, add_weights, jnp.zeros_like(constant))
+        triplets_of_all = over_devices(jnp.sum(stats.valid.astype(x.dtype)))
+        value = over_devices(jnp.sum(jax.lax.stop_gradient(weights) * tile))
+        value = value / jnp.where(triplets_of_all > 0, triplets_of_all, 1)
+        return value, stats, jax.lax.stop_gradient(after).astype(state.dtype)
