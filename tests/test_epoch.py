@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 import math
 
 import chex
@@ -325,6 +326,21 @@ def test_one_batch_without_triplets_does_not_spoil_an_epoch():
     assert math.isfinite(record.loss)
     assert 0 < record.easy_fraction < 1
     assert record.steps == 3
+
+
+def test_steps_without_a_loss_are_counted():
+    """Also where an epoch is trained in parts, of which one is kept as JSON."""
+    schedule, data = mj.dams(margin=0.2), batches()
+    for step in (1, 4):
+        data[step][1][:] = 0
+    state, part = train_steps(new_state(schedule), TRAIN_STEP, data[:3])
+    kept = type(part).from_json(json.loads(json.dumps(part.to_json())))
+    state, part = train_steps(state, TRAIN_STEP, data[3:], kept)
+    _, record = end_epoch(state, part, schedule)
+    assert (record.steps, record.idle_steps) == (BATCHES, 2)
+    of_before = part.to_json()
+    del of_before["idle_steps"]  # which earlier versions did not have
+    assert type(part).from_json(of_before).idle_steps == 0
 
 
 def test_arrays_on_the_device_need_no_implicit_transfer():

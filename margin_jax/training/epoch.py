@@ -136,6 +136,7 @@ def train_steps(
             gradient_norm=done.gradient_norm + norm,
             totals=done.totals.add(output.stats, output.histogram),
             memory=memory,
+            idle_steps=done.idle_steps + (loss == 0),
         )
         if on_step is not None:
             easy = done.totals.counts()["easy"] / max(done.totals.valid, 1)
@@ -208,6 +209,7 @@ def end_epoch(
         data_wait=part.waited / part.seconds,
         collapsed=margin > 0 and float(max(stats.mean_ap, stats.mean_an)) <= _COLLAPSED * margin,
         memory=None if part.memory is None else part.memory.counts(),
+        idle_steps=part.idle_steps,
     )
     return after, record
 

@@ -29,6 +29,7 @@ class EpochPart:
         seconds, waited: of training, and those of them in which the host waited for `batches`.
         totals: of the triplets.
         memory: of those with a cross-batch memory, if there is one.
+        idle_steps: those whose loss was 0.
     """
 
     steps: int = 0
@@ -39,6 +40,7 @@ class EpochPart:
     waited: float = 0.0
     totals: EpochTotals = field(default_factory=EpochTotals)
     memory: EpochTotals | None = None
+    idle_steps: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON has it; exact, as Python's integers and shortest decimals are."""
@@ -84,6 +86,8 @@ class EpochRecord:
         memory: counts of the triplets whose positive and negative are in a cross-batch memory,
             which are in none of the figures above: valid, easy, semihard and hard, exact; None
             without a memory.
+        idle_steps: steps whose loss was exactly 0, so that they trained nothing. A loss with one
+            hinge for a batch (:class:`~margin_jax.FisherTripletLoss`) has no other easy event.
     """
 
     epoch: int
@@ -108,3 +112,4 @@ class EpochRecord:
     data_wait: float
     collapsed: bool
     memory: dict[str, int] | None = None
+    idle_steps: int = 0
