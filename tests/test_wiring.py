@@ -197,6 +197,7 @@ def trained_again(config, x, names):
                 "images": plan.size,
                 "collapsed": False,
                 "memory": None,
+                "idle_steps": sum(a.loss == 0 for a in answers),
             }
         )
         angles.append(angle)
