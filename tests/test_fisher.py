@@ -61,10 +61,11 @@ def test_it_is_the_authors_own_over_given_triplets(kind):
         theirs = {"lam": lam, "eps": b * eps, "kind": kind}
         return oracle.fisher_triplets(*given, kernel, b * margin, **theirs) / b
 
-    loss = LOSSES[kind](lam=lam, eps=eps)
+    loss = LOSSES[kind](lam=lam)
 
     def ours(kernel):
-        return loss({"kernel": kernel}, features @ kernel, labels, margin)[0]
+        ridge = eps * jnp.sum(kernel**2)
+        return loss({"ridge": ridge}, features @ kernel, labels, margin)[0]
 
     with jax.enable_x64(True):
         value, to_kernel = jax.value_and_grad(ours)(jnp.asarray(kernel))
@@ -88,9 +89,9 @@ def test_far_from_0_it_is_the_same(kind):
 def test_the_last_layer_counts_only_where_it_is_given():
     x, labels, _ = batch()
     x = x.astype(np.float32)
-    loss = mj.FisherContrastiveLoss(lam=0.5, eps=0.1)
-    plain, with_kernel = (loss(p, x, labels, 9.0)[0] for p in ({}, {"kernel": jnp.ones((3, 4))}))
-    np.testing.assert_allclose(with_kernel - plain, (1.5 - 0.5) * 0.1 * 12, rtol=1e-4)
+    loss = mj.FisherContrastiveLoss(lam=0.5)
+    plain, with_layer = (loss(params, x, labels, 9.0)[0] for params in ({}, {"ridge": 1.2}))
+    np.testing.assert_allclose(with_layer - plain, (1.5 - 0.5) * 1.2, rtol=1e-4)
 
 
 @pytest.mark.parametrize("lam", [0.0, -0.5, 1.01, float("nan")])
@@ -98,5 +99,3 @@ def test_lam_beyond_its_range(lam):
     for kind in LOSSES.values():
         with pytest.raises(ValueError, match="lam must be above 0 and at most 1; got"):
             kind(lam=lam)
-    with pytest.raises(ValueError, match="eps must be at least 0 and finite; got -1"):
-        mj.FisherTripletLoss(eps=-1.0)

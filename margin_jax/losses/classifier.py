@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from margin_jax.devices.meshes import gathered
 from margin_jax.losses.arguments import check_margin, check_rows
 from margin_jax.losses.distances import dot, unit
 from margin_jax.stats import TripletStats
@@ -210,7 +211,7 @@ def compare(
         ValueError, TypeError: as :class:`Classifier` when it is called.
     """
     x, y, real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
-    weights = jnp.asarray(proxies)
+    weights = gathered(jnp.asarray(proxies))
     if weights.ndim != 2 or weights.shape[0] < 2 or weights.shape[1] != x.shape[1]:
         raise ValueError(
             f"proxies must have shape [classes, {x.shape[1]}], of at least 2 classes and as many "

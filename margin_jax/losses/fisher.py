@@ -1,7 +1,6 @@
 """Fisher discriminant losses: scatter within and between classes, by class means."""
 
 import dataclasses
-import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -36,12 +35,10 @@ class Fisher:
     Attributes:
         lam: λ, in (0, 1].
         unit: whether embeddings are brought to length 1 first.
-        eps: ε, weight of the last layer's squares where it is given.
     """
 
     lam: float = 0.01
     unit: bool = False
-    eps: float = 1e-4
 
     distance: ClassVar[str] = "squared_euclidean"
 
@@ -49,8 +46,6 @@ class Fisher:
         """Refuses a value that could never be called."""
         if not 0 < self.lam <= 1:
             raise ValueError(f"lam must be above 0 and at most 1; got {self.lam}")
-        if not 0 <= self.eps < math.inf:
-            raise ValueError(f"eps must be at least 0 and finite; got {self.eps}")
 
     def init(self, key: Array, embedding_size: int, classes: int) -> dict[str, Array]:
         """``{}``."""
@@ -68,7 +63,8 @@ class Fisher:
     ) -> tuple[Array, TripletStats]:
         """``(loss, stats)``; arguments as for :class:`~margin_jax.Loss`.
 
-        `params` is ``{}``, or ``{"kernel": U}`` with the last layer's weights, float[p, q].
+        `params` is ``{}``, or ``{"ridge": ε · ‖U‖²}`` with U the last layer's weights, a float[]
+        that is added to both scatters.
         """
         x, y, real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
         mu = check_margin(margin, x.dtype)
@@ -88,11 +84,8 @@ class Fisher:
             where=None if where is None else real,
             axis_name=axis_name,
         )
-        kernel = params.get("kernel") if params else None
-        weights = jnp.zeros((), x.dtype)
-        if kernel is not None:
-            weights = self.eps * jnp.sum(jnp.square(jnp.asarray(kernel, x.dtype)))
-        loss = self.combine(found.within + weights, found.between + weights, mu)
+        ridge = params.get("ridge", 0.0)
+        loss = self.combine(found.within + ridge, found.between + ridge, mu)
         return jnp.where(found.triplets > 0, loss, 0), stats
 
     def combine(self, within: Array, between: Array, margin: Array) -> Array:
@@ -113,13 +106,14 @@ class FisherTripletLoss(Fisher):
     without triplets has no loss. To count these takes the time of the counts of the triplet loss.
 
     To a schedule, a triplet is easy if λ · ‖a − n‖² − (2 − λ) · ‖a − p‖² ≥ μ, which is our reading:
-    the paper has one event a batch, its loss. Distances in the statistics bear these weights.
+    the paper has one event a batch, its loss. Distances in the statistics bear these weights;
+    quantiles of effective margins (`histogram`) are of the plain squares.
 
     The authors sum over the b triplets of a batch, so that their margin (0.25 with b = 32) and
     their ε (1e-4) are b times these; with means, the number of pairs does not change λ. With U the
-    last layer's weights, the hinge also has (2 − 2λ) · ε · ‖U‖². In one's own loop it is added
-    where `params` is ``{"kernel": U}``; :func:`~margin_jax.fit` has no such term, which is a weight
-    decay.
+    last layer's weights, their hinge also has (2 − 2λ) · ε · ‖U‖². In one's own loop it is added
+    where `params` is ``{"ridge": eps * jnp.sum(U**2)}``; :func:`~margin_jax.fit` has no such term,
+    which is a weight decay.
 
     Hazards: the length of embeddings is free, so that μ only sets their scale and not a difficulty:
     where λ · B > (2 − λ) · W, longer ones satisfy any μ, and where not, length 0 is best. With
@@ -129,7 +123,6 @@ class FisherTripletLoss(Fisher):
     Attributes:
         lam: λ, in (0, 1].
         unit: whether embeddings are brought to length 1 first.
-        eps: ε.
 
     Raises:
         ValueError: values out of range.
@@ -165,7 +158,6 @@ class FisherContrastiveLoss(Fisher):
     Attributes:
         lam: λ, in (0, 1].
         unit: whether embeddings are brought to length 1 first.
-        eps: ε.
 
     Raises:
         ValueError: values out of range.
