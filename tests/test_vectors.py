@@ -245,7 +245,7 @@ def test_a_run_on_vectors_is_put_to_use(trained, tmp_path):
         labels[pairs[:, 0]] == labels[pairs[:, 1]],
     )
     assert listed.verification.auc == pytest.approx(report.auc)
-    assert listed.missing == (f"'nobody': no row has this name, as {names[0]!r} is one",)
+    assert listed.missing == (f"'nobody': no row has this name, as {str(names[0])!r} is one",)
     assert {*listed.trained_on} <= {*run.data["identities"]["train"]}
     assert listed.trained_on
     with pytest.raises(ValueError, match=r"1 of .* rows missing, first 'nobody'"):

@@ -47,9 +47,8 @@ def load_dataset(
 
     Args:
         name: of the dataset.
-        data_dir: of a folder, a list or vectors the path, as
-            :func:`margin_jax.data.folder.load`, :func:`margin_jax.data.listing.load` and
-            :func:`margin_jax.data.vectors.load` have it; for TensorFlow Datasets, where they are
+        data_dir: the path of a folder, of a list (:func:`margin_jax.data.listing.load`) or of
+            vectors (:func:`margin_jax.data.vectors.load`); for TensorFlow Datasets, where they are
             prepared.
         image_size: height and width in pixels. Default: the dataset's own.
         strict: an unreadable image is an error instead of being skipped and listed.

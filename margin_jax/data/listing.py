@@ -35,7 +35,7 @@ def load(
 
     Args:
         path: a file ending in .csv, with commas, or .tsv, with tabs.
-        image_size, strict, channels, memory_limit, reading: as :func:`margin_jax.data.folder.load`.
+        image_size, strict, channels, memory_limit, reading: as of a folder.
 
     Raises:
         ValueError: for another file; columns that are missing, unknown or named twice; a line with
