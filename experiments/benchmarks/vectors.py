@@ -29,9 +29,9 @@ a turn with little other work  2.59   2.83  4.70    11.07    20.90        4.3
 a turn with much other work    2.57   2.75  4.57   154.96   104.27        60
 ============================== ====== ===== ====== ======== ============= ===========
 
-In the second turn the other work began when ours had ended, so its ratio says nothing. That is 4
-times, not the 20 that was aimed at: of the 10 ms of CPU that a step of ours takes, 6 are the matrix
-products of the head, which both have to do, 1 is the loss, and 1 to 2 the draws of the dropout.
+In the second turn other work came while theirs ran (ours took as long as before), so its ratio says
+little. That is 4 times, not the 20 that was aimed at: of the 10 ms of CPU that our step takes,
+6 are the matrix products of the head, which both have to do, 1 is the loss, and 1 to 2 the dropout.
 
 ================ ======== ============== =========== =================
 memory           file     anonymous      mapped      seconds of it all
