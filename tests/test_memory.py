@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -154,15 +155,20 @@ def test_in_the_warm_up_it_is_filled_and_not_compared_with():
     assert outputs[warmup].loss > expected[warmup].loss
 
 
-@pytest.mark.parametrize(("devices", "microbatch"), [(1, 2), (2, None), (4, 4), (8, None)])
+@functools.cache
+def four_steps(devices=None, microbatch=None):
+    options = {"histogram": True, "memory_warmup": 1}
+    mesh = None if devices is None else make_mesh(devices, microbatch or BATCH)
+    train_step = mj.make_train_step(linear, OPTIMIZER, mesh=mesh, microbatch=microbatch, **options)
+    state = new_state() if mesh is None else place_copies(new_state(), mesh)
+    return steps(train_step, state, batches(4), mesh)
+
+
+@pytest.mark.parametrize(("devices", "microbatch"), [(1, 2), (4, 4), (8, None)])
 def test_on_any_number_of_devices_and_by_parts_it_is_the_same(devices, microbatch):
     """Of rows that the devices do not divide; the memory itself is on all of them."""
-    mesh, options = make_mesh(devices, microbatch or BATCH), {"histogram": True, "memory_warmup": 1}
-    train_step = mj.make_train_step(linear, OPTIMIZER, mesh=mesh, microbatch=microbatch, **options)
-    states, outputs = steps(train_step, place_copies(new_state(), mesh), batches(4), mesh)
-    alone, expected = steps(
-        mj.make_train_step(linear, OPTIMIZER, **options), new_state(), batches(4)
-    )
+    states, outputs = four_steps(devices, microbatch)
+    alone, expected = four_steps()
     assert min(expected[-1].memory_stats.totals().values()) > 0
     for output, other in zip(outputs, expected, strict=True):
         assert output.stats.totals() == other.stats.totals()
