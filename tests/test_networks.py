@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import margin_jax as mj
-from margin_jax.models import DTYPES, ENCODERS, pretrained
+from margin_jax.models import ENCODERS, pretrained
 from margin_jax.models.make import make_encoder
 from margin_jax.runs import setting
 
@@ -38,8 +38,11 @@ def plain(fit):
     return [record["loss"] for record in fit("plain").history]
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("dtype", DTYPES)
+# In bfloat16 whatever is float32 has been made so; in float32 there is nothing to go wrong.
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, "bfloat16") for name in ENCODERS), ("mlp", "float32")],
+)
 def test_every_encoder_gives_float32_embeddings_from_float32_parameters(name, dtype):
     encoder = make_encoder(name, 16, dtype=dtype)
     assert encoder is make_encoder(name, 16, dtype=dtype)
@@ -52,7 +55,7 @@ def test_every_encoder_gives_float32_embeddings_from_float32_parameters(name, dt
     assert (vectors.shape, vectors.dtype.name) == ((3, 16), "float32")
     assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, batch_stats)
     if name != "small_cnn":
-        assert set(params) == {"trunk", "head"}
+        assert set(params) == ({"head"} if name in ("head", "linear") else {"trunk", "head"})
 
 
 @pytest.mark.parametrize(
