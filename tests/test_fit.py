@@ -560,6 +560,8 @@ def test_an_image_folder_trains(tmp_path):
             dataset="folder",
             data_dir=str(tmp_path / "people"),
             image_size=16,
+            encoder="mlp",
+            embedding_size=8,
             out=str(tmp_path / "run"),
             epochs=2,
             identities_per_batch=4,
