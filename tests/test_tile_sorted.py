@@ -89,9 +89,10 @@ def test_counts_and_gradient_are_the_loops(mining, kind, classes):
             )
 
 
-@pytest.mark.parametrize("mining", MININGS)
-@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
-def test_it_is_the_plain_loops_of_the_oracle(mining, distance):
+@pytest.mark.parametrize(
+    ("distance", "mining"), [("euclidean", "all"), ("cosine", "semihard"), ("euclidean", "hard")]
+)
+def test_it_is_the_plain_loops_of_the_oracle(distance, mining):
     rng = np.random.default_rng(1)
     x, labels = rng.normal(size=(N, DIM)).astype(np.float32)[:18], rng.integers(0, 2, 18)
     answer = oracle.batch_all(x, labels, 0.3, distance=distance, mining=mining, reduction="sum")
@@ -104,7 +105,7 @@ def test_it_is_the_plain_loops_of_the_oracle(mining, distance):
     np.testing.assert_allclose(to_margin, answer.to_margin)
 
 
-@pytest.mark.parametrize("mining", MININGS)
+@pytest.mark.parametrize("mining", ["all", "semihard"])
 def test_references(mining):
     rng = np.random.default_rng(2)
     others = rng.integers(-2, 3, (90, DIM)).astype(np.float32)
@@ -257,7 +258,7 @@ def test_vmap_takes_one_way_for_all():
             x, labels, 2.0, distance="squared_euclidean", reduction="sum"
         )
 
-    differentiate = jax.value_and_grad(loss, has_aux=True)
+    differentiate = jax.jit(jax.value_and_grad(loss, has_aux=True))
     mapped = jax.jit(jax.vmap(differentiate))
     ((losses, stats), gradient) = mapped(x, labels)
     for i in range(3):
@@ -274,8 +275,7 @@ def test_few_rows_need_no_choice():
     assert "stablehlo.case" not in text.as_text()
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_over_devices(devices):
+def test_over_devices():
     rng = np.random.default_rng(9)
     x, labels = rows("grid", rng), labelled("tail", rng)
     loss = functools.partial(
@@ -283,12 +283,12 @@ def test_over_devices(devices):
     )
     shared = jax.shard_map(
         functools.partial(loss, axis_name="data"),
-        mesh=make_mesh(devices, N),
+        mesh=make_mesh(4, N),
         in_specs=(P("data"), P("data"), P()),
         out_specs=(P(), P("data")),
     )
     found = jax.jit(jax.value_and_grad(shared, has_aux=True))(x, labels, jnp.float32(1))
-    expected = jax.value_and_grad(loss, has_aux=True)(x, labels, jnp.float32(1))
+    expected = jax.jit(jax.value_and_grad(loss, has_aux=True))(x, labels, jnp.float32(1))
     np.testing.assert_allclose(found[0][0], expected[0][0], rtol=1e-6)
     np.testing.assert_array_equal(found[0][1].active, expected[0][1].active)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-7)
