@@ -93,7 +93,7 @@ def hard_pairs(labels: np.ndarray, groups: np.ndarray, count: int, *, seed: int)
     ends = np.repeat(np.cumsum(images[several]), images[several])
     alike = alike[by_group]
     other = ends - 1 - np.arange(len(by_group)) - alike
-    half = int(min(count // 2, alike.sum(), other.sum()))
+    half = min(count // 2, int(alike.sum()), int(other.sum()))
     if half == 0:
         return None
 

@@ -204,10 +204,10 @@ def scatter(x: Array, labels: Array, real: Array) -> Scatter:
 
     of which nothing cancels.
     """
-    order = jnp.lexsort((labels, ~real))
+    order = jnp.argsort(labels)
+    # Padding adds nothing to the class that it stands in.
     x, labels, real = jnp.where(real[:, None], x, 0)[order], labels[order], real[order]
-    # Padding stands last, and its classes are none of the real rows'.
-    begins = (labels != jnp.roll(labels, 1)) | (real != jnp.roll(real, 1))
+    begins = labels != jnp.roll(labels, 1)
     group = jnp.cumsum(begins.at[0].set(True)) - 1
 
     def by_class(v: Array) -> Array:
