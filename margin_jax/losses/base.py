@@ -91,6 +91,14 @@ class Loss(Protocol):
         ...
 
 
+class WithoutParameters:
+    """What losses share that have nothing of their own to train."""
+
+    def init(self, key: Array, embedding_size: int, classes: int) -> dict[str, Array]:
+        """``{}``."""
+        return {}
+
+
 def check_loss(loss: Loss) -> Loss:
     """Returns a loss that training can use.
 

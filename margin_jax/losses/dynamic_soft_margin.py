@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from margin_jax.losses.arguments import check_rows
+from margin_jax.losses.base import WithoutParameters
 from margin_jax.losses.batch_all import by_label, inverse, triplet_stats, windows_of
 from margin_jax.losses.distances import euclidean, unit
 from margin_jax.losses.tile import kth_positive, negatives
@@ -18,7 +19,7 @@ _MOST = 2.0  # between vectors of length 1
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicSoftMarginLoss:
+class DynamicSoftMarginLoss(WithoutParameters):
     """Dynamic soft margin: no margin and no hinge, a running distribution in their place.
 
     Embeddings are brought to length 1, d is Euclidean; and over all T valid triplets of a batch ::
@@ -74,10 +75,6 @@ class DynamicSoftMarginLoss:
             raise ValueError(f"bins must be at least 2; got {self.bins}")
         if not 0 < self.momentum <= 1:
             raise ValueError(f"momentum must be above 0 and at most 1; got {self.momentum}")
-
-    def init(self, key: Array, embedding_size: int, classes: int) -> dict[str, Array]:
-        """``{}``."""
-        return {}
 
     def init_state(self) -> Array:
         """float32[bins], the histogram before the first batch: 0."""

@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from margin_jax.losses.arguments import check_margin, check_rows
+from margin_jax.losses.base import WithoutParameters
 from margin_jax.losses.batch_all import batch_all_triplet_loss
 from margin_jax.losses.distances import origin, squared_euclidean, unit
 from margin_jax.stats import TripletStats
@@ -29,7 +30,7 @@ class Scatter(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fisher:
+class Fisher(WithoutParameters):
     """What both losses share.
 
     Attributes:
@@ -46,10 +47,6 @@ class Fisher:
         """Refuses a value that could never be called."""
         if not 0 < self.lam <= 1:
             raise ValueError(f"lam must be above 0 and at most 1; got {self.lam}")
-
-    def init(self, key: Array, embedding_size: int, classes: int) -> dict[str, Array]:
-        """``{}``."""
-        return {}
 
     def __call__(
         self,

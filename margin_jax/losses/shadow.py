@@ -7,13 +7,14 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from margin_jax.choices import check_choice
+from margin_jax.losses.base import WithoutParameters
 from margin_jax.losses.batch_all import REDUCTIONS, batch_all_triplet_loss, check_kinds
 from margin_jax.losses.distances import shadow
 from margin_jax.stats import TripletStats
 
 
 @dataclass(frozen=True)
-class ShadowLoss:
+class ShadowLoss(WithoutParameters):
     """Shadow loss: batch-all triplets, positive and negative measured on the anchor's own axis.
 
     ::
@@ -52,10 +53,6 @@ class ShadowLoss:
         """Refuses a value that could never be called."""
         check_choice("reduction", self.reduction, REDUCTIONS)
         check_kinds(self.mining, swap=False)
-
-    def init(self, key: Array, embedding_size: int, classes: int) -> dict[str, Array]:
-        """``{}``."""
-        return {}
 
     def __call__(
         self,

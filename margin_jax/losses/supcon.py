@@ -10,13 +10,14 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from margin_jax.losses.arguments import check_rows
+from margin_jax.losses.base import WithoutParameters
 from margin_jax.losses.batch_all import triplet_stats
 from margin_jax.losses.distances import dot, unit
 from margin_jax.stats import TripletStats
 
 
 @dataclasses.dataclass(frozen=True)
-class SupConLoss:
+class SupConLoss(WithoutParameters):
     """Supervised contrastive loss: a softmax over all other rows finds those of the label.
 
     With s_ik the cosine of rows i and k, and P(i) the other rows of the label of i::
@@ -55,10 +56,6 @@ class SupConLoss:
         """Refuses a value that could never be called."""
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0 and finite; got {self.temperature}")
-
-    def init(self, key: Array, embedding_size: int, classes: int) -> dict[str, Array]:
-        """``{}``."""
-        return {}
 
     def __call__(
         self,

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from margin_jax.choices import check_choice
 from margin_jax.losses.arguments import check_margin, check_rows
 from margin_jax.losses.balancing_margin import check_counts, relative_margins
+from margin_jax.losses.base import WithoutParameters
 from margin_jax.losses.batch_all import (
     REDUCTIONS,
     batch_all_triplet_loss,
@@ -23,7 +24,7 @@ from margin_jax.stats import TripletStats
 
 
 @dataclasses.dataclass(frozen=True)
-class TransplantLoss:
+class TransplantLoss(WithoutParameters):
     """Triplet transplant: batch-all, each anchor's margin by class frequency and difficulty.
 
     Ours, after the balancing margin (:class:`~margin_jax.BalancingMarginLoss`). With n_j the
@@ -75,10 +76,6 @@ class TransplantLoss:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be at least 0 and finite; got {getattr(self, name)}")
         object.__setattr__(self, "counts", check_counts(self.counts))
-
-    def init(self, key: Array, embedding_size: int, classes: int) -> dict[str, Array]:
-        """``{}``."""
-        return {}
 
     def in_epoch(self, epoch: int, counts: Sequence[int]) -> "TransplantLoss":
         """The loss on so many images of each class."""

@@ -6,13 +6,14 @@ from typing import Any
 from jax import Array
 
 from margin_jax.choices import check_choice
+from margin_jax.losses.base import WithoutParameters
 from margin_jax.losses.batch_all import REDUCTIONS, batch_all_triplet_loss, check_kinds
 from margin_jax.losses.distances import DistanceFn, get_distance
 from margin_jax.stats import TripletStats
 
 
 @dataclass(frozen=True)
-class TripletLoss:
+class TripletLoss(WithoutParameters):
     """:func:`~margin_jax.batch_all_triplet_loss` as a :class:`~margin_jax.Loss`; no parameters.
 
     Attributes:
@@ -38,10 +39,6 @@ class TripletLoss:
         get_distance(self.distance)
         check_choice("reduction", self.reduction, REDUCTIONS)
         check_kinds(self.mining, swap=self.swap)
-
-    def init(self, key: Array, embedding_size: int, classes: int) -> dict[str, Array]:
-        """``{}``."""
-        return {}
 
     def __call__(
         self,

@@ -49,9 +49,8 @@ def make_report(
     }
     ours = _verify(data, distances)
     raw = None
-    if not isinstance(
-        examples, StreamedImages
-    ):  # else each of them would be decoded for each of its pairs
+    # Images that are not held would be decoded for each of their pairs.
+    if not isinstance(examples, StreamedImages):
         raw = _verify(
             data,
             {name: pair_distances(examples, pairs.rows) for name, pairs in data.pairs.items()},
