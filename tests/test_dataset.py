@@ -11,8 +11,11 @@ from margin_jax.data.dataset import read_rows
 from margin_jax.data.moments import moments
 from margin_jax.runs import run_data
 from margin_jax.runs.describe import describe
+from margin_jax.runs.evaluate import (
+    embed_identities,
+)
 from margin_jax.runs.run_data import prepare_data
-from margin_jax.runs.use import embed_folder, embed_identities, verify_images
+from margin_jax.runs.use import embed_folder, verify_images
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 OWN = mj.TrainConfig(dataset="own", encoder="own", identities_per_batch=8, learning_rate=1e-2)

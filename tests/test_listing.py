@@ -6,8 +6,10 @@ from PIL import Image
 
 import margin_jax as mj
 from margin_jax.data import listing
+from margin_jax.runs.evaluate import (
+    embed_identities,
+)
 from margin_jax.runs.run_data import prepare_data
-from margin_jax.runs.use import embed_identities
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -12,8 +12,12 @@ import margin_jax as mj
 from margin_jax import cli, plots
 from margin_jax.runs import arms
 from margin_jax.runs.describe import describe
+from margin_jax.runs.evaluate import (
+    embed_identities,
+    evaluate_run,
+)
 from margin_jax.runs.run_data import plan_epoch, prepare_data, reading_of
-from margin_jax.runs.use import embed_folder, embed_identities, evaluate_run, verify_images
+from margin_jax.runs.use import embed_folder, verify_images
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 TIMING = ("seconds", "images_per_second", "data_wait")

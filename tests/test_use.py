@@ -13,15 +13,14 @@ import margin_jax as mj
 from margin_jax import cli, plots
 from margin_jax.data.pair_files import locate, read_pairs
 from margin_jax.evaluation.folds import fold_report
-from margin_jax.runs.use import (
-    embed_folder,
+from margin_jax.runs.evaluate import (
     embed_identities,
     evaluate_all_pairs,
     evaluate_listed,
     evaluate_retrieval,
     evaluate_run,
-    verify_images,
 )
+from margin_jax.runs.use import embed_folder, verify_images
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from margin_jax import __version__
-from margin_jax.cli import compare, datasets, features, schedules, train, use
+from margin_jax.cli import compare, datasets, evaluate, features, schedules, train, use
 from margin_jax.cli.options import ELSEWHERE, name_options
 from margin_jax.cli.streams import Shown, hold_streams
 
@@ -44,7 +44,7 @@ app.command()(compare.compare)
 app.command()(features.features)
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(datasets.app, name="datasets")
-app.command()(use.evaluate)
+app.command()(evaluate.evaluate)
 app.command()(use.embed)
 app.command()(use.verify)
 

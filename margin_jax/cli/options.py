@@ -13,6 +13,8 @@ from margin_jax.config import PARTS, TrainConfig
 from margin_jax.config.file import read_options
 from margin_jax.files import check_file, local_path
 
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
+
 # Options as other programs call them.
 ELSEWHERE = {
     **dict.fromkeys(("lr", "learningrate", "base-lr"), "--learning-rate"),

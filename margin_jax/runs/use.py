@@ -1,45 +1,21 @@
-"""A finished run put to use: other pairs, folders of images, two images."""
+"""A finished run put to use: the embeddings of a folder, two images."""
 
-import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
 from margin_jax.data import folder as image_folder
-from margin_jax.data import listing, vectors
-from margin_jax.data.dataset import Dataset, Examples, remarks
-from margin_jax.data.pair_files import locate, read_pairs
-from margin_jax.data.pairs import Pairs, sample_pairs
-from margin_jax.data.rows import RowNames, find_rows
-from margin_jax.evaluation.all_pairs import all_pairs_report
-from margin_jax.evaluation.embedding import pair_distances
-from margin_jax.evaluation.folds import FoldReport, fold_report
-from margin_jax.evaluation.retrieval import RetrievalReport, retrieval_report
-from margin_jax.evaluation.verification import VerificationReport
-from margin_jax.runs.folder import PAIRS, check_sealed
+from margin_jax.data.dataset import remarks
+from margin_jax.runs.given import (
+    read_pictures,
+    read_vectors,
+    rows_of_vectors,
+    size_and_channels,
+    unreadable,
+)
 from margin_jax.runs.run import Run
-from margin_jax.runs.run_data import load, reading_of
-
-
-class Embedded(NamedTuple):
-    """Images as embeddings.
-
-    Attributes:
-        vectors: float32[n, dim].
-        labels: int32[n], the identity of each.
-        pairs: those that the run saved, if these are its own test images.
-        skipped: "file: reason" of each picture that could not be read.
-        remarks: on other files of the folder, a line each.
-    """
-
-    vectors: np.ndarray
-    labels: np.ndarray
-    pairs: Pairs | None = None
-    skipped: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
+from margin_jax.runs.run_data import reading_of
 
 
 class EmbeddedFolder(NamedTuple):
@@ -58,199 +34,6 @@ class EmbeddedFolder(NamedTuple):
     remarks: tuple[str, ...]
 
 
-class ListedReport(NamedTuple):
-    """Verification of listed pairs.
-
-    Attributes:
-        verification: at the run's own threshold.
-        folds: with the folds' thresholds, where the list has folds.
-        trained_on: folders of the list that are named like identities the run was trained on.
-        missing: "file: reason" of listed files that can not be read; their pairs are left out.
-        listed: how many pairs the list has.
-    """
-
-    verification: VerificationReport
-    folds: FoldReport | None
-    trained_on: tuple[str, ...]
-    missing: tuple[str, ...]
-    listed: int
-
-
-def embed_identities(
-    run: Run, data_dir: str | Path | None = None, *, repeated_names: str | None = None
-) -> Embedded:
-    """The embeddings of examples by identity.
-
-    Args:
-        run: from :func:`~margin_jax.load_run`.
-        data_dir: a folder of images for each identity, or a list of images; of a run on vectors a
-            file of vectors. Default: the run's own test identities.
-        repeated_names: as of a configuration, for `data_dir`. Default: the run's.
-
-    Raises:
-        ValueError: files that are missing or unreadable, or not those the run was tested on.
-    """
-    if data_dir is not None:
-        dataset = _load_others(run, Path(data_dir), repeated_names)
-        return Embedded(
-            run.embed(dataset.examples),
-            dataset.labels,
-            skipped=dataset.skipped,
-            remarks=remarks(dataset.left_out, dataset.notes),
-        )
-    dataset = load(run.config)
-    if run.config.max_identities is not None:
-        dataset = dataset.first(run.config.max_identities)
-    try:
-        check_sealed(run.path, PAIRS)
-        with open(run.path / PAIRS, "rb") as file, np.load(file) as saved:
-            saved_rows, same = saved["test_rows"], saved["test_same"]
-            files = tuple(saved["files"]) if "files" in saved else ()
-    except (BadZipFile, KeyError, ValueError, OSError) as error:
-        raise ValueError(f"the run in {run.path} is damaged: {error}") from error
-    known = files == dataset.files
-    if isinstance(dataset.files, RowNames):
-        known = run.data.get("sha256") == dataset.digest()
-    if not known:
-        what = "images" if run.embeds_pictures else "examples"
-        raise ValueError(f"the {what} are not those that {run.path} was tested on")
-    # By the names that the run saved: a file of lists may have changed since, or be gone.
-    tested = np.isin(dataset.identities, run.data["identities"]["test"])
-    rows = np.flatnonzero(tested[dataset.labels])
-    pairs = Pairs(np.searchsorted(rows, saved_rows), same)
-    return Embedded(run.embed(dataset.examples, rows), dataset.labels[rows], pairs)
-
-
-def _load_others(run: Run, path: Path, repeated_names: str | None) -> Dataset:
-    """Other examples than the run's own, with identities."""
-    if run.embeds_vectors:
-        return _vectors(run, path)
-    size, channels = _size_and_channels(run)
-    reading, limit = reading_of(run.config), run.config.memory_limit * 2**30
-    if path.is_file() and path.suffix.lower() in listing.ENDINGS:
-        return listing.load(path, size, False, channels, limit, reading)
-    names = repeated_names or run.config.repeated_names
-    return image_folder.load(path, size, False, channels, limit, reading, names)
-
-
-def _vectors(run: Run, path: str | Path | None) -> Dataset:
-    """Those of a file, or by default of the run's own."""
-    if path is None and run.config.dataset != "vectors":
-        raise ValueError("the run was trained on arrays: give data_dir, a file of vectors")
-    return vectors.load(Path(path or str(run.config.data_dir)))
-
-
-def evaluate_run(
-    run: Run, embedded: Embedded, *, count: int = 100_000, seed: int = 0
-) -> VerificationReport:
-    """Verification with a run's best weights, at its threshold.
-
-    Args:
-        run: from :func:`~margin_jax.load_run`.
-        embedded: from :func:`embed_identities`; of other images than the run's own, pairs are drawn
-            evenly over all identities.
-        count, seed: of the pairs that are drawn.
-
-    Raises:
-        ValueError: pairs of one kind only.
-    """
-    if count < 2:
-        raise ValueError(f"count must be at least 2 pairs; got {count}")
-    pairs = embedded.pairs or sample_pairs(embedded.labels, count, seed=seed)
-    distances = pair_distances(embedded.vectors, pairs.rows, run.config.distance)
-    return run.verify(distances, pairs.same)
-
-
-def evaluate_all_pairs(run: Run, embedded: Embedded) -> VerificationReport:
-    """As :func:`evaluate_run`, of every image with every other.
-
-    An identity weighs by its pairs, so one with many images can be most of the same pairs.
-    """
-    return all_pairs_report(
-        embedded.vectors,
-        embedded.labels,
-        threshold=run.threshold,
-        distance=run.config.distance,
-    )
-
-
-def evaluate_retrieval(run: Run, embedded: Embedded) -> RetrievalReport:
-    """Recall@k and MAP@R of every image against all others.
-
-    Raises:
-        ValueError: no two images of one identity.
-    """
-    return retrieval_report(embedded.vectors, embedded.labels, distance=run.config.distance)
-
-
-def evaluate_listed(
-    run: Run, data_dir: str | Path | None, pairs: str | Path, *, strict: bool = False
-) -> ListedReport:
-    """Verification of the pairs that a file lists.
-
-    Args:
-        run: from :func:`~margin_jax.load_run`.
-        data_dir: the folder that the listed files are relative to. Of a run on vectors a file of
-            them, by default its own; the list then has names of rows.
-        pairs: a csv file of lines ``FIRST,SECOND,1`` (same) or ``0``, or LFW's ``pairs.txt``, whose
-            ten folds are then reported as that protocol wants: accuracy and its standard error;
-            or its ``pairsDevTest.txt``.
-        strict: a file that is missing or unreadable is an error, instead of leaving out its pairs.
-
-    Raises:
-        ValueError: (strict) files that are missing or unreadable, or pairs of one kind only.
-    """
-    listed = read_pairs(Path(pairs))
-    of = _rows_of_vectors if run.embeds_vectors else _rows_of_images
-    examples, named, missing, identities = of(run, data_dir, listed.files)
-    if missing and (strict or (named < 0).all()):
-        raise _unreadable(run, listed.files, missing)
-    rows = named[listed.pairs.rows]
-    whole = (rows >= 0).all(axis=1)
-    same = listed.pairs.same[whole]
-    if same.all() or not same.any():
-        what = "pictures" if run.embeds_pictures else "vectors"
-        raise ValueError(
-            f"verification needs pairs of both kinds; of {pairs} {same.sum()} same and "
-            f"{len(same) - same.sum()} different ones have both {what}"
-            + (f" (first {missing[0]})" if missing else "")
-        )
-    distances = run.distances(examples, rows[whole])
-    report = run.verify(distances, same)
-    folds = None if listed.folds is None else fold_report(distances, same, listed.folds[whole])
-    trained = {unicodedata.normalize("NFC", name) for name in run.data["identities"]["train"]}
-    compared = np.unique(listed.pairs.rows[whole])
-    met = {unicodedata.normalize("NFC", identities[i]) for i in compared}
-    return ListedReport(
-        report, folds, tuple(sorted(met & trained)), missing, len(listed.pairs.same)
-    )
-
-
-def _rows_of_images(
-    run: Run, data_dir: str | Path | None, files: Sequence[str]
-) -> tuple[Examples, np.ndarray, tuple[str, ...], list[str]]:
-    """Examples, the row of each of the files or -1, why some have none, and whose each is."""
-    root = Path(data_dir or ".")
-    image_folder.check_folder("data_dir", root)
-    found = _read(run, places := locate(root, files))
-    row_of = {path: row for row, path in enumerate(found.kept)}
-    rows = np.array([row_of.get(place, -1) for place in places])
-    missing = (*found.skipped, *found.left_out)
-    return found.images, rows, missing, [str(Path(name).parent) for name in files]
-
-
-def _rows_of_vectors(
-    run: Run, data_dir: str | Path | None, files: Sequence[str]
-) -> tuple[Examples, np.ndarray, tuple[str, ...], list[str]]:
-    """As :func:`_rows_of_images`, of names of rows."""
-    dataset = _vectors(run, data_dir)
-    row_of = find_rows(dataset.files, files)
-    rows = np.array([row_of.get(name, -1) for name in files])
-    like = f"no row has this name, as {dataset.files[0]!r} is one"
-    missing = tuple(f"{name!r}: {like}" for name in files if name not in row_of)
-    return dataset.examples, rows, missing, [dataset.identities[i] for i in dataset.labels[rows]]
-
-
 def embed_folder(run: Run, root: str | Path) -> EmbeddedFolder:
     """The embeddings of all images below a folder, or of all vectors of a file.
 
@@ -260,13 +43,13 @@ def embed_folder(run: Run, root: str | Path) -> EmbeddedFolder:
         ValueError: if there is no readable image, or no such vector.
     """
     if run.embeds_vectors:
-        dataset = _vectors(run, root)
+        dataset = read_vectors(run, root)
         return EmbeddedFolder(
             list(dataset.files), run.embed(dataset.examples), (), remarks((), dataset.notes)
         )
     image_folder.check_folder("what is embedded", Path(root))
     paths, hidden = image_folder.find_files(Path(root))
-    size, channels = _size_and_channels(run)
+    size, channels = size_and_channels(run)
     limit = run.config.memory_limit * 2**30
     found = image_folder.read_images(paths, size, channels, limit, reading_of(run.config))
     lost = (*found.skipped, *found.left_out, *hidden)
@@ -294,39 +77,14 @@ def verify_images(
     """
     if run.embeds_vectors:
         names = [str(first), str(second)]
-        examples, rows, missing, _ = _rows_of_vectors(run, data_dir, names)
+        examples, rows, missing, _ = rows_of_vectors(run, data_dir, names)
         if missing:
-            raise _unreadable(run, names, missing)
+            raise unreadable(run, names, missing)
         return float(run.distances(examples, rows[None])[0])
     if data_dir is not None:
         raise ValueError("data_dir is for runs on vectors; images are files")
     paths = [Path(first), Path(second)]
-    found = _read(run, paths)
+    found = read_pictures(run, paths)
     if missing := (*found.skipped, *found.left_out):
-        raise _unreadable(run, paths, missing)
+        raise unreadable(run, paths, missing)
     return float(run.distances(found.images, np.array([[0, 1]]))[0])
-
-
-def _size_and_channels(run: Run) -> tuple[int, int]:
-    """Of the pictures that a run reads from files.
-
-    Raises:
-        ValueError: if it was trained on something else.
-    """
-    shape = tuple(run.data["example_shape"])
-    if not run.embeds_pictures:
-        raise ValueError(
-            f"files are read for a run on pictures; {run.path} was trained on "
-            f"{run.data['example_dtype']} of shape {shape}: run.embed takes such arrays"
-        )
-    return shape[0], shape[2]
-
-
-def _read(run: Run, paths: list[Path]) -> image_folder.Found:
-    size, channels = _size_and_channels(run)
-    return image_folder.read_images(paths, size, channels, reading=reading_of(run.config))
-
-
-def _unreadable(run: Run, names: Sequence[object], missing: tuple[str, ...]) -> ValueError:
-    what = "images unreadable" if run.embeds_pictures else "rows missing"
-    return ValueError(f"{len(missing)} of {len(names)} {what}, first {missing[0]}")
