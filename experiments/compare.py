@@ -233,8 +233,8 @@ def open_dataset(name: str, folder: Path) -> tuple[dict, Any]:
     """
     import margin_jax as mj
 
-    options = {**DATASETS[name], **OPTIMISER}
-    options["data_dir"] = name if options["dataset"] == "folder" else "."
+    options = {**OPTIMISER, **DATASETS[name]}
+    options["data_dir"] = {"folder": name, "vectors": f"{name}.npz"}.get(options["dataset"], ".")
     os.chdir(folder)
     config = mj.TrainConfig(**options)
     return options, mj.load_dataset(config.dataset, config.data_dir, config.image_size, strict=True)

@@ -1,10 +1,20 @@
 """What `compare.py` trains: the data sets, and the settings that every schedule is tuned over."""
 
-# Of every cell; with a rate that falls to the end, the last epochs are no longer noise.
+# Of every cell that says nothing else; with a rate that falls to the end, the last epochs are no
+# longer noise.
 OPTIMISER = {"learning_rate": 3e-3, "learning_rate_schedule": "warmup_linear"}
 REDUCTIONS = ("mean_active", "mean")
 TUNING_SEEDS = (100, 101)
 
+FEATURES = {
+    "dataset": "vectors",
+    "encoder": "head",
+    "identities_per_batch": 32,
+    "images_per_identity": 2,
+    "epochs": 30,
+    "learning_rate": 3e-4,
+    "learning_rate_schedule": "constant",
+}
 # What every cell of a data set has in common. The networks are narrow, so that the grid is a matter
 # of hours. An epoch of MNIST has 430 batches, all of its four training digits.
 DATASETS = {
@@ -41,12 +51,22 @@ DATASETS = {
         "images_per_identity": 16,
         "epochs": 5,
     },
+    # The published head on features of a network trained on ImageNet, with the published batches.
+    "lfw_features": {**FEATURES},
+    "cub_features": {**FEATURES, "split": "halves"},
 }
 
 # Where every seed draws its test anew, how many identities it has for one that is trained on.
-TEST_TO_TRAIN = {"omniglot": 50 / 40, "lfw": 50 / 40, "mnist": 40 / 40}
+TEST_TO_TRAIN = {"omniglot": 50 / 40, "lfw": 50 / 40, "lfw_features": 50 / 40, "mnist": 40 / 40}
 
-NAMES = {"omniglot": "Omniglot", "lfw": "LFW", "cub": "CUB-200-2011", "mnist": "MNIST"}
+NAMES = {
+    "omniglot": "Omniglot",
+    "lfw": "LFW",
+    "cub": "CUB-200-2011",
+    "mnist": "MNIST",
+    "lfw_features": "LFW faces, features",
+    "cub_features": "CUB-200-2011, features",
+}
 
 # The same number of settings for each schedule, the last two as low and as high as all others have.
 CANDIDATES = {
