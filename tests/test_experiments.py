@@ -450,10 +450,10 @@ class TestCommittedResults:
     def test_the_report_is_of_these_cells(self, study, shapes):
         written = (CELLS.parent / "schedules.md").read_text(encoding="utf-8")
         assert study("report").markdown(shapes) == written
-        readme = (ROOT / "README.md").read_text(encoding="utf-8")
-        assert study("report").short_tables(shapes) in readme
-        assert study("report").multiplicity(shapes) in readme
-        assert study("report").active_or_all(shapes) in readme
+        page = (CELLS.parent / "README.md").read_text(encoding="utf-8")
+        assert study("report").short_tables(shapes) in page
+        assert study("report").multiplicity(shapes) in page
+        assert study("report").active_or_all(shapes) in page
 
     def test_the_gradient_study_is_of_these_cells(self, study):
         gradient = study("gradient")
