@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from margin_jax.cli.options import RunFolder, check_out
-from margin_jax.evaluation.tables import HEADER, figures
+from margin_jax.evaluation.tables import HEADER, certainty, figures
 
 
 def evaluate(
@@ -56,18 +56,31 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option(help="Of the pairs that are drawn from --data-dir. Default: 0.")
     ] = None,
+    fmr: Annotated[
+        float | None,
+        typer.Option(
+            help="Choose the threshold anew, on the run's validation pairs, for this false match "
+            "rate, such as 0.001. Default: the run's threshold."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
 ) -> Path | None:
-    """Verify with a run's best weights and threshold: its saved pairs, or other images."""
+    """Verify with a run's best weights and threshold: its saved pairs, or other images.
+
+    Figures come with 95 % intervals, by a bootstrap over identities, and FMR and FNMR, the rates of
+    false matches and false non-matches at the threshold.
+    """
     from margin_jax.choices import check_choice
     from margin_jax.data.folder import REPEATED_NAMES
     from margin_jax.files import to_json, write_text
     from margin_jax.runs.evaluate import (
+        choose_run_threshold,
         embed_identities,
         evaluate_all_pairs,
         evaluate_listed,
         evaluate_retrieval,
         evaluate_run,
+        load_own,
     )
     from margin_jax.runs.run import load_run
 
@@ -87,15 +100,18 @@ def evaluate(
         raise ValueError("--pairs needs --data-dir, the folder that its files are relative to")
     if out is not None:
         check_out(out)
+    given = data_dir is not None or listed is not None
+    own = load_own(loaded) if fmr is not None or not given else None
+    threshold = None if fmr is None else choose_run_threshold(loaded, fmr, own)
     if listed is None or retrieval:
-        embedded = embed_identities(loaded, data_dir, repeated_names=repeated_names)
+        embedded = embed_identities(loaded, data_dir, repeated_names=repeated_names, own=own)
         for reason in embedded.skipped:
             typer.echo(f"skipped {reason}", err=True)
         for remark in embedded.remarks:
             typer.echo(remark, err=True)
     if listed is not None:
         report, folds, trained_on, missing, count_listed = evaluate_listed(
-            loaded, data_dir, listed, strict=strict
+            loaded, data_dir, listed, strict=strict, threshold=threshold
         )
         if missing:
             what = "pictures" if loaded.embeds_pictures else "vectors"
@@ -105,11 +121,15 @@ def evaluate(
                 err=True,
             )
     elif pairs == "all":
-        report = evaluate_all_pairs(loaded, embedded)
+        report = evaluate_all_pairs(loaded, embedded, threshold=threshold)
     else:
-        report = evaluate_run(loaded, embedded, **drawn)
+        report = evaluate_run(loaded, embedded, **drawn, threshold=threshold)
     said = report.to_json()
-    typer.echo("\n".join([HEADER, figures("embedding", said)]))
+    lines = [HEADER, figures("embedding", said), *(f"  {line}" for line in certainty(said))]
+    if fmr is not None:
+        said["threshold_for_fmr"] = fmr
+        lines.append(f"  threshold chosen on validation for FMR {fmr:g}")
+    typer.echo("\n".join(lines))
     if folds is not None:
         said["folds"] = folds.to_json()
         typer.echo(

@@ -10,7 +10,7 @@ import typer
 
 from margin_jax.cli.options import config_options
 from margin_jax.config import TrainConfig
-from margin_jax.evaluation.tables import HEADER, figures, report_rows, training_line
+from margin_jax.evaluation.tables import HEADER, certainty, figures, report_rows, training_line
 from margin_jax.files import local_path
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ def summary(run: "Run") -> str:
         "",
         HEADER,
         *(figures(name, report) for name, report in report_rows(test)),
+        *(f"  {line}" for line in certainty(test)),
         "",
         *(f"  note: {warning}" for warning in test["warnings"]),
         f"threshold {test['threshold']:.4f}, chosen on validation; "

@@ -139,6 +139,7 @@ class TrainConfig(  # fields of the last base come first
         rows = identities * (self.images_per_identity or 2) + self.fillers
         return self.replace(
             epochs=min(self.epochs, 2),
+            fmr=None,  # so few identities have too few pairs for it
             max_identities=min(self.max_identities or 60, 60),
             identities_per_batch=identities,
             microbatch=None if self.microbatch is None else math.gcd(self.microbatch, rows),

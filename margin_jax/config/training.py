@@ -86,6 +86,15 @@ class TrainingConfig:
             f"batch-all loss at a margin of 1 on validation. {one_of(SELECTIONS)}",
         ),
     ] = "auc"
+    fmr: Annotated[
+        float | None,
+        Option(
+            "The false match rate for which the threshold is chosen on validation, such as 0.001. "
+            "Default: the point of the ROC nearest to no errors.",
+            1e-6,
+            0.5,
+        ),
+    ] = None
 
     def _check_training(self) -> None:
         if self.learning_rate == 0:

@@ -53,15 +53,29 @@ def sample_pairs(labels: np.ndarray, count: int, *, seed: int) -> Pairs:
     room = _without_domination(np.minimum(n_same, count))
     half = min(count // 2, int(room.sum()), int(n_different))
     same = [
-        order[start + _pair(np.sort(rng.choice(n, quota, replace=False)), size)]
+        order[start + pair_of(np.sort(rng.choice(n, quota, replace=False)), size)]
         for start, size, n, quota in zip(starts, sizes, n_same, _fill(room, half, rng), strict=True)
         if quota
     ]
-    if n_different <= 8 * count:
-        different = _different_of_few(labels, order, starts, sizes, half, rng)
-    else:
-        different = order[_different_of_many(starts, sizes, half, rng)]
+    different = _different(labels, order, starts, sizes, half, n_different <= 8 * count, rng)
     return Pairs(np.concatenate([*same, different]), np.repeat([True, False], half))
+
+
+def different_pairs(labels: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+    """int[pairs, 2]: up to `count` different pairs, drawn as :func:`sample_pairs` draws its own.
+
+    There are more of them than of same pairs, and a false match rate needs many.
+
+    Args:
+        labels: int[images].
+        count: how many at most.
+        seed: the same seed gives the same pairs.
+    """
+    order = np.argsort(labels, kind="stable")
+    _, starts, sizes = np.unique(labels[order], return_index=True, return_counts=True)
+    there = (len(labels) ** 2 - int(np.sum(sizes**2))) // 2
+    rng = np.random.default_rng(seed)
+    return _different(labels, order, starts, sizes, min(count, there), there <= 8 * count, rng)
 
 
 def hard_pairs(labels: np.ndarray, groups: np.ndarray, count: int, *, seed: int) -> Pairs | None:
@@ -138,12 +152,28 @@ def _fill(room: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
     return filled
 
 
-def _pair(index: np.ndarray, n: int) -> np.ndarray:
+def pair_of(index: np.ndarray, n: int | np.ndarray) -> np.ndarray:
     """int[..., 2]: the pairs (i, j), i < j < n, in the order of i, then j."""
     side = 2 * n - 1
     i = ((side - np.sqrt(side**2 - 8.0 * index)) / 2).astype(int)
     j = index - i * (side - i) // 2 + i + 1
     return np.stack([i, j], axis=-1)
+
+
+def _different(
+    labels: np.ndarray,
+    order: np.ndarray,
+    starts: np.ndarray,
+    sizes: np.ndarray,
+    count: int,
+    few: bool,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """So many distinct ones."""
+    if few:
+        return _different_of_few(labels, order, starts, sizes, count, rng)
+    drawn: np.ndarray = order[_different_of_many(starts, sizes, count, rng)]
+    return drawn
 
 
 def _different_of_few(

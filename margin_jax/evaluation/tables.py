@@ -25,6 +25,34 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def certainty(report: dict[str, Any]) -> list[str]:
+    """Lines below a table: 95 % intervals, and the errors at the threshold.
+
+    A report of an earlier version has neither.
+    """
+    if "fmr" not in report:
+        return []
+    ends = report["intervals"] or {}
+
+    def shown(name: str, value: float, interval: Sequence[float] | None) -> str:
+        return f"{name} {_share(value)}" + (
+            "" if interval is None else f" [{_share(interval[0])}, {_share(interval[1])}]"
+        )
+
+    lines = []
+    if ends:
+        names = f"[95 % intervals, {ends['identities']:,} identities resampled]"
+        figures = [shown(n.upper(), report[n], ends[n]) for n in ("auc", "eer")]
+        lines.append(f"{', '.join(figures)} {names}")
+        rates = report["tpr_at_fpr"].items()
+        lines.append(
+            ", ".join(shown(f"TPR@FPR {n}", tpr, ends["tpr_at_fpr"][n]) for n, tpr in rates)
+        )
+    errors = [shown(n.upper(), report[n], ends.get(n)) for n in ("fmr", "fnmr")]
+    lines.append(f"{', '.join(errors)} at threshold {report['threshold']:.4f}")
+    return lines
+
+
 def report_rows(test: dict[str, Any]) -> list[Row]:
     """All that ``report.json`` has under "test"."""
     raw = test["raw"]
@@ -55,3 +83,8 @@ def _cells(report: dict[str, Any]) -> list[str]:
         f"{report['tpr_at_fpr']['0.01']:.2%}",
         f"{report['same_pairs'] + report['different_pairs']:,}",
     ]
+
+
+def _share(value: float) -> str:
+    """Four digits and no nought before them: a share of pairs in a line with many."""
+    return f"{value:.4f}".removeprefix("0")

@@ -3,14 +3,19 @@
 Rule for ties: a pair is called the same if its distance is **at most** the threshold. Pairs at one
 distance are therefore decided together: the ROC has one point for each distinct distance, and its
 area counts a tie between a same and a different pair as one half.
+
+Errors have the names of ISO/IEC 19795: a *false match* is a different pair that is called the same,
+a *false non-match* a same pair that is not. FMR and FNMR are their shares of the pairs of a kind.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from margin_jax.evaluation.tables import table
+from margin_jax.evaluation.intervals import FEWEST, Intervals, bootstrap_intervals
+from margin_jax.evaluation.tables import certainty, table
 
 FPRS = (1e-2, 1e-3)
 # A rate measured on fewer false matches than this says little.
@@ -26,16 +31,22 @@ class VerificationReport:
         eer: equal error rate: where the ROC, its points joined by lines, has FPR = 1 − TPR.
         threshold: a distance, chosen on other pairs; at most it means "same".
         accuracy: share of the pairs decided rightly at `threshold`.
+        fmr: false match rate at `threshold`: share of the different pairs that are called the same.
+        fnmr: false non-match rate: share of the same pairs that are not.
         tpr_at_fpr: for each of 0.01 and 0.001 the highest TPR of a threshold with at most that FPR.
         same, different: numbers of pairs.
         warnings: figures that rest on too few pairs.
         fpr, tpr, thresholds: the ROC, from (0, 0) to (1, 1); a threshold is a distance.
+        intervals: where the figures lie with 95 % confidence, by a bootstrap over identities; None
+            if it is not known whose the images are, or they are too few.
     """
 
     auc: float
     eer: float
     threshold: float
     accuracy: float
+    fmr: float
+    fnmr: float
     tpr_at_fpr: dict[float, float]
     same: int
     different: int
@@ -43,6 +54,7 @@ class VerificationReport:
     fpr: np.ndarray = field(repr=False)
     tpr: np.ndarray = field(repr=False)
     thresholds: np.ndarray = field(repr=False)
+    intervals: Intervals | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The figures without the curve, ready for ``json.dumps``."""
@@ -51,29 +63,45 @@ class VerificationReport:
             "eer": self.eer,
             "threshold": self.threshold,
             "accuracy": self.accuracy,
+            "fmr": self.fmr,
+            "fnmr": self.fnmr,
             "tpr_at_fpr": {f"{fpr:g}": tpr for fpr, tpr in self.tpr_at_fpr.items()},
             "same_pairs": self.same,
             "different_pairs": self.different,
+            "intervals": None if self.intervals is None else self.intervals.to_json(),
             "warnings": list(self.warnings),
         }
 
     def _repr_markdown_(self) -> str:
         """What a notebook shows of it."""
+        said = self.to_json()
         notes = [f"note: {warning}" for warning in self.warnings]
-        return "\n\n".join([table([("verification", self.to_json())]), *notes])
+        return "\n\n".join([table([("verification", said)]), *certainty(said), *notes])
 
 
-def choose_threshold(distances: np.ndarray, same: np.ndarray) -> float:
-    """The distance at the ROC point nearest to (0, 1); the smallest one if several are as near.
+def choose_threshold(distances: np.ndarray, same: np.ndarray, fmr: float | None = None) -> float:
+    """A distance to decide by: at most it means "same".
+
+    By default that at the ROC point nearest to (0, 1), the smallest one if several are as near.
+    With `fmr` the largest of these distances at which the false match rate of these pairs is at
+    most that, or, if even the smallest has more, the number just below it, at which none match.
 
     Use it on validation pairs, and give the result to :func:`verification_report` on test pairs.
+    There the rate will be another one, as other people are looked at: the report says which.
+
+    A rate is refused unless ten false matches make it. Were different pairs independent, a rate
+    that ten make would be known to about a third (one standard error); Doddington's "rule of 30"
+    (ISO/IEC 19795-1), which asks for ± 30 % with 90 % confidence, would take 30, and the "rule of
+    3" could not tell the rate from 0. As pairs are not, the interval of the report is what counts.
 
     Args:
         distances: float[pairs].
         same: bool[pairs].
+        fmr: a false match rate, above 0 and below 1.
 
     Raises:
-        ValueError: as :func:`verification_report`.
+        ValueError: as :func:`verification_report`; for a rate that is none, or needs more different
+            pairs.
 
     Example:
         >>> import numpy as np, margin_jax as mj
@@ -84,6 +112,10 @@ def choose_threshold(distances: np.ndarray, same: np.ndarray) -> float:
     fpr, tpr, thresholds = _roc(distances, same)
     # Not the first point: there nothing is called the same, at a threshold of minus infinity.
     fpr, tpr, thresholds = fpr[1:], tpr[1:], thresholds[1:]
+    if fmr is not None:
+        check_fmr(fmr, int(np.count_nonzero(~np.asarray(same))))
+        within = np.count_nonzero(fpr <= fmr)
+        return float(thresholds[within - 1] if within else np.nextafter(thresholds[0], -np.inf))
     squared = fpr**2 + (1 - tpr) ** 2
     n_same = int(np.count_nonzero(same))
     n_different = len(same) - n_same
@@ -113,19 +145,50 @@ def most_accurate_threshold(distances: np.ndarray, same: np.ndarray) -> float:
     return float(thresholds[1 + int(np.argmax(np.round(right[1:])))])  # rounded to whole pairs
 
 
+def check_fmr(fmr: float, different: int) -> None:
+    """Whether so many different pairs can show a false match rate.
+
+    Raises:
+        ValueError: if not, with how many would; for a rate that is none.
+    """
+    if not 0 < fmr < 1:
+        raise ValueError(f"fmr must be above 0 and below 1; got {fmr}")
+    if different < (needed := different_pairs_for(fmr)):
+        raise ValueError(
+            f"fmr {fmr:g} needs at least {needed:,} different pairs to choose a threshold, so that "
+            f"{_ENOUGH} match falsely; got {different:,}, enough for {_ENOUGH / different:.2g}"
+        )
+
+
+def different_pairs_for(fmr: float) -> int:
+    """How many different pairs a false match rate needs, that it be made of ten false matches."""
+    return int(np.ceil(_ENOUGH / fmr * (1 - 1e-12)))  # 10 / 0.003 times 0.003 may be above 10
+
+
 def verification_report(
-    distances: np.ndarray, same: np.ndarray, *, threshold: float
+    distances: np.ndarray,
+    same: np.ndarray,
+    *,
+    threshold: float,
+    identities: np.ndarray | None = None,
 ) -> VerificationReport:
-    """AUC, EER, accuracy at `threshold`, TPR at low FPR, and the ROC itself.
+    """AUC, EER, errors at `threshold`, TPR at low FPR, and the ROC itself.
 
     Args:
         distances: float[pairs], small for pairs that look the same.
         same: bool[pairs].
         threshold: chosen on other pairs, by :func:`choose_threshold`.
+        identities: [pairs, 2], whose the two images of each pair are. With them the report has
+            95 % intervals, by a bootstrap over identities: they are drawn with replacement 1,000
+            times (always the same draws), a same pair weighs by how often its identity came, a
+            different one by the product of both numbers, and the interval is from the 2.5th to the
+            97.5th percentile. Intervals are rather too wide than too narrow, by up to √3 where an
+            identity is in few different pairs; of fewer than 40 identities they are somewhat too
+            narrow, and of fewer than ten there are none.
 
     Raises:
-        ValueError: shapes that differ, a distance that is not finite, a threshold that is NaN, or
-            pairs of one kind only.
+        ValueError: shapes that differ, a distance that is not finite, a threshold that is NaN,
+            pairs of one kind only, or identities that are not those of such pairs.
         TypeError: if `same` is not boolean.
 
     Example:
@@ -135,16 +198,37 @@ def verification_report(
         >>> report = mj.verification_report(distances, same, threshold=0.5)
         >>> report.auc, report.accuracy
         (0.75, 0.75)
+
+    References:
+        Snijders and Borgatti 1999, "Non-parametric standard errors and tests for network
+        statistics" (the vertex bootstrap). Bolle et al. 2004, "Error analysis of pattern
+        recognition systems: the subsets bootstrap". Owen 2007, "The pigeonhole bootstrap",
+        `arXiv 0712.1111 <https://arxiv.org/abs/0712.1111>`_ (how wide it is).
     """
     check_threshold(threshold)
     roc = _roc(distances, same)
     # Not float32: numpy would round the threshold to compare it.
     distances, same = np.asarray(distances, np.float64), np.asarray(same)
-    n_same = int(np.count_nonzero(same))
-    right = int(np.count_nonzero((distances <= threshold) == same))
-    return report_from_roc(
-        *roc, threshold=threshold, right=right, same=n_same, different=len(same) - n_same
+    called = distances <= threshold
+    report = report_from_roc(
+        *roc,
+        threshold=threshold,
+        false_matches=int(np.count_nonzero(called & ~same)),
+        false_non_matches=int(np.count_nonzero(~called & same)),
+        same=int(np.count_nonzero(same)),
+        different=int(np.count_nonzero(~same)),
     )
+    if identities is None:
+        return report
+    found = bootstrap_intervals(distances, same, identities, threshold=float(threshold), fprs=FPRS)
+    return with_intervals(report, found)
+
+
+def with_intervals(report: VerificationReport, found: Intervals | None) -> VerificationReport:
+    """The report with its intervals, or with a warning that there are none."""
+    few = f"no intervals: they need {FEWEST} identities in same and in different pairs"
+    warnings = report.warnings if found else (*report.warnings, few)
+    return dataclasses.replace(report, intervals=found, warnings=warnings)
 
 
 def report_from_roc(
@@ -153,11 +237,12 @@ def report_from_roc(
     thresholds: np.ndarray,
     *,
     threshold: float,
-    right: int,
+    false_matches: int,
+    false_non_matches: int,
     same: int,
     different: int,
 ) -> VerificationReport:
-    """The figures of a ROC, where `right` of all pairs are decided rightly at `threshold`."""
+    """The figures of a ROC, and of the errors at `threshold`, which are counted."""
     warnings = tuple(
         f"TPR at FPR {rate:g} needs {_ENOUGH / rate:,.0f} different pairs to say much; "
         f"got {different:,}"
@@ -168,7 +253,9 @@ def report_from_roc(
         auc=float(np.trapezoid(tpr, fpr)),
         eer=_equal_error_rate(fpr, tpr),
         threshold=float(threshold),
-        accuracy=right / (same + different),
+        accuracy=(same + different - false_matches - false_non_matches) / (same + different),
+        fmr=false_matches / different,
+        fnmr=false_non_matches / same,
         tpr_at_fpr={rate: float(np.max(tpr[fpr <= rate])) for rate in FPRS},
         same=same,
         different=different,

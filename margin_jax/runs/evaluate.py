@@ -7,7 +7,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from margin_jax.data.dataset import remarks
+from margin_jax.data.dataset import Dataset, remarks
 from margin_jax.data.pair_files import read_pairs
 from margin_jax.data.pairs import Pairs, sample_pairs
 from margin_jax.data.rows import RowNames
@@ -15,11 +15,29 @@ from margin_jax.evaluation.all_pairs import all_pairs_report
 from margin_jax.evaluation.embedding import pair_distances
 from margin_jax.evaluation.folds import FoldReport, fold_report
 from margin_jax.evaluation.retrieval import RetrievalReport, retrieval_report
-from margin_jax.evaluation.verification import VerificationReport
+from margin_jax.evaluation.verification import VerificationReport, choose_threshold
 from margin_jax.runs.folder import PAIRS, check_sealed
 from margin_jax.runs.given import load_others, rows_of_images, rows_of_vectors, unreadable
 from margin_jax.runs.run import Run
-from margin_jax.runs.run_data import load
+from margin_jax.runs.run_data import load, threshold_pairs
+
+
+class Own(NamedTuple):
+    """What a run was trained and tested on.
+
+    Attributes:
+        dataset: all examples.
+        pairs: "validation" and "test", as they were saved; rows of `dataset`.
+    """
+
+    dataset: Dataset
+    pairs: dict[str, Pairs]
+
+    def rows(self, run: Run, part: str) -> np.ndarray:
+        """Those of the examples of a part of the split."""
+        # By the names that the run saved: a file of lists may have changed since, or be gone.
+        own = np.isin(self.dataset.identities, run.data["identities"][part])
+        return np.flatnonzero(own[self.dataset.labels])
 
 
 class Embedded(NamedTuple):
@@ -44,7 +62,8 @@ class ListedReport(NamedTuple):
     """Verification of listed pairs.
 
     Attributes:
-        verification: at the run's own threshold.
+        verification: at the threshold; with intervals if what the list says to be the same is in
+            one folder each time, and what is different is not, so that folders are identities.
         folds: with the folds' thresholds, where the list has folds.
         trained_on: folders of the list that are named like identities the run was trained on.
         missing: "file: reason" of listed files that can not be read; their pairs are left out.
@@ -58,8 +77,64 @@ class ListedReport(NamedTuple):
     listed: int
 
 
+def load_own(run: Run) -> Own:
+    """The examples that a run was trained on, and its verification pairs.
+
+    Raises:
+        ValueError: files that are missing or unreadable, or not those the run was tested on.
+    """
+    dataset = load(run.config)
+    if run.config.max_identities is not None:
+        dataset = dataset.first(run.config.max_identities)
+    try:
+        check_sealed(run.path, PAIRS)
+        with open(run.path / PAIRS, "rb") as file, np.load(file) as saved:
+            pairs = {
+                name: Pairs(saved[f"{name}_rows"], saved[f"{name}_same"])
+                for name in ("validation", "test")
+            }
+            files = tuple(saved["files"]) if "files" in saved else ()
+    except (BadZipFile, KeyError, ValueError, OSError) as error:
+        raise ValueError(f"the run in {run.path} is damaged: {error}") from error
+    known = files == dataset.files
+    if isinstance(dataset.files, RowNames):
+        known = run.data.get("sha256") == dataset.digest()
+    if not known:
+        what = "images" if run.embeds_pictures else "examples"
+        raise ValueError(f"the {what} are not those that {run.path} was tested on")
+    return Own(dataset, pairs)
+
+
+def choose_run_threshold(run: Run, fmr: float, own: Own | None = None) -> float:
+    """The threshold of a false match rate, on the run's validation pairs.
+
+    On its saved ones, or, if their different ones are too few for the rate, on more that are drawn
+    from the same identities. What is tested never chooses.
+
+    Args:
+        run: from :func:`~margin_jax.load_run`.
+        fmr: the rate, from 1e-06 to 0.5.
+        own: from :func:`load_own`, if it is loaded already.
+
+    Raises:
+        ValueError: as :func:`load_own`; too few different pairs for the rate.
+    """
+    own = own or load_own(run)
+    rows = own.rows(run, "validation")
+    labels, saved = own.dataset.labels[rows], own.pairs["validation"]
+    within = Pairs(np.searchsorted(rows, saved.rows), saved.same)
+    pairs = threshold_pairs(within, labels, fmr, seed=run.config.seed)
+    vectors = run.embed(own.dataset.examples, rows)
+    distances = pair_distances(vectors, pairs.rows, run.config.distance)
+    return choose_threshold(distances, pairs.same, fmr)
+
+
 def embed_identities(
-    run: Run, data_dir: str | Path | None = None, *, repeated_names: str | None = None
+    run: Run,
+    data_dir: str | Path | None = None,
+    *,
+    repeated_names: str | None = None,
+    own: Own | None = None,
 ) -> Embedded:
     """The embeddings of examples by identity.
 
@@ -68,6 +143,7 @@ def embed_identities(
         data_dir: a folder of images for each identity, or a list of images; of a run on vectors a
             file of vectors. Default: the run's own test identities.
         repeated_names: as of a configuration, for `data_dir`. Default: the run's.
+        own: from :func:`load_own`, if it is loaded already.
 
     Raises:
         ValueError: files that are missing or unreadable, or not those the run was tested on.
@@ -80,39 +156,28 @@ def embed_identities(
             skipped=dataset.skipped,
             remarks=remarks(dataset.left_out, dataset.notes),
         )
-    dataset = load(run.config)
-    if run.config.max_identities is not None:
-        dataset = dataset.first(run.config.max_identities)
-    try:
-        check_sealed(run.path, PAIRS)
-        with open(run.path / PAIRS, "rb") as file, np.load(file) as saved:
-            saved_rows, same = saved["test_rows"], saved["test_same"]
-            files = tuple(saved["files"]) if "files" in saved else ()
-    except (BadZipFile, KeyError, ValueError, OSError) as error:
-        raise ValueError(f"the run in {run.path} is damaged: {error}") from error
-    known = files == dataset.files
-    if isinstance(dataset.files, RowNames):
-        known = run.data.get("sha256") == dataset.digest()
-    if not known:
-        what = "images" if run.embeds_pictures else "examples"
-        raise ValueError(f"the {what} are not those that {run.path} was tested on")
-    # By the names that the run saved: a file of lists may have changed since, or be gone.
-    tested = np.isin(dataset.identities, run.data["identities"]["test"])
-    rows = np.flatnonzero(tested[dataset.labels])
-    pairs = Pairs(np.searchsorted(rows, saved_rows), same)
+    dataset, saved = own or load_own(run)
+    rows = Own(dataset, saved).rows(run, "test")
+    pairs = Pairs(np.searchsorted(rows, saved["test"].rows), saved["test"].same)
     return Embedded(run.embed(dataset.examples, rows), dataset.labels[rows], pairs)
 
 
 def evaluate_run(
-    run: Run, embedded: Embedded, *, count: int = 100_000, seed: int = 0
+    run: Run,
+    embedded: Embedded,
+    *,
+    count: int = 100_000,
+    seed: int = 0,
+    threshold: float | None = None,
 ) -> VerificationReport:
-    """Verification with a run's best weights, at its threshold.
+    """Verification with a run's best weights.
 
     Args:
         run: from :func:`~margin_jax.load_run`.
         embedded: from :func:`embed_identities`; of other images than the run's own, pairs are drawn
             evenly over all identities.
         count, seed: of the pairs that are drawn.
+        threshold: such as from :func:`choose_run_threshold`. Default: the run's own.
 
     Raises:
         ValueError: pairs of one kind only.
@@ -121,10 +186,14 @@ def evaluate_run(
         raise ValueError(f"count must be at least 2 pairs; got {count}")
     pairs = embedded.pairs or sample_pairs(embedded.labels, count, seed=seed)
     distances = pair_distances(embedded.vectors, pairs.rows, run.config.distance)
-    return run.verify(distances, pairs.same)
+    return run.verify(
+        distances, pairs.same, identities=embedded.labels[pairs.rows], threshold=threshold
+    )
 
 
-def evaluate_all_pairs(run: Run, embedded: Embedded) -> VerificationReport:
+def evaluate_all_pairs(
+    run: Run, embedded: Embedded, *, threshold: float | None = None
+) -> VerificationReport:
     """As :func:`evaluate_run`, of every image with every other.
 
     An identity weighs by its pairs, so one with many images can be most of the same pairs.
@@ -132,8 +201,9 @@ def evaluate_all_pairs(run: Run, embedded: Embedded) -> VerificationReport:
     return all_pairs_report(
         embedded.vectors,
         embedded.labels,
-        threshold=run.threshold,
+        threshold=run.threshold if threshold is None else threshold,
         distance=run.config.distance,
+        intervals=True,
     )
 
 
@@ -147,7 +217,12 @@ def evaluate_retrieval(run: Run, embedded: Embedded) -> RetrievalReport:
 
 
 def evaluate_listed(
-    run: Run, data_dir: str | Path | None, pairs: str | Path, *, strict: bool = False
+    run: Run,
+    data_dir: str | Path | None,
+    pairs: str | Path,
+    *,
+    strict: bool = False,
+    threshold: float | None = None,
 ) -> ListedReport:
     """Verification of the pairs that a file lists.
 
@@ -159,6 +234,7 @@ def evaluate_listed(
             ten folds are then reported as that protocol wants: accuracy and its standard error;
             or its ``pairsDevTest.txt``.
         strict: a file that is missing or unreadable is an error, instead of leaving out its pairs.
+        threshold: such as from :func:`choose_run_threshold`. Default: the run's own.
 
     Raises:
         ValueError: (strict) files that are missing or unreadable, or pairs of one kind only.
@@ -179,7 +255,11 @@ def evaluate_listed(
             + (f" (first {missing[0]})" if missing else "")
         )
     distances = run.distances(examples, rows[whole])
-    report = run.verify(distances, same)
+    of_whom = np.array(identities)[listed.pairs.rows[whole]]
+    named_alike = np.array_equal(of_whom[:, 0] == of_whom[:, 1], same)
+    report = run.verify(
+        distances, same, identities=of_whom if named_alike else None, threshold=threshold
+    )
     folds = None if listed.folds is None else fold_report(distances, same, listed.folds[whole])
     trained = {unicodedata.normalize("NFC", name) for name in run.data["identities"]["train"]}
     compared = np.unique(listed.pairs.rows[whole])

@@ -47,11 +47,12 @@ def make_report(
         name: pair_distances(vectors, np.searchsorted(used, pairs.rows), config.distance)
         for name, pairs in data.pairs.items()
     }
-    ours = _verify(data, distances)
+    ours = _verify(config, data, distances)
     raw = None
     # Images that are not held would be decoded for each of their pairs.
     if not isinstance(examples, StreamedImages):
         raw = _verify(
+            config,
             data,
             {name: pair_distances(examples, pairs.rows) for name, pairs in data.pairs.items()},
         )
@@ -82,10 +83,23 @@ def make_report(
     return report, pictures
 
 
-def _verify(data: RunData, distances: dict[str, np.ndarray]) -> dict[str, VerificationReport]:
-    """A report for each set of pairs, all at the threshold chosen on the validation pairs."""
-    threshold = choose_threshold(distances["validation"], data.pairs["validation"].same)
+def _verify(
+    config: TrainConfig, data: RunData, distances: dict[str, np.ndarray]
+) -> dict[str, VerificationReport]:
+    """A report for each set of pairs, all at the threshold chosen on pairs of validation.
+
+    Of what is tested with intervals.
+    """
+    by = "validation" if config.fmr is None else "threshold"
+    threshold = choose_threshold(distances[by], data.pairs[by].same, config.fmr)
+    labels = data.dataset.labels
     return {
-        name: verification_report(distances[name], pairs.same, threshold=threshold)
+        name: verification_report(
+            distances[name],
+            pairs.same,
+            threshold=threshold,
+            identities=None if name == "validation" else labels[pairs.rows],
+        )
         for name, pairs in data.pairs.items()
+        if name != "threshold"
     }

@@ -14,7 +14,7 @@ from margin_jax.data import OWN
 from margin_jax.data.dataset import Examples
 from margin_jax.devices.meshes import check_devices
 from margin_jax.evaluation.embedding import embed_examples, pair_distances
-from margin_jax.evaluation.tables import report_rows, table, training_line
+from margin_jax.evaluation.tables import certainty, report_rows, table, training_line
 from margin_jax.evaluation.verification import VerificationReport, verification_report
 from margin_jax.files import (
     local_path,
@@ -123,14 +123,25 @@ class Run:
             self.embed(examples, rows), places.reshape(-1, 2), self.config.distance
         )
 
-    def verify(self, distances: np.ndarray, same: np.ndarray) -> VerificationReport:
-        """The figures of pairs whose distances are known, at the run's own threshold.
+    def verify(
+        self,
+        distances: np.ndarray,
+        same: np.ndarray,
+        *,
+        identities: np.ndarray | None = None,
+        threshold: float | None = None,
+    ) -> VerificationReport:
+        """The figures of pairs whose distances are known.
 
         Args:
             distances: float[pairs], as from :meth:`distances`.
             same: bool[pairs].
+            identities: [pairs, 2], whose the images are, for intervals: as of
+                :func:`~margin_jax.verification_report`.
+            threshold: a distance. Default: the run's own.
         """
-        return verification_report(distances, same, threshold=self.threshold)
+        threshold = self.threshold if threshold is None else threshold
+        return verification_report(distances, same, threshold=threshold, identities=identities)
 
     def _repr_markdown_(self) -> str:
         """What a notebook shows of it: the figures that the command line prints."""
@@ -139,6 +150,7 @@ class Run:
             [
                 training_line(self.report, self.history),
                 table(report_rows(test)),
+                *certainty(test),
                 *(f"note: {warning}" for warning in test["warnings"]),
                 f"threshold {self.threshold:.4f}, chosen on validation; run folder `{self.path}`",
             ]
