@@ -59,6 +59,15 @@ ROWS = [
     *((f"train --{name}", f"'--{name}' requires an argument") for name in ("out", "data-dir")),
     # too much
     ("train --margin inf", r"--margin must be at most 1e\+38; got inf"),
+    ("train --fmr x", "'--fmr': Input should be a valid number"),
+    ("train --fmr nan", "--fmr must be at least 1e-06; got nan"),
+    ("train --fmr 0.6", "--fmr must be at most 0.5; got 0.6"),
+    ("train --fmr 0.0000001", "--fmr must be at least 1e-06; got 1e-07"),
+    (
+        "train --max-identities 60 --identities-per-batch 8 --fmr 0.001",
+        r"--fmr needs at least 10,000 different pairs for a threshold at 0.001, so that 10 match "
+        r"falsely; got 5,184 of 9 validation identities: a larger rate, or more of them \(--split",
+    ),
     ("train --learning-rate inf", "--learning-rate must be at most"),
     ("train --learning-rate 0", "--learning-rate must be above 0"),
     ("train --width 0", "--width must be above 0"),

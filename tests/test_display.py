@@ -107,7 +107,8 @@ def test_a_comparison_shows_its_table(run):
 def test_reports_show_their_figures():
     distances, same = np.array([0.1, 0.4, 0.35, 0.8]), np.array([True, True, False, False])
     verified = mj.verification_report(distances, same, threshold=0.4)
-    header, _, row, _, *notes = verified._repr_markdown_().splitlines()
+    header, _, row, _, errors, _, *notes = verified._repr_markdown_().splitlines()
+    assert errors == "FMR .5000, FNMR .0000 at threshold 0.4000"
     assert header == "| | AUC | EER | accuracy | TPR@FPR 0.01 | pairs |"
     assert row == "| verification | 0.7500 | 50.00% | 75.00% | 50.00% | 4 |"
     assert [n for n in notes if n] == [f"note: {warning}" for warning in verified.warnings]

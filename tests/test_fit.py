@@ -15,6 +15,7 @@ from flax import linen as nn
 from PIL import Image
 
 import margin_jax as mj
+from margin_jax.cli.train import summary
 from margin_jax.files import to_json
 from margin_jax.runs import claim, fit, resume
 from margin_jax.runs.folder import read_config, read_history
@@ -99,6 +100,30 @@ def test_report_is_about_the_best_epoch_and_the_saved_pairs(finished):
     report = mj.verification_report(distances, same, threshold=test["threshold"])
     assert report.auc == pytest.approx(test["auc"], abs=1e-5)
     assert report.accuracy == pytest.approx(test["accuracy"], abs=2e-3)
+
+
+def test_a_threshold_for_a_false_match_rate(finished, tmp_path):
+    run = mj.fit(SMALL.replace(out=str(tmp_path / "run"), fmr=0.006))
+    assert timeless(run.history) == timeless(finished.history), "it decides nothing else"
+    with np.load(run.path / "pairs.npz") as pairs, np.load(finished.path / "pairs.npz") as others:
+        assert {*pairs} - {*others} == {"threshold_rows", "threshold_same"}
+        rows, same = pairs["threshold_rows"], pairs["threshold_same"]
+        np.testing.assert_array_equal(
+            rows[same], others["validation_rows"][others["validation_same"]]
+        )
+    dataset = prepare_data(SMALL).dataset
+    names = np.array([name.split()[0] for name in dataset.files])
+    assert set(names[rows].ravel()) == set(run.data["identities"]["validation"])
+    assert np.count_nonzero(~same) == 5184
+    vectors = run.embed(dataset.examples)
+    apart = np.linalg.norm(vectors[rows[:, 0]] - vectors[rows[:, 1]], axis=1)
+    chosen = mj.choose_threshold(apart, same, 0.006)
+    assert run.threshold == pytest.approx(chosen, abs=1e-3)
+    assert run.report["validation"]["threshold"] == run.threshold != finished.threshold
+    assert run.report["test"]["auc"] == finished.report["test"]["auc"]
+    assert "chosen on validation for FMR 0.006" in summary(run)
+    assert "chosen on validation for FMR 0.006" in run._repr_markdown_()
+    assert mj.load_run(run.path).config.fmr == 0.006
 
 
 def test_parts_share_no_identity_and_pairs_stay_in_their_part(finished):

@@ -16,6 +16,26 @@ def figures(n, **more):
     }
 
 
+def test_errors_and_intervals_are_said_below():
+    assert tables.certainty(TEST) == [], "a report of an earlier version"
+    more = {"fmr": 0.012, "fnmr": 0.4, "threshold": 0.5, "intervals": None}
+    assert tables.certainty(figures(0, **more)) == ["FMR .0120, FNMR .4000 at threshold 0.5000"]
+    more["intervals"] = {
+        "auc": [0.8, 1.0],
+        "eer": [0.09, 0.11],
+        "fmr": [0.0, 0.02],
+        "fnmr": [0.31, 0.5],
+        "tpr_at_fpr": {"0.01": [0.25, 0.35], "0.001": [0.15, 0.24]},
+        "identities": 1234,
+    }
+    assert tables.certainty(figures(0, **more)) == [
+        "AUC .9000 [.8000, 1.0000], EER .1000 [.0900, .1100] "
+        "[95 % intervals, 1,234 identities resampled]",
+        "TPR@FPR 0.01 .3000 [.2500, .3500], TPR@FPR 0.001 .2000 [.1500, .2400]",
+        "FMR .0120 [.0000, .0200], FNMR .4000 [.3100, .5000] at threshold 0.5000",
+    ]
+
+
 RAW = figures(4, published=figures(5), hard=figures(6))
 TEST = figures(1, published=figures(2), hard=figures(3), raw=RAW)
 

@@ -1,5 +1,6 @@
 """A finished run put to use, from Python and from the command line."""
 
+import itertools
 import json
 import shutil
 
@@ -13,12 +14,15 @@ import margin_jax as mj
 from margin_jax import cli, plots
 from margin_jax.data.pair_files import locate, read_pairs
 from margin_jax.evaluation.folds import fold_report
+from margin_jax.runs import folder
 from margin_jax.runs.evaluate import (
+    choose_run_threshold,
     embed_identities,
     evaluate_all_pairs,
     evaluate_listed,
     evaluate_retrieval,
     evaluate_run,
+    load_own,
 )
 from margin_jax.runs.use import embed_folder, verify_images
 
@@ -65,6 +69,113 @@ def test_evaluating_the_saved_pairs_gives_the_report(run):
     assert report.auc == test["auc"]
     assert report.accuracy == test["accuracy"]
     assert report.threshold == test["threshold"] == run.threshold
+
+
+def test_figures_have_intervals_over_the_identities(run, letters, tmp_path, capsys):
+    embedded = embed_identities(run)
+    report = evaluate_run(run, embedded)
+    people = len(run.data["identities"]["test"])
+    assert report.intervals.identities == people
+    assert report.to_json()["intervals"] == run.report["test"]["intervals"]
+    for part in (run.report["test"]["published"], run.report["test"]["raw"]):
+        assert part["intervals"]["identities"] == people
+    assert run.report["validation"]["intervals"] is None
+    of_all = evaluate_all_pairs(run, embedded)
+    assert of_all.intervals.auc[0] < of_all.auc < of_all.intervals.auc[1]
+    status, shown, _ = stopped(capsys, "evaluate", run.path)
+    low, high = (f"{end:.4f}"[1:] for end in report.intervals.auc)
+    assert status == 0
+    assert f"AUC {report.auc:.4f}".replace(" 0", " ") + f" [{low}, {high}]" in shown
+    assert f"[95 % intervals, {people} identities resampled]" in shown
+    _, shown, _ = stopped(capsys, "evaluate", run.path, "--data-dir", letters)
+    assert "note: no intervals: they need 10 identities" in shown
+    assert "FMR " in shown
+
+
+@pytest.mark.parametrize(("rate", "drawn"), [(0.05, 594), (0.006, 5184)])
+def test_a_threshold_of_a_false_match_rate_is_chosen_on_validation(
+    rate, drawn, run, tmp_path, capsys
+):
+    """On the saved pairs, or on all different ones where those are too few."""
+    own = load_own(run)
+    threshold = choose_run_threshold(run, rate, own)
+    rows = own.rows(run, "validation")
+    vectors, labels = run.embed(own.dataset.examples, rows), own.dataset.labels[rows]
+    if drawn == 594:
+        saved = own.pairs["validation"]
+        pairs = np.searchsorted(rows, saved.rows)[~saved.same]
+    else:
+        i, j = np.triu_indices(len(rows), 1)
+        pairs = np.stack([i, j], axis=1)[labels[i] != labels[j]]
+    apart = np.linalg.norm(vectors[pairs[:, 0]] - vectors[pairs[:, 1]], axis=1)
+    assert len(apart) == drawn
+    assert np.mean(apart <= threshold + 1e-4) >= rate - 1 / drawn
+    assert np.mean(apart <= threshold - 1e-4) <= rate
+    out = tmp_path / "figures.json"
+    status, shown, _ = stopped(capsys, "evaluate", run.path, "--fmr", rate, "--out", out)
+    said = json.loads(out.read_text())
+    assert status == 0
+    assert said["threshold"] == threshold != run.threshold
+    assert said["threshold_for_fmr"] == rate
+    report = evaluate_run(run, embed_identities(run), threshold=threshold)
+    assert (said["fmr"], said["fnmr"]) == (report.fmr, report.fnmr)
+    assert f"threshold chosen on validation for FMR {rate}" in shown
+    assert said["auc"] == run.report["test"]["auc"]
+
+
+def test_every_way_to_evaluate_takes_that_threshold(run, letters, tmp_path, capsys):
+    threshold = choose_run_threshold(run, 0.05)
+    (tmp_path / "pairs.csv").write_text("Q/0.png,Q/1.png,1\nQ/0.png,Ω/1.png,0\n")
+    for more in ([], ["--pairs", "all"], ["--pairs", tmp_path / "pairs.csv"]):
+        out = tmp_path / "figures.json"
+        command = ["evaluate", run.path, "--data-dir", letters, *more, "--fmr", "0.05"]
+        assert stopped(capsys, *command, "--out", out)[0] == 0
+        assert json.loads(out.read_text())["threshold"] == threshold
+
+
+def test_intervals_of_listed_pairs_need_folders_that_are_identities(run, tmp_path):
+    from margin_jax.data import glyphs
+
+    letters = "QWERTYUIOPAS"
+    for letter, images in zip(letters, glyphs.draw(letters, 28), strict=True):
+        (tmp_path / letter).mkdir()
+        for i in range(3):
+            Image.fromarray(images[i]).save(tmp_path / letter / f"{i}.png")
+    same = [f"{a}/0.png,{a}/{i}.png,1" for a in letters for i in (1, 2)]
+    different = [f"{a}/0.png,{b}/1.png,0" for a, b in itertools.pairwise(letters)]
+    (tmp_path / "pairs.csv").write_text("\n".join(same + different))
+    report = evaluate_listed(run, tmp_path, tmp_path / "pairs.csv").verification
+    assert report.intervals.identities == 12
+    (tmp_path / "pairs.csv").write_text("\n".join([*same, *different, "Q/0.png,Q/1.png,0"]))
+    report = evaluate_listed(run, tmp_path, tmp_path / "pairs.csv").verification
+    assert report.intervals is None
+
+
+def test_a_report_of_an_earlier_version_is_read(run, tmp_path, capsys):
+    earlier = tmp_path / "run"
+    shutil.copytree(run.path, earlier)
+    report = json.loads((earlier / "report.json").read_text())
+
+    def without(value):
+        if isinstance(value, dict):
+            new = ("fmr", "fnmr", "intervals")
+            return {name: without(v) for name, v in value.items() if name not in new}
+        return value
+
+    seal = report.pop("sha256")
+    old = without(report)
+    config = json.loads((earlier / "config.json").read_text())
+    assert config.pop("fmr") is None
+    (earlier / "config.json").write_text(json.dumps(config))
+    (earlier / "report.json").write_text(json.dumps(old))
+    seal["report.json"] = folder.sha256(folder.to_json(old).encode())
+    seal["config.json"] = folder._digest(earlier, "config.json")
+    (earlier / "report.json").write_text(json.dumps({**old, "sha256": seal}))
+    loaded = mj.load_run(earlier)
+    assert loaded.threshold == run.threshold
+    assert "FMR" not in loaded._repr_markdown_()
+    assert "FMR" in run._repr_markdown_()
+    assert stopped(capsys, "evaluate", earlier)[0] == 0
 
 
 def test_other_pictures_and_other_pairs(run, letters, tmp_path, capsys):
@@ -276,10 +387,24 @@ def test_verify_says_same_or_different(run, letters, capsys):
     for pair, distance in zip(pairs, distances, strict=True):
         status, shown, _ = stopped(capsys, "verify", run.path, *pair)
         answer = "same" if distance <= run.threshold else "different"
-        assert status == 0
+        assert status == (0 if answer == "same" else 1)
         assert shown == f"{answer}: distance {distance:.4f}, threshold {run.threshold:.4f}\n"
         seen.add(answer)
     assert seen == {"same", "different"}
+
+
+def test_verify_by_a_threshold_of_ones_own_in_json(run, letters, capsys):
+    pair = letters / "Q/0.png", letters / "Q/1.png"
+    distance = verify_images(run, *pair)
+    for threshold, status in ((distance + 0.01, 0), (distance - 0.01, 1)):
+        command = ["verify", run.path, *pair, "--json", "--threshold", threshold]
+        ended, shown, errors = stopped(capsys, *command)
+        assert (ended, errors) == (status, "")
+        answer = {"same": status == 0, "distance": distance, "threshold": threshold}
+        assert json.loads(shown) == answer
+    _, shown, _ = stopped(capsys, "verify", run.path, *pair, "--json")
+    assert json.loads(shown)["threshold"] == run.threshold
+    assert stopped(capsys, "verify", "--help")[1].count("Exits with 0 for the same, 1 for") == 1
 
 
 BAD = {
@@ -312,6 +437,11 @@ BAD = {
     "a folder for a report": lambda run, letters: ["evaluate", run, "--out", run / "figures"],
     "an archive of images": lambda run, letters: [
         *("evaluate", run, "--data-dir", run / "pairs.zip"),
+    ],
+    "a rate of too few pairs": lambda run, letters: ["evaluate", run, "--fmr", "0.001"],
+    "no rate": lambda run, letters: ["evaluate", run, "--fmr", "nan"],
+    "no threshold": lambda run, letters: [
+        *("verify", run, letters / "Q/0.png", letters / "Q/1.png", "--threshold", "nan")
     ],
     "strict without a list": lambda run, letters: ["evaluate", run, "--strict"],
     "unwritable": lambda run, letters: ["embed", run, letters, "--out", run / "none" / "e.npz"],

@@ -36,6 +36,8 @@ def test_figures_match_plain_loops(name, distances, same):
     assert threshold == nearest[2]
     right = [(d <= threshold) == s for d, s in zip(distances, same, strict=True)]
     assert report.accuracy == pytest.approx(np.mean(right))
+    assert report.fmr == np.mean(distances[~same] <= threshold)
+    assert report.fnmr == np.mean(distances[same] > threshold)
     for rate, tpr in report.tpr_at_fpr.items():
         assert tpr == max(point[1] for point in points if point[0] <= rate)
 
@@ -48,7 +50,8 @@ def test_what_is_written_are_the_figures_by_their_names():
     assert written.pop("warnings") == list(report.warnings)
     assert (written.pop("same_pairs"), written.pop("different_pairs")) == (2, 3)
     assert written == {name: getattr(report, name) for name in written}
-    assert {*written} == {"auc", "eer", "threshold", "accuracy"}
+    assert {*written} == {"auc", "eer", "threshold", "accuracy", "fmr", "fnmr", "intervals"}
+    assert (report.fmr, report.fnmr) == (1 / 3, 0)
 
 
 def test_the_threshold_comes_from_elsewhere():
@@ -86,6 +89,50 @@ def test_of_thresholds_that_are_as_near_the_smallest_is_chosen():
             for d in distances
         ]
         assert mj.choose_threshold(distances, same) == min(points)[1]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_threshold_of_a_false_match_rate_is_the_largest_that_keeps_it(tied):
+    rng = np.random.default_rng(0)
+    same = np.arange(1200) < 200
+    distances = rng.normal(np.where(same, 1.0, 2.0), 0.4)
+    if tied:
+        distances = np.round(distances, 1)
+    for rate in (0.01, 0.03, 0.2, 0.5):
+        threshold = mj.choose_threshold(distances, same, fmr=rate)
+        within = [d for d in distances if np.mean(distances[~same] <= d) <= rate]
+        assert threshold == max(within)
+        assert mj.verification_report(distances, same, threshold=threshold).fmr <= rate
+    assert (
+        threshold
+        > mj.choose_threshold(distances, same, 0.2)
+        > mj.choose_threshold(distances, same, 0.03)
+    )
+
+
+def test_if_even_the_smallest_distance_matches_too_often_nothing_does():
+    distances, same = np.array([0.5] * 100 + [0.7]), np.arange(101) == 100
+    threshold = mj.choose_threshold(distances, same, fmr=0.1)
+    assert 0.49 < threshold < 0.5
+    assert mj.verification_report(distances, same, threshold=threshold).fmr == 0
+
+
+@pytest.mark.parametrize(("rate", "needed"), [(0.1, 100), (0.003, 3334), (0.001, 10_000)])
+def test_a_rate_needs_ten_false_matches(rate, needed):
+    for different in (needed - 1, needed):
+        distances, same = np.arange(different + 1.0), np.arange(different + 1) == 0
+        if different == needed:
+            assert mj.choose_threshold(distances, same, rate) == int(rate * needed + 1e-9)
+        else:
+            message = f"at least {needed:,} different pairs for .*{rate}, .*10 match falsely; got"
+            with pytest.raises(ValueError, match=message):
+                mj.choose_threshold(distances, same, rate)
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1, np.nan, 2])
+def test_a_rate_is_between_0_and_1(rate):
+    with pytest.raises(ValueError, match="fmr must be above 0 and below 1; got"):
+        mj.choose_threshold(np.arange(4.0), np.arange(4) < 2, fmr=rate)
 
 
 def test_too_few_pairs_are_said():

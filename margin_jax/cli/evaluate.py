@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from margin_jax.cli.options import RunFolder, check_out
-from margin_jax.evaluation.tables import HEADER, certainty, figures
+from margin_jax.evaluation.tables import HEADER, certainty, figures, for_rate
 
 
 def evaluate(
@@ -128,7 +128,7 @@ def evaluate(
     lines = [HEADER, figures("embedding", said), *(f"  {line}" for line in certainty(said))]
     if fmr is not None:
         said["threshold_for_fmr"] = fmr
-        lines.append(f"  threshold chosen on validation for FMR {fmr:g}")
+        lines.append(f"  threshold chosen on validation{for_rate(fmr)}")
     typer.echo("\n".join(lines))
     if folds is not None:
         said["folds"] = folds.to_json()

@@ -10,7 +10,14 @@ import typer
 
 from margin_jax.cli.options import config_options
 from margin_jax.config import TrainConfig
-from margin_jax.evaluation.tables import HEADER, certainty, figures, report_rows, training_line
+from margin_jax.evaluation.tables import (
+    HEADER,
+    certainty,
+    figures,
+    for_rate,
+    report_rows,
+    training_line,
+)
 from margin_jax.files import local_path
 
 if TYPE_CHECKING:
@@ -154,7 +161,7 @@ def summary(run: "Run") -> str:
         *(f"  {line}" for line in certainty(test)),
         "",
         *(f"  note: {warning}" for warning in test["warnings"]),
-        f"threshold {test['threshold']:.4f}, chosen on validation; "
+        f"threshold {test['threshold']:.4f}, chosen on validation{for_rate(run.config.fmr)}; "
         f"report, pictures and weights: {run.path}",
     ]
     what = "images" if run.embeds_pictures else "examples"

@@ -46,15 +46,38 @@ def verify(
         Path | None,
         typer.Option(help="The file of the vectors. Default: the one that the run was trained on."),
     ] = None,
-) -> None:
-    """Are two images of the same identity? Their distance, and the run's threshold.
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="At most this distance means the same, such as one of `evaluate --fmr`. Default: "
+            "the run's threshold."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="The answer as a line of JSON: same, distance, threshold."),
+    ] = False,
+) -> int:
+    """Are two images of the same identity? Their distance, and the threshold.
 
     Of a run on vectors, two rows by the names in their file, or by their numbers, from 0.
+
+    Exits with 0 for the same, 1 for different, and 2 for what can not be compared.
     """
+    from margin_jax.evaluation.verification import check_threshold
+    from margin_jax.files import to_json
     from margin_jax.runs.run import load_run
     from margin_jax.runs.use import verify_images
 
+    if threshold is not None:
+        check_threshold(threshold)
     loaded = load_run(run)
+    limit = loaded.threshold if threshold is None else threshold
     distance = verify_images(loaded, first, second, data_dir)
-    answer = "same" if distance <= loaded.threshold else "different"
-    typer.echo(f"{answer}: distance {distance:.4f}, threshold {loaded.threshold:.4f}")
+    same = distance <= limit
+    if as_json:
+        typer.echo(to_json({"same": same, "distance": distance, "threshold": limit}))
+    else:
+        answer = "same" if same else "different"
+        typer.echo(f"{answer}: distance {distance:.4f}, threshold {limit:.4f}")
+    return 0 if same else 1

@@ -154,11 +154,11 @@ def _some_pairs(labels: np.ndarray) -> np.ndarray:
 
 def _distinct(rng: np.random.Generator, count: int) -> np.ndarray:
     """Up to `_SOME` of the numbers below `count`, each as likely, sorted."""
-    if count <= _SOME:
-        return np.arange(count)
-    # `choice` would make a list of all of a small part of them, and `integers` repeats few.
+    if count <= 4 * _SOME:
+        return np.sort(rng.choice(count, min(_SOME, count), replace=False))
+    # `choice` makes a list of them all, which may be billions; of so many few come twice.
     drawn = np.unique(rng.integers(count, size=2 * _SOME))
-    return np.sort(rng.choice(drawn, min(_SOME, len(drawn)), replace=False))
+    return np.sort(rng.choice(drawn, _SOME, replace=False))
 
 
 def _count(

@@ -53,6 +53,11 @@ def certainty(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def for_rate(fmr: float | None) -> str:
+    """What a threshold was chosen for, if it is a false match rate."""
+    return "" if fmr is None else f" for FMR {fmr:g}"
+
+
 def report_rows(test: dict[str, Any]) -> list[Row]:
     """All that ``report.json`` has under "test"."""
     raw = test["raw"]

@@ -155,8 +155,8 @@ def check_fmr(fmr: float, different: int) -> None:
         raise ValueError(f"fmr must be above 0 and below 1; got {fmr}")
     if different < (needed := different_pairs_for(fmr)):
         raise ValueError(
-            f"fmr {fmr:g} needs at least {needed:,} different pairs to choose a threshold, so that "
-            f"{_ENOUGH} match falsely; got {different:,}, enough for {_ENOUGH / different:.2g}"
+            f"fmr needs at least {needed:,} different pairs for a threshold at {fmr:g}, so that "
+            f"{_ENOUGH} match falsely; got {different:,}"
         )
 
 

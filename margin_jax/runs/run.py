@@ -14,7 +14,7 @@ from margin_jax.data import OWN
 from margin_jax.data.dataset import Examples
 from margin_jax.devices.meshes import check_devices
 from margin_jax.evaluation.embedding import embed_examples, pair_distances
-from margin_jax.evaluation.tables import certainty, report_rows, table, training_line
+from margin_jax.evaluation.tables import certainty, for_rate, report_rows, table, training_line
 from margin_jax.evaluation.verification import VerificationReport, verification_report
 from margin_jax.files import (
     local_path,
@@ -152,7 +152,8 @@ class Run:
                 table(report_rows(test)),
                 *certainty(test),
                 *(f"note: {warning}" for warning in test["warnings"]),
-                f"threshold {self.threshold:.4f}, chosen on validation; run folder `{self.path}`",
+                f"threshold {self.threshold:.4f}, chosen on validation"
+                f"{for_rate(self.config.fmr)}; run folder `{self.path}`",
             ]
         )
 
