@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from margin_jax.data.dataset import Dataset
     from margin_jax.data.sampler import pk_batches
     from margin_jax.evaluation.all_pairs import all_pairs_report
+    from margin_jax.evaluation.evaluate import Evaluation, evaluate
+    from margin_jax.evaluation.identification import IdentificationReport, identification_report
+    from margin_jax.evaluation.intervals import Intervals
     from margin_jax.evaluation.retrieval import RetrievalReport, retrieval_report
     from margin_jax.evaluation.verification import (
         VerificationReport,
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from margin_jax.plots import (
         plot_comparison,
         plot_contact_sheet,
+        plot_det,
         plot_distances,
         plot_effective_margin,
         plot_loss,
@@ -79,6 +83,9 @@ _LAZY = {
     "Comparison": "runs.comparison",
     "Encoder": "models.encoder",
     "Dataset": "data.dataset",
+    "Evaluation": "evaluation.evaluate",
+    "IdentificationReport": "evaluation.identification",
+    "Intervals": "evaluation.intervals",
     "DivergedError": "training.record",
     "compare": "runs.arms",
     "EpochRecord": "training.record",
@@ -91,8 +98,10 @@ _LAZY = {
     "all_pairs_report": "evaluation.all_pairs",
     "choose_threshold": "evaluation.verification",
     "create_state": "training.state",
+    "evaluate": "evaluation.evaluate",
     "extract_features": "runs.features",
     "fit": "runs.fit",
+    "identification_report": "evaluation.identification",
     "load_dataset": "data",
     "load_run": "runs.run",
     "make_augment": "data.augmentation",
@@ -100,6 +109,7 @@ _LAZY = {
     "pk_batches": "data.sampler",
     "plot_comparison": "plots",
     "plot_contact_sheet": "plots",
+    "plot_det": "plots",
     "plot_distances": "plots",
     "plot_effective_margin": "plots",
     "plot_loss": "plots",
@@ -123,8 +133,11 @@ __all__ = [
     "EpochRecord",
     "EpochStats",
     "EpochTotals",
+    "Evaluation",
     "FisherContrastiveLoss",
     "FisherTripletLoss",
+    "IdentificationReport",
+    "Intervals",
     "Loss",
     "Memory",
     "RetrievalReport",
@@ -150,11 +163,13 @@ __all__ = [
     "create_state",
     "dams",
     "effective_margin_histogram",
+    "evaluate",
     "exponential",
     "extract_features",
     "fit",
     "from_optax",
     "hold_schedule",
+    "identification_report",
     "join_schedules",
     "linear",
     "litm",
@@ -166,6 +181,7 @@ __all__ = [
     "pk_batches",
     "plot_comparison",
     "plot_contact_sheet",
+    "plot_det",
     "plot_distances",
     "plot_effective_margin",
     "plot_loss",

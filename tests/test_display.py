@@ -130,6 +130,7 @@ def test_figures_show_themselves_and_pyplot_knows_none(run):
         mj.plot_effective_margin(run.history),
         mj.plot_distances(distances, same, 0.5),
         mj.plot_roc({"a": mj.verification_report(distances, same, threshold=0.5)}),
+        mj.plot_det({"a": mj.verification_report(distances, same, threshold=0.5)}),
         mj.plot_comparison({"dams": {0: run.history}}),
         mj.plot_contact_sheet(mj.Dataset.from_arrays(faces, np.arange(12) // 3)),
     ]

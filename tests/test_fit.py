@@ -55,7 +55,8 @@ def test_a_run_leaves_all_that_the_readme_lists(finished):
         "report.json",
     }
     figures = sorted(path.name for path in (finished.path / "figures").iterdir())
-    assert figures == ["distances.png", "effective_margin.png", "loss.png", "margin.png", "roc.png"]
+    drawn = ("det", "distances", "effective_margin", "loss", "margin", "roc")
+    assert figures == [f"{name}.png" for name in drawn]
     for name in figures:
         pixels = np.asarray(Image.open(finished.path / "figures" / name).convert("L"))
         assert pixels.shape[1] > 600

@@ -160,6 +160,55 @@ def test_roc_of_each_report_by_its_name():
     assert chance.get_xdata()[0] == pytest.approx(1 / 200)
     assert axes.get_xscale() == "log"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("false positive rate", "true positive rate")
+    for report, dot in zip(reports.values(), axes.collections, strict=True):
+        np.testing.assert_allclose(dot.get_offsets(), [[max(report.fmr, 1 / 200), 1 - report.fnmr]])
+        colour = line(axes, next(n for n in shown if f"{report.auc:.4f}" in n)).get_color()
+        assert hexadecimal(dot.get_facecolor()[0]) == colour
+
+
+def test_det_of_each_report_on_probit_axes():
+    rng = np.random.default_rng(0)
+    same = np.arange(3000) < 1000
+    reports = {
+        name: mj.verification_report(rng.normal(far * ~same), same, threshold=0.5)
+        for name, far in (("embedding", 2), ("raw pixels", 1))
+    }
+    figure = plots.plot_det(reports)
+    (axes,) = figure.axes
+    shown = entries(figure)
+    for (name, report), dot in zip(reports.items(), axes.collections, strict=True):
+        label = f"{name}: FMR {report.fmr:.2%}, FNMR {report.fnmr:.2%}"
+        drawn = line(axes, label)
+        np.testing.assert_allclose(drawn.get_xdata(), report.fpr, atol=2e-9)
+        np.testing.assert_allclose(drawn.get_ydata(), 1 - report.tpr, atol=2e-9)
+        assert shown[label].get_color() == drawn.get_color()
+        np.testing.assert_allclose(dot.get_offsets(), [[report.fmr, report.fnmr]])
+        assert hexadecimal(dot.get_facecolor()[0]) == drawn.get_color()
+    # Distances of normal distribution make a straight line of slope -1, at as many deviations.
+    at = [axes.transScale.transform((rate, 0.5)) for rate in (0.02275013, 0.15865525, 0.5)]
+    np.testing.assert_allclose(at, [[-2, 0], [-1, 0], [0, 0]], atol=1e-6)
+    chance = line(axes, "chance")
+    np.testing.assert_allclose(chance.get_xdata(), 1 - chance.get_ydata())
+    assert axes.get_xlim() == (1 / 1000, 0.5)
+    assert [text.get_text() for text in axes.get_xticklabels()] == [
+        "0.1 %",
+        "1 %",
+        "5 %",
+        "20 %",
+        "50 %",
+    ]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("false match rate", "false non-match rate")
+
+
+@pytest.mark.parametrize("apart", [0.8, -0.8, 0])
+@pytest.mark.parametrize("plot", [plots.plot_det, plots.plot_roc])
+def test_curves_of_no_errors_or_of_nothing_else_have_their_dot_in_sight(plot, apart):
+    same = np.arange(10) < 5
+    distances = 0.5 + apart / 2 * np.where(same, -1, 1)
+    (axes,) = plot({"one": mj.verification_report(distances, same, threshold=0.5)}).axes
+    ((x, y),) = axes.collections[0].get_offsets()
+    assert axes.get_xlim()[0] <= x <= axes.get_xlim()[1]
+    assert axes.get_ylim()[0] <= y <= axes.get_ylim()[1]
 
 
 def test_comparison_has_a_mean_and_every_seed_of_each_schedule():

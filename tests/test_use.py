@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -391,6 +392,72 @@ def test_verify_says_same_or_different(run, letters, capsys):
         assert shown == f"{answer}: distance {distance:.4f}, threshold {run.threshold:.4f}\n"
         seen.add(answer)
     assert seen == {"same", "different"}
+
+
+@pytest.fixture
+def cameras(tmp_path):
+    """Four letters from three cameras; the gallery has two of the letters, one of one camera."""
+    from margin_jax.data import glyphs
+
+    letters = "QΩжF"
+    for letter, images in zip(letters, glyphs.draw(letters, 28), strict=True):
+        for i in range(6):
+            side = "gallery" if i < {"Q": 3, "Ω": 1}.get(letter, 0) else "query"
+            (tmp_path / side / letter).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[i]).save(tmp_path / side / letter / f"{i}_c{i % 3}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("group_by", [None, r"_c(\d)"])
+def test_queries_are_looked_for_in_a_gallery(group_by, run, cameras, capsys):
+    sides = []
+    for side in ("gallery", "query"):
+        files, vectors, *_ = embed_folder(run, cameras / side)
+        names = np.array([name.split("/")[0] for name in files])
+        sides += [vectors, names, np.array([name[-5] for name in files])]
+    groups = {"gallery_groups": sides[2], "query_groups": sides[5]} if group_by else {}
+    expected = mj.identification_report(
+        sides[0], sides[1], sides[3], sides[4], threshold=run.threshold, **groups
+    )
+    assert (expected.mated, expected.left_out) == ((7, 1) if group_by else (8, 0))
+    assert (expected.unmated, expected.identities) == (12, 2)
+    out = cameras / "figures.json"
+    command = ["evaluate", run.path, "--query", cameras / "query", "--gallery", cameras / "gallery"]
+    more = ["--group-by", group_by] if group_by else []
+    status, shown, _ = stopped(capsys, *command, *more, "--out", out)
+    assert status == 0
+    said = json.loads(out.read_text())
+    assert said == expected.to_json()
+    assert f"rank-1 {expected.rank_at[1]:.2%}" in shown
+    assert f"TPIR {expected.tpir:.2%}, FPIR {expected.fpir:.2%} at threshold" in shown
+    assert "note: TPIR at FPIR 0.01 needs 1,000 unmated queries to say much; got 12" in shown
+    status, shown, _ = stopped(capsys, *command, *more, "--fmr", "0.05", "--out", out)
+    assert json.loads(out.read_text())["threshold"] == choose_run_threshold(run, 0.05)
+    assert "threshold chosen on validation for FMR 0.05" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--query Q", "--query and --gallery must be given together"),
+        ("--gallery G", "--query and --gallery must be given together"),
+        ("--group-by x", "--group-by is for them"),
+        ("--query Q --gallery G --retrieval", "all that is evaluated: give no other pictures"),
+        ("--query Q --gallery G --pairs all", "all that is evaluated: give no other pictures"),
+        ("--query Q --gallery G --data-dir Q", "all that is evaluated: give no other pictures"),
+        ("--query Q --gallery G --group-by (", "--group-by must be a regular expression; got \\("),
+        ("--query Q --gallery G --group-by c", "--group-by must have one pair of parentheses"),
+        ("--query Q --gallery G --group-by d(.)", "--group-by finds nothing of d\\(.\\) in Q/0_c0"),
+        ("--query Q --gallery N", "--gallery must be a folder or a file; there is no .*none"),
+        ("--query N --gallery G", "--query must be a folder or a file; there is no .*none"),
+    ],
+)
+def test_bad_queries_are_one_line(arguments, message, run, cameras, capsys):
+    places = {"Q": cameras / "query", "G": cameras / "gallery", "N": cameras / "none"}
+    typed = [places.get(word, word) for word in arguments.split()]
+    status, shown, errors = stopped(capsys, "evaluate", run.path, *typed)
+    assert (status, shown, errors.count("\n")) == (2, "", 1)
+    assert re.search(message, errors), errors
 
 
 def test_verify_by_a_threshold_of_ones_own_in_json(run, letters, capsys):

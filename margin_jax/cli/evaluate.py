@@ -1,12 +1,15 @@
 """The command that evaluates a finished run: its own test, or other examples and pairs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from margin_jax.cli.options import RunFolder, check_out
 from margin_jax.evaluation.tables import HEADER, certainty, figures, for_rate
+
+if TYPE_CHECKING:
+    from margin_jax.runs.evaluate import Embedded, Identified
 
 
 def evaluate(
@@ -56,6 +59,24 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option(help="Of the pairs that are drawn from --data-dir. Default: 0.")
     ] = None,
+    query: Annotated[
+        Path | None,
+        typer.Option(
+            help="Identification: pictures to look for in --gallery, a folder for each identity "
+            "(or a list, or vectors); those of identities that the gallery has not are unknown."
+        ),
+    ] = None,
+    gallery: Annotated[
+        Path | None, typer.Option(help="Identification: pictures of known identities, likewise.")
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(
+            help="Identification: a regular expression whose parentheses find the camera, say, in "
+            "the name of a file, as in '_c([0-9])'; a query is then not looked for in pictures of "
+            "its own identity and camera. Default: in all of them."
+        ),
+    ] = None,
     fmr: Annotated[
         float | None,
         typer.Option(
@@ -68,15 +89,16 @@ def evaluate(
     """Verify with a run's best weights and threshold: its saved pairs, or other images.
 
     Figures come with 95 % intervals, by a bootstrap over identities, and FMR and FNMR, the rates of
-    false matches and false non-matches at the threshold.
+    false matches and false non-matches at the threshold. With --query and --gallery: open-set
+    identification, rank-k, and TPIR at FPIR, the rates of true and false positive identifications.
     """
     from margin_jax.choices import check_choice
     from margin_jax.data.folder import REPEATED_NAMES
-    from margin_jax.files import to_json, write_text
     from margin_jax.runs.evaluate import (
         choose_run_threshold,
         embed_identities,
         evaluate_all_pairs,
+        evaluate_identification,
         evaluate_listed,
         evaluate_retrieval,
         evaluate_run,
@@ -84,6 +106,10 @@ def evaluate(
     )
     from margin_jax.runs.run import load_run
 
+    if (query is None) != (gallery is None) or (group_by is not None and query is None):
+        raise ValueError("--query and --gallery must be given together; --group-by is for them")
+    if query is not None and (retrieval or strict or {data_dir, pairs, count, seed} != {None}):
+        raise ValueError("--query and --gallery are all that is evaluated: give no other pictures")
     loaded = load_run(run)
     drawn = {name: value for name, value in (("count", count), ("seed", seed)) if value is not None}
     if drawn and (data_dir is None or pairs is not None):
@@ -100,15 +126,25 @@ def evaluate(
         raise ValueError("--pairs needs --data-dir, the folder that its files are relative to")
     if out is not None:
         check_out(out)
-    given = data_dir is not None or listed is not None
+    given = data_dir is not None or listed is not None or query is not None
     own = load_own(loaded) if fmr is not None or not given else None
     threshold = None if fmr is None else choose_run_threshold(loaded, fmr, own)
+    if query is not None and gallery is not None:
+        identified = evaluate_identification(
+            loaded,
+            gallery,
+            query,
+            group_by=group_by,
+            repeated_names=repeated_names,
+            threshold=threshold,
+        )
+        _remark(identified)
+        said = identified.report.to_json()
+        typer.echo("\n".join(f"  {line}" for line in identified.report.lines()))
+        return _end(said, identified.report.warnings, fmr, out)
     if listed is None or retrieval:
         embedded = embed_identities(loaded, data_dir, repeated_names=repeated_names, own=own)
-        for reason in embedded.skipped:
-            typer.echo(f"skipped {reason}", err=True)
-        for remark in embedded.remarks:
-            typer.echo(remark, err=True)
+        _remark(embedded)
     if listed is not None:
         report, folds, trained_on, missing, count_listed = evaluate_listed(
             loaded, data_dir, listed, strict=strict, threshold=threshold
@@ -126,9 +162,6 @@ def evaluate(
         report = evaluate_run(loaded, embedded, **drawn, threshold=threshold)
     said = report.to_json()
     lines = [HEADER, figures("embedding", said), *(f"  {line}" for line in certainty(said))]
-    if fmr is not None:
-        said["threshold_for_fmr"] = fmr
-        lines.append(f"  threshold chosen on validation{for_rate(fmr)}")
     typer.echo("\n".join(lines))
     if folds is not None:
         said["folds"] = folds.to_json()
@@ -142,10 +175,29 @@ def evaluate(
         recall = ", ".join(f"{share:.2%} @{k}" for k, share in found.recall_at.items())
         typer.echo(f"  retrieval, {found.queries:,} queries in {found.images:,} images: recall")
         typer.echo(f"    {recall}; MAP@R {found.map_at_r:.2%}")
-    for warning in report.warnings:
-        typer.echo(f"  note: {warning}")
+    notes = report.warnings
     if trained_on:
-        typer.echo(f"  note: the run was trained on {len(trained_on)} identities of these names")
+        notes += (f"the run was trained on {len(trained_on)} identities of these names",)
+    return _end(said, notes, fmr, out)
+
+
+def _remark(read: "Embedded | Identified") -> None:
+    """On standard error, what was noticed when pictures were read."""
+    for line in (*(f"skipped {reason}" for reason in read.skipped), *read.remarks):
+        typer.echo(line, err=True)
+
+
+def _end(
+    said: dict[str, Any], notes: tuple[str, ...], fmr: float | None, out: Path | None
+) -> Path | None:
+    """What is said last of any evaluation, and its file."""
+    from margin_jax.files import to_json, write_text
+
+    if fmr is not None:
+        said["threshold_for_fmr"] = fmr
+        typer.echo(f"  threshold chosen on validation{for_rate(fmr)}")
+    for note in notes:
+        typer.echo(f"  note: {note}")
     if out is not None:
         write_text(out, to_json(said, indent=2) + "\n")
     return out

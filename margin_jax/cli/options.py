@@ -50,6 +50,7 @@ _PANELS = {name: part.PANEL for part in PARTS for name in part.__annotations__}
 # Of a configuration (but a comparison has --schedules, and each is a schedule), and of commands.
 _FIELDS = {field.name for field in dataclasses.fields(TrainConfig)} - {"schedule"}
 _FIELDS |= {"schedules", "seeds", "count", "pairs", "stimulus", "coordinator", "compilation_cache"}
+_FIELDS |= {"group_by", "query", "gallery"}
 _FIELDS |= {"views", "batch_size", "feature_dtype"}
 _LONG = "|".join(sorted((name for name in _FIELDS if "_" in name), key=len, reverse=True))
 _IN_A_SENTENCE = re.compile(rf"(?<![\w./'-])({_LONG})(?![\w./'-])")

@@ -109,8 +109,7 @@ def _report(
     check_kinds(same, pairs)
     tiles = _tiles(metric, x, dense)
     if pairs <= exact_up_to:
-        chunks = [(d[pair], s[pair]) for d, s, pair in (map(np.asarray, tile) for tile in tiles)]
-        distances, matches = (np.concatenate(part) for part in zip(*chunks, strict=True))
+        distances, matches = _listed(tiles)
         # A Python float would be rounded to the float32 of the distances.
         return verification_report(distances, matches, threshold=np.float64(threshold))
 
@@ -130,6 +129,23 @@ def _report(
         same=same,
         different=pairs - same,
     )
+
+
+def all_distances(
+    embeddings: np.ndarray, labels: np.ndarray, distance: str | DistanceFn
+) -> tuple[np.ndarray, np.ndarray]:
+    """float32[pairs] and bool[pairs]: the distance of every two images, and if they are the same.
+
+    Args:
+        embeddings, labels, distance: as of :func:`all_pairs_report`.
+    """
+    return _listed(_tiles(get_distance(distance), embeddings, np.unique_inverse(labels)[1]))
+
+
+def _listed(tiles: Iterable[tuple[Array, Array, Array]]) -> tuple[np.ndarray, np.ndarray]:
+    chunks = [(d[pair], s[pair]) for d, s, pair in (map(np.asarray, tile) for tile in tiles)]
+    distances, same = (np.concatenate(part) for part in zip(*chunks, strict=True))
+    return distances, same
 
 
 def _some_pairs(labels: np.ndarray) -> np.ndarray:

@@ -69,6 +69,7 @@ def make_report(
         "validation": ours["validation"].to_json(),
         "test": {**figures(ours), "raw": raw and figures(raw)},
     }
+    compared = {"embedding": ours["test"], **({"raw values": raw["test"]} if raw else {})}
     pictures = {
         "margin": plots.plot_margin(history, config.make_schedule().easy_share),
         "loss": plots.plot_loss(history, epoch),
@@ -76,9 +77,8 @@ def make_report(
         "distances": plots.plot_distances(
             distances["test"], data.pairs["test"].same, ours["test"].threshold
         ),
-        "roc": plots.plot_roc(
-            {"embedding": ours["test"], **({"raw values": raw["test"]} if raw else {})}
-        ),
+        "roc": plots.plot_roc(compared),
+        "det": plots.plot_det(compared),
     }
     return report, pictures
 

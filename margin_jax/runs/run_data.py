@@ -11,10 +11,10 @@ from margin_jax.config import TrainConfig
 from margin_jax.data import OWN, default_split, load_dataset
 from margin_jax.data.dataset import Dataset
 from margin_jax.data.decode import Reading, one_line
-from margin_jax.data.pairs import Pairs, different_pairs, hard_pairs, sample_pairs
+from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
 from margin_jax.data.sampler import Coverage, choose_batch, pk_batches
 from margin_jax.data.splits import Split, make_split, split_by_parts
-from margin_jax.evaluation.verification import check_fmr, different_pairs_for
+from margin_jax.evaluation.threshold import threshold_pairs
 from margin_jax.losses.base import Loss, describe_loss
 
 if TYPE_CHECKING:  # it loads Flax, which data do not need
@@ -170,40 +170,6 @@ def plan_epoch(
         fillers=config.fillers,
     )
     return train[plan], coverage
-
-
-def threshold_pairs(saved: Pairs, labels: np.ndarray, fmr: float, *, seed: int) -> Pairs:
-    """Validation pairs that can show a false match rate.
-
-    Those of the run, or, if their different ones are too few, its same pairs with more different
-    ones: small identities have few same pairs, and so a run few pairs in all.
-
-    Args:
-        saved: the validation pairs of the run, rows of `labels`.
-        labels: int[validation examples].
-        fmr: the rate.
-        seed: of those that are drawn.
-
-    Raises:
-        ValueError: if there are not as many; with how many are needed.
-    """
-    if not 1e-6 <= fmr <= 0.5:
-        raise ValueError(f"fmr must be from 1e-06 to 0.5; got {fmr}")
-    needed = different_pairs_for(fmr)
-    if np.count_nonzero(~saved.same) >= needed:
-        return saved
-    different = different_pairs(labels, max(PAIRS // 2, needed), seed=seed)
-    try:
-        check_fmr(fmr, len(different))
-    except ValueError as error:
-        people = len(np.unique(labels))
-        raise ValueError(
-            f"{error} of {people:,} validation identities: a larger rate, or more of them (--split)"
-        ) from None
-    same = saved.rows[saved.same]
-    return Pairs(
-        np.concatenate([same, different]), np.repeat([True, False], [len(same), len(different)])
-    )
 
 
 def prepare_data(
