@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from margin_jax.runs.comparison import Comparison
     from margin_jax.runs.features import extract_features
     from margin_jax.runs.fit import fit
+    from margin_jax.runs.gallery import Gallery, index, load_gallery
     from margin_jax.runs.run import Run, load_run
     from margin_jax.training.epoch import train_epoch
     from margin_jax.training.memory import Memory
@@ -89,6 +90,7 @@ _LAZY = {
     "DivergedError": "training.record",
     "compare": "runs.arms",
     "EpochRecord": "training.record",
+    "Gallery": "runs.gallery",
     "Memory": "training.memory",
     "RetrievalReport": "evaluation.retrieval",
     "Run": "runs.run",
@@ -102,7 +104,9 @@ _LAZY = {
     "extract_features": "runs.features",
     "fit": "runs.fit",
     "identification_report": "evaluation.identification",
+    "index": "runs.gallery",
     "load_dataset": "data",
+    "load_gallery": "runs.gallery",
     "load_run": "runs.run",
     "make_augment": "data.augmentation",
     "make_train_step": "training.step",
@@ -136,6 +140,7 @@ __all__ = [
     "Evaluation",
     "FisherContrastiveLoss",
     "FisherTripletLoss",
+    "Gallery",
     "IdentificationReport",
     "Intervals",
     "Loss",
@@ -170,10 +175,12 @@ __all__ = [
     "from_optax",
     "hold_schedule",
     "identification_report",
+    "index",
     "join_schedules",
     "linear",
     "litm",
     "load_dataset",
+    "load_gallery",
     "load_run",
     "make_augment",
     "make_train_step",

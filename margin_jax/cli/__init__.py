@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from margin_jax import __version__
-from margin_jax.cli import compare, datasets, evaluate, features, schedules, train, use
+from margin_jax.cli import compare, datasets, evaluate, features, schedules, search, train, use
 from margin_jax.cli.options import ELSEWHERE, name_options
 from margin_jax.cli.streams import Shown, hold_streams
 
@@ -47,6 +47,9 @@ app.add_typer(datasets.app, name="datasets")
 app.command()(evaluate.evaluate)
 app.command()(use.embed)
 app.command()(use.verify)
+app.command()(search.index)
+app.command()(search.search)
+app.command()(search.forget)
 
 
 def main(arguments: list[str] | None = None) -> None:

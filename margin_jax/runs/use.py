@@ -1,5 +1,6 @@
 """A finished run put to use: the embeddings of a folder, two images."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,31 +35,42 @@ class EmbeddedFolder(NamedTuple):
     remarks: tuple[str, ...]
 
 
-def embed_folder(run: Run, root: str | Path) -> EmbeddedFolder:
+def embed_folder(
+    run: Run, root: str | Path, *, without: Collection[str] = frozenset()
+) -> EmbeddedFolder:
     """The embeddings of all images below a folder, or of all vectors of a file.
 
     They are read as the run reads its own; what names the rows of vectors stands for files.
 
+    Args:
+        run: from :func:`~margin_jax.load_run`.
+        root: the folder or file.
+        without: files that are left out; if there are no others, nothing is embedded.
+
     Raises:
         ValueError: if there is no readable image, or no such vector.
     """
+    none = np.empty((0, run.config.embedding_size), np.float32)
     if run.embeds_vectors:
         dataset = read_vectors(run, root)
-        return EmbeddedFolder(
-            list(dataset.files), run.embed(dataset.examples), (), remarks((), dataset.notes)
-        )
+        names = list(dataset.files)
+        rows = np.array([row for row, name in enumerate(names) if name not in without], int)
+        vectors = run.embed(dataset.examples, rows) if len(rows) else none
+        said = remarks((), dataset.notes)
+        return EmbeddedFolder([names[row] for row in rows], vectors, (), said)
     image_folder.check_folder("what is embedded", Path(root))
-    paths, hidden = image_folder.find_files(Path(root))
+    everything, hidden = image_folder.find_files(Path(root))
+    paths = [path for path in everything if str(path.relative_to(root)) not in without]
     size, channels = size_and_channels(run)
     limit = run.config.memory_limit * 2**30
     found = image_folder.read_images(paths, size, channels, limit, reading_of(run.config))
     lost = (*found.skipped, *found.left_out, *hidden)
-    if not found.kept:
+    if not found.kept and len(paths) == len(everything):
         reason = f" (first: {lost[0]})" if lost else ""
         raise ValueError(f"no readable images below {root}{reason}")
     return EmbeddedFolder(
         [str(path.relative_to(root)) for path in found.kept],
-        run.embed(found.images),
+        run.embed(found.images) if found.kept else none,
         found.skipped,
         remarks((*hidden, *found.left_out), found.notes),
     )

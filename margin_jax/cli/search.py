@@ -1,0 +1,145 @@
+"""Commands on galleries: pictures that are known, and others that are searched among them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from margin_jax.cli.options import RunFolder, check_out
+
+GalleryFolder = Annotated[
+    Path, typer.Argument(help="The folder of a gallery, that `index` made.", metavar="GALLERY")
+]
+# Queries that a contact sheet can show.
+_SHEET = 20
+
+
+def index(
+    run: RunFolder,
+    folder: Annotated[
+        Path, typer.Argument(help="A folder of images, nested or not, or a file of vectors.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="The gallery; one that is there grows by what it does not have.")
+    ] = Path("gallery"),
+) -> Path:
+    """Make a gallery of the images in a folder, to search others in; or add to one.
+
+    The folder that an image lies in is its identity. The same command again adds the images whose
+    names are new; `margin-jax forget` takes some out.
+    """
+    from margin_jax.runs.gallery import index as index_folder
+    from margin_jax.runs.run import load_run
+
+    gallery, added, skipped, remarks = index_folder(load_run(run), folder, out)
+    for reason in skipped:
+        typer.echo(f"skipped {reason}", err=True)
+    for remark in remarks:
+        typer.echo(remark, err=True)
+    typer.echo(
+        f"{added:,} added: {len(gallery.names):,} of "
+        f"{len(set(gallery.identities)):,} identities in {out}"
+    )
+    return out
+
+
+def forget(
+    gallery: GalleryFolder,
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images as `search` names them, or identities, with all their images.",
+            metavar="NAME",
+        ),
+    ],
+) -> Path:
+    """Take images out of a gallery, or all images of an identity."""
+    from margin_jax.runs.gallery import load_gallery
+
+    here = load_gallery(gallery)
+    left = here.forget(names)
+    typer.echo(
+        f"{len(here.names) - len(left.names):,} forgotten: {len(left.names):,} of "
+        f"{len(set(left.identities)):,} identities in {gallery}"
+    )
+    return gallery
+
+
+def search(
+    gallery: GalleryFolder,
+    images: Annotated[
+        list[str], typer.Argument(help="Images, or names of vectors.", metavar="IMAGE")
+    ],
+    count: Annotated[int, typer.Option(help="How many of the nearest to show.", min=1)] = 5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="The largest distance of one identity; beyond it the image is unknown. Default: "
+            "the run's."
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="The run that the gallery was made with, if it has moved."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="The file of the vectors. Default: the one that the run was trained on."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help=f"Also a picture: each image and its nearest, of {_SHEET} at most."),
+    ] = None,
+) -> Path | None:
+    """Who is it? The nearest images of a gallery, with their distances and identities.
+
+    An image whose nearest is beyond the threshold is unknown.
+    """
+    from margin_jax.evaluation.verification import check_threshold
+    from margin_jax.files import to_json
+    from margin_jax.runs import search as searching
+    from margin_jax.runs.gallery import load_gallery
+
+    if threshold is not None:
+        check_threshold(threshold)
+    if sheet is not None:
+        check_out(sheet, picture=True)
+    here = load_gallery(gallery)
+    made_with = searching.load_its_run(here, run)
+    if sheet is not None and made_with.embeds_vectors:
+        raise ValueError("--sheet is for pictures; the gallery has vectors")
+    answers = searching.search_files(
+        here, made_with, images, count, threshold=threshold, data_dir=data_dir
+    )
+    limit = here.threshold if threshold is None else threshold
+    if json:
+        said = [_as_json(image, answer) for image, answer in zip(images, answers, strict=True)]
+        typer.echo(to_json({"threshold": limit, "queries": said}, indent=2))
+    else:
+        for image, answer in zip(images, answers, strict=True):
+            typer.echo("\n".join(_lines(image, answer)))
+        whose = "the run's, of pairs" if threshold is None else "as given"
+        typer.echo(f"threshold {limit:.4f}, {whose}; {len(here.names):,} in the gallery")
+    if sheet is not None:
+        shown = list(zip(images, answers, strict=True))[:_SHEET]
+        searching.draw_answers(here, made_with, shown, limit).savefig(sheet)
+        if len(images) > _SHEET:
+            typer.echo(f"{sheet} shows the first {_SHEET} of {len(images):,} images", err=True)
+    return sheet
+
+
+def _as_json(image: str, answer: Any) -> dict[str, Any]:
+    keys = ("distance", "name", "identity")
+    return {
+        "query": image,
+        "identity": answer.identity,
+        "neighbours": [dict(zip(keys, found, strict=False)) for found in answer.neighbours],
+    }
+
+
+def _lines(image: str, answer: Any) -> list[str]:
+    return [
+        f"{image}: {'unknown' if answer.identity is None else answer.identity}",
+        *(f"  {found.distance:.4f}  {found.name}" for found in answer.neighbours),
+    ]

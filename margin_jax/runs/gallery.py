@@ -1,0 +1,370 @@
+"""A gallery: the embeddings of known pictures, in which others are searched.
+
+A folder::
+
+    gallery.json     whose embeddings they are, distance and threshold; which files are in force
+    vectors-2.npy    float32[n, dim], mapped into memory when it is searched
+    names-2.json     the name and the identity of each row, and the folder that it was read from
+
+A gallery that grows or forgets is written beside the old one, under the next number, and is in
+force once ``gallery.json`` says so: whatever kills it before leaves the old one whole.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from margin_jax.evaluation.neighbours import nearest
+from margin_jax.files import local_path, read_json, write_text
+from margin_jax.lock import LOCK, locked
+from margin_jax.runs.given import read_vectors
+from margin_jax.runs.run import Run
+from margin_jax.runs.use import embed_folder
+
+GALLERY = "gallery.json"
+_MINE = re.compile(r"(gallery\.json|vectors-\d+\.npy|names-\d+\.json)(\.partial)?")
+_OF_ROWS = ("names", "identities", "sources")  # one for each row
+_BLOCK = 2**16  # rows that are copied at a time
+_MEANING = "the run's own, chosen on its validation pairs: up to it two examples are the same"
+
+
+class Neighbour(NamedTuple):
+    """One of the nearest in a gallery.
+
+    Attributes:
+        distance: to the query.
+        name: of the picture, relative to the folder that it was read from; or of the vector.
+        identity: whose it is.
+        row: in the gallery.
+    """
+
+    distance: float
+    name: str
+    identity: str
+    row: int
+
+
+class Answer(NamedTuple):
+    """What a gallery says of a query.
+
+    Attributes:
+        identity: that of the nearest; None, unknown, if even that one is beyond the threshold.
+        neighbours: the nearest first.
+    """
+
+    identity: str | None
+    neighbours: tuple[Neighbour, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Embeddings of known pictures, with the name and the identity of each.
+
+    Attributes:
+        path: its folder.
+        run: the folder of the run whose embeddings they are, when it was made.
+        weights: SHA-256 of the weights of that run.
+        distance: the run's.
+        threshold: the run's; the largest distance at which two examples are the same.
+        vectors: float32[n, dim], mapped from a file.
+        names: of the pictures, relative to the folders that they were read from; or of the vectors.
+        identities: the folder that a picture lies in; of one that lies in none its own name.
+        folders: that the pictures were read from, or files of the vectors.
+        sources: int[n], which of them each was.
+    """
+
+    path: Path
+    run: Path
+    weights: str
+    distance: str
+    threshold: float
+    vectors: np.ndarray = field(repr=False)
+    names: Sequence[str] = field(repr=False)
+    identities: Sequence[str] = field(repr=False)
+    folders: Sequence[str]
+    sources: Sequence[int] = field(repr=False)
+
+    def search(
+        self, embeddings: np.ndarray, count: int = 5, *, threshold: float | None = None
+    ) -> list[Answer]:
+        """Who is it? The nearest to each query, and the identity of the first, if it is near.
+
+        Exact. The vectors are read from their file a block at a time, once for each 1,024 queries.
+
+        Args:
+            embeddings: float[queries, dim], as from ``run.embed`` of the gallery's run.
+            count: how many neighbours, at least 1.
+            threshold: a distance. Default: the gallery's.
+
+        Raises:
+            ValueError: an empty gallery, queries of another length, or a count below 1.
+        """
+        if len(self.names) == 0:
+            raise ValueError(f"the gallery {self.path} is empty: index some pictures into it")
+        distances, rows = nearest(embeddings, self.vectors, count, distance=self.distance)
+        limit = self.threshold if threshold is None else threshold
+        answers = []
+        for near, of in zip(distances.tolist(), rows.tolist(), strict=True):
+            found = tuple(
+                Neighbour(distance, self.names[row], self.identities[row], row)
+                for distance, row in zip(near, of, strict=True)
+            )
+            answers.append(Answer(found[0].identity if near[0] <= limit else None, found))
+        return answers
+
+    def check_run(self, run: Run) -> None:
+        """Refuses another run than the one whose embeddings these are.
+
+        Raises:
+            ValueError: likewise.
+        """
+        if weights_digest(run) != self.weights:
+            raise ValueError(
+                f"the gallery {self.path} has embeddings of another run than {run.path}: it was "
+                f"made with {self.run}"
+            )
+
+    def forget(self, names: Collection[str]) -> "Gallery":
+        """The gallery without some pictures, or without all pictures of some identities.
+
+        Args:
+            names: of pictures or of identities.
+
+        Raises:
+            ValueError: for a name that is neither; nothing is forgotten then.
+        """
+        with locked(self.path):
+            here = load_gallery(self.path)  # another process could have had it
+            unknown = set(names) - {*here.names, *here.identities}
+            if unknown:
+                raise ValueError(
+                    f"no picture and no identity of {self.path} is named {min(unknown)!r}"
+                )
+            of = zip(here.names, here.identities, strict=True)
+            gone = set(names)
+            kept = np.array([row for row, both in enumerate(of) if not gone & set(both)], int)
+            starts = range(0, len(kept), _BLOCK)
+            blocks = (here.vectors[kept[start : start + _BLOCK]] for start in starts)
+            left = dataclasses.replace(
+                here,
+                names=[here.names[row] for row in kept],
+                identities=[here.identities[row] for row in kept],
+                sources=[here.sources[row] for row in kept],
+            )
+            return _write(left, here.vectors.shape[1], blocks)
+
+
+def load_gallery(path: str | Path) -> Gallery:
+    """The gallery in a folder.
+
+    Raises:
+        ValueError: if there is none, or it is damaged.
+    """
+    folder = local_path("gallery", path)
+    if not (folder / GALLERY).is_file():
+        raise ValueError(f"no gallery in {folder}: there is no {GALLERY}")
+    for left in (2, 1, 0):
+        try:
+            said = read_json(folder / GALLERY)
+            return _opened(folder, said)
+        except FileNotFoundError as error:
+            if not left or not (folder / GALLERY).is_file():
+                raise ValueError(f"the gallery {folder} is damaged: {error}") from error
+            # Or it has grown just now, and the files that it said are gone.
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the gallery {folder} is damaged: {error}") from error
+    raise AssertionError("unreachable")
+
+
+def _opened(folder: Path, said: dict[str, Any]) -> Gallery:
+    for kind in ("vectors", "names"):
+        file, digest = said[kind]["file"], said[kind]["sha256"]
+        if Path(file).name != file:
+            raise ValueError(f"{file!r} is no file of it")
+        if _digest(folder / file) != digest:
+            raise ValueError(f"{file} is not what was written")
+    names = read_json(folder / said["names"]["file"])
+    count, dim = int(said["count"]), int(said["embedding_size"])
+    # Nothing can not be mapped.
+    vectors = np.load(folder / said["vectors"]["file"], mmap_mode="r" if count else None)
+    lengths = {len(vectors), *(len(names[name]) for name in ("names", "identities", "sources"))}
+    if vectors.shape != (count, dim) or vectors.dtype != np.float32 or lengths != {count}:
+        raise ValueError(f"its vectors and names are not {count} of length {dim}")
+    return Gallery(
+        folder,
+        Path(said["run"]),
+        said["weights"],
+        said["distance"],
+        float(said["threshold"]),
+        vectors,
+        names["names"],
+        names["identities"],
+        said["folders"],
+        names["sources"],
+    )
+
+
+class Indexed(NamedTuple):
+    """What came of :func:`index`.
+
+    Attributes:
+        gallery: as it is now.
+        added: how many are new in it.
+        skipped: "path: reason" of each picture that could not be read.
+        remarks: on other files of the folder, a line each.
+    """
+
+    gallery: Gallery
+    added: int
+    skipped: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def index(run: Run, folder: str | Path, out: str | Path) -> Indexed:
+    """Makes a gallery of a folder's pictures, or adds those that it does not have yet.
+
+    Args:
+        run: from :func:`~margin_jax.load_run`.
+        folder: of pictures, nested or not; the folder that a picture lies in is its identity. Of a
+            run on vectors a file of them.
+        out: the gallery. One that is there grows by pictures of names that it does not have.
+
+    Raises:
+        ValueError: for a gallery of another run, a folder that is no gallery, or one without a
+            readable picture; for vectors of one name.
+        OSError: if it can not be written; it is as it was then.
+    """
+    target, source = local_path("out", out), local_path("folder", folder)
+    _check_vacant(target)
+    with locked(target):
+        _check_vacant(target)  # another process could have had it
+        old = load_gallery(target) if (target / GALLERY).exists() else _nothing(target, run)
+        old.check_run(run)
+        found = embed_folder(run, source, without=frozenset(old.names))
+        if len(set(found.files)) < len(found.files):
+            raise ValueError(f"names in a gallery must be unique; in {source} some are not")
+        if not np.all(np.isfinite(found.vectors)):
+            raise ValueError(f"{run.path} makes embeddings that are not finite of {source}")
+        grown = old
+        if found.files:
+            folders = list(dict.fromkeys((*old.folders, str(source.absolute()))))
+            place = folders.index(str(source.absolute()))
+            grown = dataclasses.replace(
+                old,
+                names=[*old.names, *found.files],
+                identities=[*old.identities, *_identities(run, source, found.files)],
+                sources=[*old.sources, *[place] * len(found.files)],
+                folders=folders,
+            )
+            starts = range(0, len(old.names), _BLOCK)
+            blocks = (old.vectors[start : start + _BLOCK] for start in starts)
+            grown = _write(grown, found.vectors.shape[1], itertools.chain(blocks, [found.vectors]))
+    return Indexed(grown, len(found.files), found.skipped, found.remarks)
+
+
+def _identities(run: Run, source: Path, files: Sequence[str]) -> list[str]:
+    """Of pictures the folder that each lies in, or its own name; of vectors what the file says."""
+    if run.embeds_vectors:
+        dataset = read_vectors(run, source)
+        of = dict(zip(dataset.files, dataset.labels.tolist(), strict=True))
+        return [dataset.identities[of[name]] for name in files]
+    parents = [str(Path(name).parent) for name in files]
+    return [name if parent == "." else parent for name, parent in zip(files, parents, strict=True)]
+
+
+def weights_digest(run: Run) -> str:
+    """SHA-256 of all weights that embed, with their names and shapes."""
+    found = hashlib.sha256()
+    leaves, _ = jax.tree.flatten_with_path((run.params, run.batch_stats))
+    for path, leaf in leaves:
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
+
+
+def _nothing(target: Path, run: Run) -> Gallery:
+    """A gallery that nothing is in yet."""
+    return Gallery(
+        target,
+        run.path.absolute(),
+        weights_digest(run),
+        run.config.distance,
+        run.threshold,
+        np.empty((0, 0), np.float32),
+        (),
+        (),
+        (),
+        (),
+    )
+
+
+def _check_vacant(target: Path) -> None:
+    """Whether there is a gallery, what a kill left of the making of one, or nothing.
+
+    Raises:
+        ValueError: if something else is there.
+    """
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"out must be a folder; {target} is a file")
+    present = os.listdir(target) if target.is_dir() else []
+    other = sorted(name for name in present if name != LOCK and not _MINE.fullmatch(name))
+    if other:
+        raise ValueError(
+            f"{target} is no gallery: it has other files, such as {other[0]}; choose another --out"
+        )
+
+
+def _write(gallery: Gallery, dim: int, blocks: Iterable[np.ndarray]) -> Gallery:
+    """Puts a gallery in force that has these names, and vectors in blocks, beside the one there."""
+    folder, number = gallery.path, 1
+    is_there = (folder / GALLERY).exists()
+    if is_there:
+        number += int(read_json(folder / GALLERY)["number"])
+    files = {"vectors": f"vectors-{number}.npy", "names": f"names-{number}.json"}
+    names = {name: list(getattr(gallery, name)) for name in _OF_ROWS}
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(gallery.names), dim)}
+    try:
+        with open(folder / files["vectors"], "wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for block in blocks:
+                file.write(np.ascontiguousarray(block, "<f4").data)
+        # Names of files may have bytes that are no text, which only escapes carry.
+        (folder / files["names"]).write_text(json.dumps(names), encoding="ascii")
+        said = {
+            "run": str(gallery.run),
+            "weights": gallery.weights,
+            "distance": gallery.distance,
+            "threshold": gallery.threshold,
+            "threshold_means": _MEANING,
+            "embedding_size": dim,
+            "count": len(gallery.names),
+            "folders": list(gallery.folders),
+            "number": number,
+        }
+        said |= {
+            kind: {"file": name, "sha256": _digest(folder / name)} for kind, name in files.items()
+        }
+        write_text(folder / GALLERY, json.dumps(said, indent=2) + "\n")
+    except OSError as error:
+        was = "; it is as it was" if is_there else ""
+        raise OSError(f"can not write the gallery {folder}: {error.strerror}{was}") from error
+    for path in folder.iterdir():
+        if _MINE.fullmatch(path.name) and path.name not in (GALLERY, *files.values()):
+            path.unlink()
+    return load_gallery(folder)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
