@@ -84,6 +84,13 @@ def evaluate(
             "rate, such as 0.001. Default: the run's threshold."
         ),
     ] = None,
+    mistakes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also a folder of pictures and tables: the worst of all pairs, whose they are, "
+            "and a map of the embeddings."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
 ) -> Path | None:
     """Verify with a run's best weights and threshold: its saved pairs, or other images.
@@ -104,11 +111,13 @@ def evaluate(
         evaluate_run,
         load_own,
     )
+    from margin_jax.runs.mistakes import check_mistakes, write_mistakes
     from margin_jax.runs.run import load_run
 
     if (query is None) != (gallery is None) or (group_by is not None and query is None):
         raise ValueError("--query and --gallery must be given together; --group-by is for them")
-    if query is not None and (retrieval or strict or {data_dir, pairs, count, seed} != {None}):
+    others = {data_dir, pairs, count, seed, mistakes}
+    if query is not None and (retrieval or strict or others != {None}):
         raise ValueError("--query and --gallery are all that is evaluated: give no other pictures")
     loaded = load_run(run)
     drawn = {name: value for name, value in (("count", count), ("seed", seed)) if value is not None}
@@ -124,6 +133,8 @@ def evaluate(
         check_choice("repeated_names", repeated_names, REPEATED_NAMES)
     if listed is not None and data_dir is None and not loaded.embeds_vectors:
         raise ValueError("--pairs needs --data-dir, the folder that its files are relative to")
+    if mistakes is not None:
+        check_mistakes(mistakes, listed)
     if out is not None:
         check_out(out)
     given = data_dir is not None or listed is not None or query is not None
@@ -175,6 +186,9 @@ def evaluate(
         recall = ", ".join(f"{share:.2%} @{k}" for k, share in found.recall_at.items())
         typer.echo(f"  retrieval, {found.queries:,} queries in {found.images:,} images: recall")
         typer.echo(f"    {recall}; MAP@R {found.map_at_r:.2%}")
+    if mistakes is not None:
+        for line in write_mistakes(loaded, embedded, report.threshold, mistakes):
+            typer.echo(f"  {line}")
     notes = report.warnings
     if trained_on:
         notes += (f"the run was trained on {len(trained_on)} identities of these names",)

@@ -53,6 +53,7 @@ class Embedded(NamedTuple):
         pairs: those that the run saved, if these are its own test images.
         skipped: "file: reason" of each picture that could not be read.
         remarks: on other files of the folder, a line each.
+        dataset, rows: where they come from, int[n] rows of it.
     """
 
     vectors: np.ndarray
@@ -60,6 +61,8 @@ class Embedded(NamedTuple):
     pairs: Pairs | None = None
     skipped: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    dataset: Dataset | None = None
+    rows: np.ndarray | None = None
 
 
 class ListedReport(NamedTuple):
@@ -159,11 +162,14 @@ def embed_identities(
             dataset.labels,
             skipped=dataset.skipped,
             remarks=remarks(dataset.left_out, dataset.notes),
+            dataset=dataset,
+            rows=np.arange(len(dataset.labels)),
         )
     dataset, saved = own or load_own(run)
     rows = Own(dataset, saved).rows(run, "test")
     pairs = Pairs(np.searchsorted(rows, saved["test"].rows), saved["test"].same)
-    return Embedded(run.embed(dataset.examples, rows), dataset.labels[rows], pairs)
+    vectors = run.embed(dataset.examples, rows)
+    return Embedded(vectors, dataset.labels[rows], pairs, dataset=dataset, rows=rows)
 
 
 def evaluate_run(

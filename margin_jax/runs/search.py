@@ -92,7 +92,7 @@ def draw_answers(
         for found in neighbours:
             near = found.distance <= threshold
             path = Path(gallery.folders[gallery.sources[found.row]], found.name)
-            words = [f"{found.distance:.4f}  {one_line(Path(found.identity))}", one_line(path)]
+            words = [f"{found.distance:.4f}", one_line(Path(found.identity)), one_line(path)]
             row.append(Tile([pictures[path]], words, "black" if near else GREY))
         rows.append(row)
     title = f"The nearest in {gallery.path}; grey: beyond the threshold of {threshold:.4f}"
