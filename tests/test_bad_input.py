@@ -22,6 +22,7 @@ from margin_jax.runs.folder import CHANGEABLE
 INTEGERS = (
     *("image-size", "bits", "max-identities", "memory", "memory-warmup", "epochs", "seed"),
     *("identities-per-batch", "images-per-identity", "fillers", "microbatch", "freeze", "devices"),
+    "patience",
     *("embedding-size", "checkpoint-steps"),
 )
 NUMBERS = (*("margin", "margin-end", "learning-rate", "width", "memory-limit"),)

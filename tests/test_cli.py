@@ -59,13 +59,25 @@ def test_train_resume_and_summary(tmp_path, capsys, monkeypatch):
     assert "Warning" not in shown.stderr
     assert any((tmp_path / "cache").iterdir())
 
-    # Resumed with nothing but its folder: the rest is read from it.
-    before = (out / "history.jsonl").read_text()
+    # Resumed with nothing but its folder: the rest is read from it, and all of it is done.
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     monkeypatch.setenv("HOME", str(tmp_path))  # a shell leaves the ~ of --out=~/run to others
     with pytest.raises(SystemExit) as again:
         cli.main(["train", "--out=~/run", "--resume"])
-    assert not again.value.code, capsys.readouterr().err
-    assert (out / "history.jsonl").read_text() == before
+    told = capsys.readouterr()
+    assert not again.value.code, told.err
+    assert told.out.startswith(f"the run in {tmp_path}/run is finished; there is nothing to do\n")
+    assert f"{report['test']['auc']:.4f}" in told.out
+    with pytest.raises(SystemExit):
+        cli.main(["train", f"--out={out}", "--resume", "--quiet"])
+    assert capsys.readouterr() == ("", "")
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+    (out / "pairs.npz").write_bytes(b"damaged")  # which is mended
+    with pytest.raises(SystemExit):
+        cli.main(["train", f"--out={out}", "--resume", "--quiet"])
+    assert capsys.readouterr() == ("", "")
+    mj.load_run(out)
+    assert (out / "pairs.npz").stat().st_size > 1000
     with open("/dev/full", "w") as full, monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", full)
         with pytest.raises(SystemExit) as again:

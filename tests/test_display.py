@@ -54,6 +54,16 @@ def test_a_file_gets_a_line_an_epoch(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_the_report_is_counted_too(tiny_fit, tmp_path, monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    run = tiny_fit(tmp_path / "run", epochs=1, progress=True)
+    *_, last = stream.getvalue().splitlines()
+    parts = run.data["identities"]
+    count = 6 * (len(parts["validation"]) + len(parts["test"]))
+    assert last == f"{tmp_path / 'run'}, the report: {count:,}/{count:,} examples"
+
+
 def test_the_line_of_an_epoch_has_the_loss_of_its_record(tiny_fit, tmp_path, monkeypatch):
     """Of all its steps, also of those before a kill."""
 

@@ -20,7 +20,7 @@ from margin_jax.files import to_json
 from margin_jax.runs import claim, fit, resume
 from margin_jax.runs.folder import read_config, read_history
 from margin_jax.runs.run_data import prepare_data
-from margin_jax.runs.validation import best_epoch
+from margin_jax.runs.validation import best_epoch, is_over
 from margin_jax.training.checkpoint import Checkpoint
 
 TIMING = ("seconds", "images_per_second", "data_wait")
@@ -402,6 +402,72 @@ def test_resume_takes_more_epochs_of_the_same_run_only(tiny_fit, tmp_path):
         with pytest.raises(ValueError, match=message):
             tiny_fit(out, **{**again, **change})
     assert timeless(read_history(out)) == timeless(whole.history)
+
+
+def epochs_of(values):
+    return [{"epoch": i + 1, "validation_auc": value} for i, value in enumerate(values)]
+
+
+def test_patience_counts_from_the_best_epoch():
+    config = mj.TrainConfig(epochs=6, patience=2)
+    for values, over in (
+        ([], False),
+        ([0.5], False),
+        ([0.5, 0.4], False),
+        ([0.5, 0.4, 0.4], True),
+        ([0.5, 0.5, 0.5], True),  # as good is not better
+        ([0.5, 0.4, 0.6], False),
+        ([0.5, 0.4, 0.6, 0.5, 0.5], True),
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], True),
+    ):
+        assert is_over(config, epochs_of(values)) == over, values
+    for values in ([], [0.5, 0.4, 0.3, 0.2, 0.1]):
+        assert not is_over(config.replace(patience=None), epochs_of(values))
+    losses = [
+        {"epoch": i + 1, "validation_loss": v, "validation_auc": i}
+        for i, v in enumerate((1.0, 3.0))
+    ]
+    assert is_over(config.replace(select="loss", patience=1), losses)
+    assert not is_over(config.replace(patience=1), losses)
+
+
+def test_a_run_without_patience_left_stops_and_resumes_to_the_same_end(tiny_fit, tmp_path):
+    """Its validation is best after the first epoch; and its learning rate falls as planned."""
+    options = {"epochs": 9, "learning_rate_schedule": "exponential"}
+    whole = tiny_fit(tmp_path / "whole", **options)
+    best = best_epoch(whole.history, "auc")
+    assert best + 2 < 9
+    run = tiny_fit(tmp_path / "patient", **options, patience=2)
+    assert timeless(run.history) == timeless(whole.history)[: best + 2]
+    assert run.report["stopped_early"] == {"patience": 2, "of_epochs": 9}
+    assert run.report["epochs"] == best + 2
+    assert run.report["test"] == whole.report["test"]
+    assert "stopped_early" not in whole.report
+
+    class Killed(BaseException):
+        pass
+
+    def kill(record):
+        if record["epoch"] in (best, best + 2):
+            raise Killed
+
+    out = tmp_path / "killed"
+    for _ in range(2):
+        with pytest.raises(Killed):
+            tiny_fit(out, **options, patience=2, resume=True, on_epoch=kill)
+    assert not (out / "report.json").exists()
+    seen = []
+    resumed = tiny_fit(out, **options, patience=2, resume=True, on_epoch=seen.append)
+    assert seen == []  # it had stopped already
+    assert timeless(resumed.history) == timeless(run.history)
+    assert resumed.report == run.report
+
+    again = {"resume": True, **options}
+    with pytest.raises(ValueError, match=r"patience is 2, asked for 4; --allow-changes goes on"):
+        tiny_fit(out, **again, patience=4)
+    assert (out / "report.json").exists()
+    longer = tiny_fit(out, **again, patience=4, allow_changes=True)
+    assert timeless(longer.history) == timeless(whole.history)[: best + 4]
 
 
 def test_resume_takes_the_same_images_and_network_only(tiny_encoder, tmp_path, no_pictures):

@@ -211,6 +211,15 @@ def test_curves_of_no_errors_or_of_nothing_else_have_their_dot_in_sight(plot, ap
     assert axes.get_ylim()[0] <= y <= axes.get_ylim()[1]
 
 
+def test_a_mean_is_over_the_seeds_that_have_the_epoch():
+    long, short = made_up(0), made_up(1)[:3]
+    figure = plots.plot_comparison({"dams": {0: short, 1: long}})
+    drawn = figure.axes[0].lines
+    thick = max(drawn, key=lambda v: v.get_linewidth())
+    one, two = np.array(column(short, "margin")), np.array(column(long, "margin"))
+    assert_line(thick, range(1, 6), [*((one + two[:3]) / 2), *two[3:]])
+
+
 def test_comparison_has_a_mean_and_every_seed_of_each_schedule():
     histories = {
         name: {seed: made_up(10 * i + seed) for seed in range(3)}

@@ -123,6 +123,9 @@ def test_commands_and_options_exist(capsys, monkeypatch):
         "embed",
         "features",
         "verify",
+        "index",
+        "search",
+        "forget",
         "schedules",
         "datasets",
     }

@@ -193,7 +193,7 @@ def test_description(people, tmp_path):
     assert "a batch needs 30 identities" in too_many
 
 
-def test_describe_on_the_command_line(people, tmp_path, capsys):
+def test_describe_on_the_command_line(people, tmp_path, monkeypatch, capsys):
     command = ["datasets", "describe", "folder", "--data-dir", str(people)]
     small = ["--identities-per-batch", "4", "--max-identities", "20"]
     with pytest.raises(SystemExit) as stopped:
@@ -204,6 +204,14 @@ def test_describe_on_the_command_line(people, tmp_path, capsys):
     assert f"contact sheet: {tmp_path / 'sheet.png'}" in shown
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size[0] > 1000
+    # Where nothing is said nothing is written.
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*command, *small])
+    assert not stopped.value.code
+    assert "contact sheet" not in capsys.readouterr().out
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from")

@@ -9,7 +9,6 @@ import typer
 
 from margin_jax.cli.options import check_out, config_options
 from margin_jax.config import TrainConfig
-from margin_jax.config.option import as_file_name
 from margin_jax.data import tfds
 from margin_jax.data.presets import PRESETS
 
@@ -67,32 +66,29 @@ def describe_dataset(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The contact sheet, if it has pictures. Default: dataset-NAME.png."),
+        typer.Option(help="Also draw a contact sheet, if it has pictures."),
     ] = None,
     **given: Any,
 ) -> Path | None:
-    """Identities, images, sizes, split and coverage of a dataset, and a contact sheet.
-
-    Of vectors their lengths, and no sheet.
-    """
+    """Identities, images, sizes, split and coverage of a dataset; of vectors their lengths."""
     from margin_jax import plots
     from margin_jax.runs.describe import describe
     from margin_jax.runs.run_data import load
 
     config = TrainConfig(dataset=name, **given)
-    sheet = out or Path(f"dataset-{as_file_name(name)}.png")
     if name == "vectors" and out is not None:
         raise ValueError("out is for the contact sheet of pictures; got it with vectors")
-    check_out(sheet, picture=True)
+    if out is not None:
+        check_out(out, picture=True)
     dataset = load(config)
     if config.max_identities is not None:
         dataset = dataset.first(config.max_identities)
     lines = list(describe(config, dataset))
-    if not dataset.pictures:
+    if out is None:
         typer.echo("\n".join(lines))
         return None
     with warnings.catch_warnings():  # a name in a script that the typeface does not have
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        plots.plot_contact_sheet(dataset).savefig(sheet)
-    typer.echo("\n".join([*lines, f"contact sheet: {sheet}"]))
-    return sheet
+        plots.plot_contact_sheet(dataset).savefig(out)
+    typer.echo("\n".join([*lines, f"contact sheet: {out}"]))
+    return out

@@ -64,6 +64,19 @@ def train(
             rich_help_panel="Process",
         ),
     ] = False,
+    tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard",
+            help="Also write scalars of every epoch, and the pictures at the end, for TensorBoard, "
+            "in the folder tensorboard of the run.",
+            rich_help_panel="Process",
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", help="Say nothing but what is wrong.", rich_help_panel="Process"),
+    ] = False,
     **given: Any,
 ) -> Path:
     """Train a Siamese network and verify it on identities it has never seen.
@@ -82,6 +95,9 @@ def train(
     from margin_jax.devices import jobs as job
     from margin_jax.runs.fit import fit
     from margin_jax.runs.folder import CONFIG, is_vacant, read_config
+    from margin_jax.runs.resume import is_finished
+    from margin_jax.runs.run import load_run
+    from margin_jax.runs.tensorboard import TensorBoard
 
     job.start(coordinator, processes, process, detect=multihost)
     cache_compilations(compilation_cache)
@@ -100,18 +116,27 @@ def train(
         config = TrainConfig(**given)
         if resume and is_vacant(folder) and job.is_first():
             typer.echo(f"margin-jax: no run in {folder} to resume: a new one begins", err=True)
+    if resume and jax.process_count() == 1 and is_finished(config):
+        if not quiet:
+            typer.echo(f"the run in {folder} is finished; there is nothing to do")
+            typer.echo(summary(load_run(folder)))
+        return folder
+    log = TensorBoard(config.folder) if tensorboard and job.is_first() else None
     command = f"margin-jax train --out {shlex.quote(str(folder))} --resume"
     # They decide nothing, so no run saves them.
     for name in ("memory_limit", "manual_dir", "devices", "checkpoint_steps"):
         if name in given:
             command += f" --{name.replace('_', '-')} {shlex.quote(str(given[name]))}"
+    command += " --tensorboard" if tensorboard else ""
     if jax.process_count() > 1:
         command = "the same command for every process, with --resume"
     # In the context of this thread: a global one is forgotten once any code has left its own.
     watched = jax.debug_nans(True) if debug_nans else contextlib.nullcontext()
     with saying_how_to_go_on(command, config), watched:
-        run = fit(config, progress=True)
-    if job.is_first():
+        run = fit(config, progress=not quiet, on_epoch=None if log is None else log.on_epoch)
+    if log is not None:
+        log.finish()
+    if job.is_first() and not quiet:
         typer.echo(summary(run))
     return run.path
 
@@ -165,6 +190,12 @@ def summary(run: "Run") -> str:
         f"report, pictures and weights: {run.path}",
     ]
     what = "images" if run.embeds_pictures else "examples"
+    if stopped := run.report.get("stopped_early"):
+        lines.insert(
+            2,
+            f"stopped early, after {stopped['patience']} epochs without a better one; "
+            f"{stopped['of_epochs']} were planned",
+        )
     coverage, skipped = run.data["coverage"], len(run.data["skipped"])
     lines.insert(
         1,

@@ -95,6 +95,14 @@ class TrainingConfig:
             0.5,
         ),
     ] = None
+    patience: Annotated[
+        int | None,
+        Option(
+            "Stop early, after so many epochs without a better one by --select. What is laid out "
+            "over --epochs, such as the learning rate, stays as it is. Default: never.",
+            1,
+        ),
+    ] = None
 
     def _check_training(self) -> None:
         if self.learning_rate == 0:

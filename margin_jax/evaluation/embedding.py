@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -29,6 +30,7 @@ def embed_examples(
     examples: Examples,
     rows: np.ndarray | None = None,
     mesh: Mesh | None = None,
+    on_rows: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """float32[rows, dim]: embeddings in evaluation mode, in batches of one shape.
 
@@ -40,6 +42,7 @@ def embed_examples(
         examples: of a dataset.
         rows: int[rows], which of them. Default: all of them.
         mesh: devices that share the work, on all of which the weights are. Default: one device.
+        on_rows: called with how many are done, after every batch.
     """
     rows = np.arange(len(examples)) if rows is None else rows
     if mesh is None:
@@ -54,6 +57,8 @@ def embed_examples(
     ):
         embedded = embed_batch(apply_fn, params, batch_stats, read, mesh=mesh, size=size)
         vectors.append(embedded[: len(batch)])
+        if on_rows is not None:
+            on_rows(sum(map(len, vectors)))
     return np.concatenate(vectors)
 
 

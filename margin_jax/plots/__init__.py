@@ -210,7 +210,8 @@ def plot_comparison(histories: dict[str, dict[int, History]]) -> "Figure":
     """Margin, easy share and validation AUC by epoch: a thick mean and thin seeds an arm.
 
     Args:
-        histories: by arm, then by seed; those of an arm of one length.
+        histories: by arm, then by seed. A mean is over those that have the epoch: some may have
+            stopped early.
     """
     figure, grid = _epoch_figure(rows=3)
     figure.set_size_inches(8.0, 7.2)
@@ -219,12 +220,16 @@ def plot_comparison(histories: dict[str, dict[int, History]]) -> "Figure":
         grid, (*shown, ("validation_auc", "validation AUC", 1)), strict=True
     ):
         for (style, colour), (arm, runs) in zip(_styles(), histories.items(), strict=False):
-            curves = scale * np.array([_column(history, name) for history in runs.values()])
-            epochs = _column(next(iter(runs.values())), "epoch")
+            longest = max(runs.values(), key=len)
+            curves = np.full((len(runs), len(longest)), np.nan)
+            for curve, history in zip(curves, runs.values(), strict=True):
+                curve[: len(history)] = scale * _column(history, name)
+            epochs = _column(longest, "epoch")
             if len(curves) > 1:
                 axes.plot(epochs, curves.T, style, color=colour, lw=0.5, alpha=0.3)
             entry = arm if axes is grid[0] else None
-            axes.plot(epochs, curves.mean(axis=0), style, color=colour, lw=2, label=entry)
+            mean = np.nanmean(curves, axis=0)
+            axes.plot(epochs, mean, style, color=colour, lw=2, label=entry)
         axes.set_ylabel(label)
     seeds = len(next(iter(histories.values())))
     grid[0].set_title(f"Mean of {seeds} seed{'s' if seeds > 1 else ''}")

@@ -243,7 +243,8 @@ def _finished(cell: TrainConfig) -> dict[str, Any] | None:
         report = read_report(cell.folder)
     except ValueError as error:
         raise ValueError(f"the run in {cell.folder} is damaged: {error}") from error
-    return report if report["epochs"] == cell.epochs else None
+    whole = report["epochs"] == cell.epochs or "stopped_early" in report
+    return report if whole else None
 
 
 def _write(comparison: Comparison, config: TrainConfig) -> None:

@@ -18,9 +18,12 @@ from margin_jax.runs.folder import (
     HISTORY,
     PAIRS,
     REPORT,
+    TENSORBOARD,
     is_run,
     is_vacant,
 )
+
+_FOLDERS = (FIGURES, CHECKPOINTS, TENSORBOARD)
 
 
 def check_data(config: TrainConfig) -> None:
@@ -77,7 +80,7 @@ def check_removable(folder: Path) -> None:
     Raises:
         ValueError: if something in it is not what a run leaves there, or may not be removed.
     """
-    for name in (FIGURES, CHECKPOINTS):
+    for name in _FOLDERS:
         path = folder / name
         if path.is_symlink():
             raise ValueError(f"not removing {path}, a link to somewhere else")
@@ -87,7 +90,7 @@ def check_removable(folder: Path) -> None:
         if file.is_dir() and not file.is_symlink():
             raise ValueError(f"not removing {file}, which is a folder")
     folders = [folder]
-    for name in (FIGURES, CHECKPOINTS):
+    for name in _FOLDERS:
         folders += [Path(path) for path, *_ in os.walk(folder / name)]
     for path in folders:
         if not os.access(path, os.W_OK | os.X_OK):
@@ -101,7 +104,7 @@ def remove(folder: Path) -> None:
         ValueError: if that is not possible; all of it is there then.
     """
     check_removable(folder)
-    for name in (FIGURES, CHECKPOINTS):
+    for name in _FOLDERS:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
     for path in _files(folder):

@@ -26,7 +26,7 @@ from margin_jax.runs.report import make_report
 from margin_jax.runs.run import Run
 from margin_jax.runs.run_data import plan_epoch, settle_batches
 from margin_jax.runs.setting import Setting, set_up
-from margin_jax.runs.validation import best_epoch
+from margin_jax.runs.validation import best_epoch, is_over
 from margin_jax.training.checkpoint import Checkpoint, SaveError
 from margin_jax.training.epoch import end_epoch, train_steps
 from margin_jax.training.record import DivergedError, EpochPart
@@ -92,7 +92,10 @@ def fit(
         changed = jobs.on_first(lambda: resume.prepare_folder(config, setting.data)) or ""
         place = _train(config, setting, state, changed, on_epoch, progress)
         data, history = setting.data, place.history
-        report, pictures = make_report(config, data, setting.encoder, *place.best, history, mesh)
+        show = progress and jobs.is_first()
+        report, pictures = make_report(
+            config, data, setting.encoder, *place.best, history, mesh, progress=show
+        )
         jobs.on_first(lambda: folder.write_report(config.folder, report, pictures))
     params, batch_stats = jax.device_get(place.best)
     return Run(
@@ -155,7 +158,7 @@ def _train(
         show = progress and jobs.is_first()
         with ProgressBar(str(config.folder), config.epochs, len(place.history), show) as bar:
             try:
-                while len(place.history) < config.epochs:
+                while not is_over(config, place.history):
                     place = _train_epoch(config, setting, place, checkpoint, notice, bar)
                     if jobs.from_first(checkpoint.age >= _SAVE_SECONDS):
                         place.save(checkpoint)

@@ -10,6 +10,7 @@
     changes.jsonl  options that were changed on the way, if any were
     report.json    figures on the test identities, under "test"
     figures/       pictures of all that
+    tensorboard/   the same for TensorBoard, if it was asked for
 """
 
 import os
@@ -32,13 +33,13 @@ from margin_jax.runs.run_data import RunData
 
 CONFIG, DATA, PAIRS = "config.json", "data.json", "pairs.npz"
 HISTORY, REPORT, FIGURES = "history.jsonl", "report.json", "figures"
-CHANGES, CHECKPOINTS = "changes.jsonl", "checkpoints"
+CHANGES, CHECKPOINTS, TENSORBOARD = "changes.jsonl", "checkpoints", "tensorboard"
 # In the report: digests of itself, and of the files that it is about.
 SEAL = "sha256"
 # What may change in the middle of a run, if it is asked for: the optimiser's state, the margin, the
 # split and the batches go on as they are.
 CHANGEABLE = {
-    *("epochs", "learning_rate", "schedule", "margin_end"),
+    *("epochs", "patience", "learning_rate", "schedule", "margin_end"),
     *("reduction", "mining", "augment", "microbatch", "data_dir", "strict"),
 }
 

@@ -64,16 +64,16 @@ class ProgressBar:
 
 
 class RowBar:
-    """Counts examples; what can not be drawn over gets a line at every tenth instead of a bar."""
+    """Counts examples; what can not be drawn over gets some lines instead of a bar, usually ten."""
 
-    def __init__(self, title: str, total: int, enabled: bool) -> None:
+    def __init__(self, title: str, total: int, enabled: bool, lines: int = 10) -> None:
         self._bar = tqdm(
             desc=title,
             total=total,
             disable=not (enabled and _can_be_drawn()),
             bar_format="{l_bar}{bar}| {n:,}/{total:,} examples [{elapsed}<{remaining}, {rate_fmt}]",
         )
-        self._lines = enabled and self._bar.disable
+        self._lines = lines if enabled and self._bar.disable else 0
         self._title, self._total, self._done = title, total, 0
 
     def show(self, done: int) -> None:
@@ -81,8 +81,8 @@ class RowBar:
         if self._done == 0:
             self._bar.initial = self._bar.n = self._bar.last_print_n = done
         self._bar.update(done - self._bar.n)
-        tenths = [10 * n // self._total for n in (self._done, done)]
-        if self._lines and tenths[1] > tenths[0]:
+        before, now = (self._lines * n // self._total for n in (self._done, done))
+        if now > before:
             _print(f"{self._title}: {done:,}/{self._total:,} examples")
         self._done = done
 

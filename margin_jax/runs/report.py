@@ -16,6 +16,7 @@ from margin_jax.evaluation.verification import (
     verification_report,
 )
 from margin_jax.models.encoder import Encoder
+from margin_jax.runs.progress import RowBar
 from margin_jax.runs.run_data import RunData
 from margin_jax.runs.validation import best_epoch
 
@@ -28,6 +29,8 @@ def make_report(
     batch_stats: chex.ArrayTree,
     history: list[dict[str, Any]],
     mesh: Mesh,
+    *,
+    progress: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures of the best weights at the threshold of the validation pairs, and pictures.
 
@@ -36,13 +39,17 @@ def make_report(
         params, batch_stats: its best weights.
         history: all of its records.
         mesh: devices that share the work, on all of which the weights are.
+        progress: show how many examples are embedded.
 
     Returns:
         What goes into ``report.json``, and the pictures by name.
     """
     examples = data.dataset.examples
     used = np.unique(np.concatenate([pairs.rows.ravel() for pairs in data.pairs.values()]))
-    vectors = embed_examples(encoder.apply, params, batch_stats, examples, used, mesh)
+    with RowBar(f"{config.folder}, the report", len(used), progress, lines=1) as bar:
+        vectors = embed_examples(
+            encoder.apply, params, batch_stats, examples, used, mesh, on_rows=bar.show
+        )
     distances = {
         name: pair_distances(vectors, np.searchsorted(used, pairs.rows), config.distance)
         for name, pairs in data.pairs.items()
@@ -70,6 +77,8 @@ def make_report(
         "test": {**figures(ours), "raw": raw and figures(raw)},
     }
     compared = {"embedding": ours["test"], **({"raw values": raw["test"]} if raw else {})}
+    if len(history) < config.epochs:
+        report["stopped_early"] = {"patience": config.patience, "of_epochs": config.epochs}
     pictures = {
         "margin": plots.plot_margin(history, config.make_schedule().easy_share),
         "loss": plots.plot_loss(history, epoch),

@@ -26,9 +26,24 @@ from margin_jax.runs.folder import (
     unwritable,
     write_pairs,
 )
+from margin_jax.runs.run import load_run
 from margin_jax.runs.run_data import RunData
+from margin_jax.runs.validation import is_over
 from margin_jax.schedules import SCHEDULES
 from margin_jax.spec import leaves_open
+
+
+def is_finished(config: TrainConfig) -> bool:
+    """Whether there is nothing to do for this run: it has its report, and all of it is whole."""
+    config = config.shrunk()
+    if not (config.folder / REPORT).is_file():
+        return False
+    try:
+        if read_config(config.folder).experiment() != config.experiment():
+            return False
+        return is_over(config, load_run(config.folder).history)
+    except ValueError:  # which is mended, or refused in more words
+        return False
 
 
 def prepare_folder(config: TrainConfig, data: RunData) -> str:
@@ -111,7 +126,7 @@ def write_progress(config: TrainConfig, history: list[dict[str, Any]], changed: 
     """Makes a run folder tell what its checkpoint does, and what changes, before it is trained."""
     if changed:
         append_line(config.folder / CHANGES, {"whole_epochs": len(history), "changed": changed})
-    if len(history) < config.epochs:  # a report would be about other weights
+    if not is_over(config, history):  # a report would be about other weights
         (config.folder / REPORT).unlink(missing_ok=True)
     write_text(config.folder / HISTORY, "".join(to_json(record) + "\n" for record in history))
     write_text(config.folder / CONFIG, config.to_json())  # perhaps of more epochs

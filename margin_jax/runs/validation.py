@@ -95,6 +95,15 @@ def make_validator(
     return validate
 
 
+def is_over(config: TrainConfig, history: list[dict[str, Any]]) -> bool:
+    """Whether a run has all its epochs, or so many without a better one as its patience allows."""
+    if len(history) >= config.epochs:
+        return True
+    if config.patience is None or not history:
+        return False
+    return len(history) - best_epoch(history, config.select) >= config.patience
+
+
 def best_epoch(history: list[dict[str, Any]], select: str) -> int:
     """The epoch (from 1) that the rule chooses; the first one if several are as good."""
 
