@@ -337,6 +337,10 @@ def test_vectors_are_searched_by_their_names(tmp_path, capsys):
         status, _, error = stopped(capsys, "search", gallery.path, "nobody", *more)
         assert status == 2
         assert said in error
+    # A row and an identity of one name: the row alone is forgotten.
+    np.savez(path, features=features.reshape(-1, 5), labels=np.arange(160) // 4)
+    numbered = mj.index(run, path, tmp_path / "numbered").gallery
+    assert list(numbered.forget(["5"]).names) == [str(i) for i in range(160) if i != 5]
     np.savez(path, features=features.reshape(-1, 5), labels=labels, files=["a"] * 160)
     with pytest.raises(ValueError, match="must be unique"):
         mj.index(run, path, tmp_path / "twice")

@@ -48,6 +48,8 @@ def test_every_epoch_is_there_once_though_the_run_was_killed(tiny_fit, tmp_path,
 
     with pytest.raises(Killed):
         tiny_fit(out, on_epoch=and_die(TensorBoard(out)))
+    (events_before,) = (out / "tensorboard").iterdir()
+    events_before.rename(out / "tensorboard" / "events.out.tfevents.1.here")  # of another second
     log = TensorBoard(out)
     run = tiny_fit(out, resume=True, on_epoch=log.on_epoch)
     for path in (out / "figures").iterdir():

@@ -138,7 +138,7 @@ class Gallery:
         """The gallery without some pictures, or without all pictures of some identities.
 
         Args:
-            names: of pictures or of identities.
+            names: of pictures or of identities; one that is both is the picture alone.
 
         Raises:
             ValueError: for a name that is neither; nothing is forgotten then.
@@ -150,9 +150,10 @@ class Gallery:
                 raise ValueError(
                     f"no picture and no identity of {self.path} is named {min(unknown)!r}"
                 )
+            pictures = set(names) & set(here.names)
+            people = set(names) - pictures
             of = zip(here.names, here.identities, strict=True)
-            gone = set(names)
-            kept = np.array([row for row, both in enumerate(of) if not gone & set(both)], int)
+            kept = [i for i, (a, b) in enumerate(of) if a not in pictures and b not in people]
             starts = range(0, len(kept), _BLOCK)
             blocks = (here.vectors[kept[start : start + _BLOCK]] for start in starts)
             left = dataclasses.replace(

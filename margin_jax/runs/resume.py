@@ -18,7 +18,9 @@ from margin_jax.runs.folder import (
     CONFIG,
     DATA,
     HISTORY,
+    PAIRS,
     REPORT,
+    check_sealed,
     is_run,
     is_saved,
     read_config,
@@ -41,8 +43,9 @@ def is_finished(config: TrainConfig) -> bool:
     try:
         if read_config(config.folder).experiment() != config.experiment():
             return False
+        check_sealed(config.folder, PAIRS)
         return is_over(config, load_run(config.folder).history)
-    except ValueError:  # which is mended, or refused in more words
+    except (ValueError, OSError):  # which is mended, or refused in more words
         return False
 
 
