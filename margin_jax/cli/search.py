@@ -1,5 +1,6 @@
 """Commands on galleries: pictures that are known, and others that are searched among them."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,7 +124,9 @@ def search(
         typer.echo(f"threshold {limit:.4f}, {whose}; {len(here.names):,} in the gallery")
     if sheet is not None:
         shown = list(zip(images, answers, strict=True))[:_SHEET]
-        searching.draw_answers(here, made_with, shown, limit).savefig(sheet)
+        with warnings.catch_warnings():  # a name in a script that the typeface does not have
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
+            searching.draw_answers(here, made_with, shown, limit).savefig(sheet)
         if len(images) > _SHEET:
             typer.echo(f"{sheet} shows the first {_SHEET} of {len(images):,} images", err=True)
     return sheet

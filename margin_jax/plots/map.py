@@ -1,10 +1,12 @@
 """A map of embeddings: every one a point, coloured by its identity."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from margin_jax.data.decode import one_line
 from margin_jax.plots import PALETTE
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ def plot_map(vectors: np.ndarray, labels: np.ndarray, identities: Sequence[str])
     from margin_jax.plots.figure import Figure  # slow to import
 
     points, shares = principal_components(vectors)
-    figure = Figure(figsize=(7.6, 5.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(7.6, 5.4), dpi=150, layout="compressed")
     axes = figure.subplots()
     sizes = np.bincount(labels, minlength=len(identities))
     largest = np.argsort(-sizes, kind="stable")[:_SHOWN]
@@ -46,7 +48,7 @@ def plot_map(vectors: np.ndarray, labels: np.ndarray, identities: Sequence[str])
             marker=_MARKERS[place // len(PALETTE)],
             lw=0,
             alpha=0.8,
-            label=f"{identities[identity]:.24} ({sizes[identity]:,})",
+            label=f"{one_line(Path(identities[identity])):.24} ({sizes[identity]:,})",
         )
     axes.set_aspect("equal")
     axes.set_xlabel(f"first principal component, {shares[0]:.0%} of the variance")
