@@ -180,6 +180,24 @@ def test_intervals_of_more_pairs_are_of_some_and_about_the_figures_of_all(monkey
         assert 0.9 * wide > low - high > 1.7 * wide, name  # widths, below 0
 
 
+def test_intervals_of_a_sample_are_moved_to_the_figures_of_all():
+    distances, same, whose = distances_of(np.random.default_rng(0), 12)
+    report = mj.verification_report(distances, same, threshold=2.0, identities=whose)
+    own = (report.auc, report.eer, report.fmr, report.fnmr)
+    moved = bootstrap_intervals(
+        distances,
+        same,
+        whose,
+        threshold=2.0,
+        fprs=(),
+        figures=tuple(np.add(own, (-0.01, 0.02, -1, 0))),
+    )
+    for name, by in (("auc", -0.01), ("eer", 0.02), ("fnmr", 0)):
+        expected = np.add(getattr(report.intervals, name), by)
+        np.testing.assert_allclose(getattr(moved, name), expected, atol=1e-12)
+    assert moved.fmr == (0, 0), "a rate is never below 0"
+
+
 @pytest.mark.parametrize("some", [200, 10**5])
 def test_some_pairs_are_distinct_of_both_kinds_and_each_as_likely(some, monkeypatch):
     monkeypatch.setattr(all_pairs, "_SOME", some)

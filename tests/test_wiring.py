@@ -251,7 +251,10 @@ def figures_again(vectors, pairs, distance):
             },
             "same_pairs": int(np.sum(same)),
             "different_pairs": different,
-            "warnings": 1 + (different < 1_000),
+            "fmr": np.mean(distances[~same] <= threshold),
+            "fnmr": np.mean(distances[same] > threshold),
+            # Of what is tested also that so few identities give no intervals.
+            "warnings": 1 + (different < 1_000) + (name != "validation"),
         }
     return found
 
@@ -261,7 +264,8 @@ def assert_figures(reported, expected):
     for name, value in expected.items():
         told = len(reported[name]) if name == "warnings" else reported[name]
         # In float32 a pair or two may come before another.
-        pairs = 2 / expected["same_pairs"] if name in ("tpr_at_fpr", "accuracy", "eer") else 1e-6
+        rates = ("tpr_at_fpr", "accuracy", "eer", "fmr", "fnmr")
+        pairs = 2 / expected["same_pairs"] if name in rates else 1e-6
         assert told == pytest.approx(value, rel=1e-4, abs=pairs), name
 
 
