@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from margin_jax.runs.features import extract_features
     from margin_jax.runs.fit import fit
     from margin_jax.runs.gallery import Gallery, index, load_gallery
-    from margin_jax.runs.run import Run, load_run
+    from margin_jax.runs.run import Run, load_pretrained, load_run
     from margin_jax.training.epoch import train_epoch
     from margin_jax.training.memory import Memory
     from margin_jax.training.record import DivergedError, EpochRecord
@@ -107,6 +107,7 @@ _LAZY = {
     "index": "runs.gallery",
     "load_dataset": "data",
     "load_gallery": "runs.gallery",
+    "load_pretrained": "runs.run",
     "load_run": "runs.run",
     "make_augment": "data.augmentation",
     "make_train_step": "training.step",
@@ -181,6 +182,7 @@ __all__ = [
     "litm",
     "load_dataset",
     "load_gallery",
+    "load_pretrained",
     "load_run",
     "make_augment",
     "make_train_step",

@@ -1,10 +1,13 @@
-"""Files that are whole or not there, and JSON that every reader takes."""
+"""Files and folders that are whole or not there, and JSON that every reader takes."""
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,35 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A new folder to write in, which takes the name `target` when the block ends without error.
+
+    What had the name is removed then: whether it may be is for the caller to ask before. A process
+    that is killed leaves `target` as it was, and what it wrote in ``TARGET.partial-NUMBER``.
+
+    Raises:
+        OSError: with the name of the folder, if the disk is full, say.
+    """
+    target = target.resolve()  # through links, so that it is the folder that is replaced
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    earlier = partial.with_name(f"{partial.name}-earlier")
+    try:
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            if target.exists():
+                target.rename(earlier)
+            partial.rename(target)
+        finally:
+            if earlier.exists() and not target.exists():
+                earlier.rename(target)
+            for path in (partial, earlier):
+                shutil.rmtree(path, ignore_errors=True)
+    except OSError as error:
+        raise OSError(f"can not write {target}: {error.strerror or error}") from error
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:

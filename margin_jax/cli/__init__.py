@@ -9,7 +9,17 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from margin_jax import __version__
-from margin_jax.cli import compare, datasets, evaluate, features, schedules, search, train, use
+from margin_jax.cli import (
+    compare,
+    datasets,
+    evaluate,
+    export,
+    features,
+    schedules,
+    search,
+    train,
+    use,
+)
 from margin_jax.cli.options import ELSEWHERE, name_options
 from margin_jax.cli.streams import Shown, hold_streams
 
@@ -50,6 +60,7 @@ app.command()(use.verify)
 app.command()(search.index)
 app.command()(search.search)
 app.command()(search.forget)
+app.command()(export.export)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,7 +13,12 @@ from margin_jax.config import PARTS, TrainConfig
 from margin_jax.config.file import read_options
 from margin_jax.files import check_file, local_path
 
-RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
+RunFolder = Annotated[
+    Path,
+    typer.Argument(
+        help="The folder of a finished run or of an exported one, or hub:USER/NAME.", metavar="RUN"
+    ),
+]
 
 # Options as other programs call them.
 ELSEWHERE = {

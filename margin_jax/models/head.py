@@ -13,7 +13,7 @@ class Given(nn.Module):
     @nn.compact
     def __call__(self, examples: Array, *, train: bool) -> Array:
         """float[batch, ...] to float[batch, features]."""
-        return examples.reshape(len(examples), -1)
+        return examples.reshape(examples.shape[0], -1)
 
 
 def build(embedding_size: int, *, dtype: DTypeLike, hidden: str, dropout: str) -> Siamese:

@@ -24,7 +24,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
         """float[batch, H, W, C] to dtype[batch, hidden[-1]]; the same in training."""
-        x = images.reshape(len(images), -1)
+        x = images.reshape(images.shape[0], -1)
         for features in self.hidden:
             x = nn.relu(nn.Dense(features, dtype=self.dtype)(x))
         return x

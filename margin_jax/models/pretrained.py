@@ -108,20 +108,18 @@ def load_weights(name: str, path: Path | str) -> tuple[Any, Any]:
         path: the file, from :func:`fetch` or one of your own with the same tensors.
 
     Raises:
-        ValueError: an unknown name, no such file, one of another format, tensors that do not fit,
-            or safetensors is not installed.
+        ValueError: an unknown name, no such file, one of another format, or tensors that do not
+            fit.
     """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
     path = Path(path)
-    safetensors = _optional("safetensors")
-    read = _optional("safetensors.numpy").load_file
     if not path.is_file():
         raise ValueError(f"weights must be a safetensors file; there is no file {path}")
     try:
-        tensors = read(path)
-    except (
-        safetensors.SafetensorError,
-        TypeError,
-    ) as error:  # TypeError: of a type unknown to NumPy
+        tensors = load_file(path)
+    except (SafetensorError, TypeError) as error:  # TypeError: of a type unknown to NumPy
         with path.open("rb") as file:
             start = file.read(4)
         is_pickle = start.startswith(b"\x80") or start == b"PK\x03\x04"  # PyTorch zips its pickles
@@ -146,7 +144,7 @@ def fetch(name: str) -> Path:
             installed.
     """
     repo = PRETRAINED[check_choice("pretrained encoder", name, PRETRAINED)].repo
-    hub = _optional("huggingface_hub")
+    hub = optional("huggingface_hub", "pretrained weights")
     cached = hub.try_to_load_from_cache(repo, FILE)  # asks nobody, so a copy needs no network
     if isinstance(cached, str):
         return Path(cached)
@@ -159,10 +157,13 @@ def fetch(name: str) -> Path:
         ) from error
 
 
-def _optional(module: str) -> Any:
+def optional(module: str, what: str) -> Any:
+    """A module of the extra ``pretrained``.
+
+    Raises:
+        ValueError: if it is not installed; `what` needs it.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(
-            f"pretrained weights need {module.split('.')[0]}: pip install 'margin-jax[pretrained]'"
-        ) from error
+        raise ValueError(f"{what} need {module}: pip install 'margin-jax[pretrained]'") from error

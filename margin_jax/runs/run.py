@@ -1,5 +1,7 @@
 """A finished run: its weights, its figures, and what it is asked for."""
 
+import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from margin_jax.files import (
 )
 from margin_jax.models.encoder import Encoder
 from margin_jax.models.make import make_encoder
+from margin_jax.runs import hub
+from margin_jax.runs.export import save
 from margin_jax.runs.folder import (
     CHECKPOINTS,
     CONFIG,
@@ -35,6 +39,7 @@ from margin_jax.runs.folder import (
     read_history,
     read_report,
 )
+from margin_jax.runs.portable import MODEL, Model, is_model, model_of, read_model, read_weights
 from margin_jax.runs.validation import best_epoch
 from margin_jax.training.checkpoint import Checkpoint
 
@@ -143,6 +148,62 @@ class Run:
         threshold = self.threshold if threshold is None else threshold
         return verification_report(distances, same, threshold=threshold, identities=identities)
 
+    def export(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes a model folder with the encoder as StableHLO, which needs JAX and no margin-jax.
+
+        The folder holds what :meth:`save_pretrained` writes, and ``encoder.jaxexport``, a program
+        of ``jax.export`` for CPU, CUDA and TPU, for any number of examples at once. Its arguments
+        are the arrays of ``weights.safetensors``, by name, and the examples. The card has the lines
+        of Python that use it.
+
+        Args:
+            path: the folder; it is whole or not there.
+            overwrite: replace the model that is there.
+
+        Raises:
+            ValueError: for a folder that holds something, or a network of your own that can not be
+                exported for a batch of any size.
+            OSError: if it can not be written.
+        """
+        return self._save(path, programs=True, overwrite=overwrite)
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes a model folder, from which :func:`load_pretrained` makes this run again.
+
+        It holds ``weights.safetensors``, ``model.json`` and a card, ``README.md``: the weights of
+        the best epoch, the figures, and how it was trained; no pairs, no checkpoint, no path, and
+        no name of an identity or of a file.
+
+        Args:
+            folder: it is whole or not there.
+            overwrite: replace the model that is there.
+
+        Raises:
+            ValueError: for a folder that holds something.
+            OSError: if it can not be written.
+        """
+        return self._save(folder, programs=False, overwrite=overwrite)
+
+    def push_to_hub(self, name: str, *, private: bool | None = None) -> str:
+        """Exports to a repository of the Hugging Face hub, made if need be; returns its address.
+
+        Args:
+            name: "USER/NAME"; ``load_pretrained("hub:USER/NAME")`` reads it.
+            private: whether others can not see it. Default: as the hub does.
+
+        Raises:
+            ValueError: if it can not be done: no network, no login, or huggingface_hub is missing.
+        """
+        with tempfile.TemporaryDirectory() as room:
+            return hub.push(self.export(Path(room, "model")), name, private)
+
+    def _save(self, path: str | Path, *, programs: bool, overwrite: bool) -> Path:
+        weights = self.encoder, self.params, self.batch_stats
+        return save(path, self._model(), *weights, programs=programs, overwrite=overwrite)
+
+    def _model(self) -> Model:
+        return model_of(self.config, self.data, self.report, self.history)
+
     def _repr_markdown_(self) -> str:
         """What a notebook shows of it: the figures that the command line prints."""
         test = self.report["test"]
@@ -158,16 +219,58 @@ class Run:
         )
 
 
-def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
-    """The run in a folder, with its best weights.
+def load_pretrained(path: str | Path, *, encoder: Encoder | None = None) -> Run:
+    """The run in a model folder, as :meth:`Run.export` and :meth:`Run.save_pretrained` write it.
+
+    Nothing in the folder can run code: the weights are numbers in safetensors, and all that
+    ``model.json`` says is checked. Its examples did not come along, nor did names of identities.
 
     Args:
-        path: the run folder.
+        path: the folder, or "hub:USER/NAME", a repository of the Hugging Face hub;
+            "hub:USER/NAME@REVISION" is one that does not change.
+        encoder: your own network, if it was trained with ``TrainConfig(encoder="own")``.
+
+    Raises:
+        ValueError: if there is no model of this version, it is damaged, or the hub has none.
+    """
+    name = os.fspath(path)
+    folder = hub.fetch(name) if name.startswith(hub.PREFIX) else local_path("model", path)
+    if not is_model(folder):
+        raise ValueError(f"no model in {folder}: there is no {MODEL}")
+    check_devices()
+    try:
+        model = read_model(folder)
+        encoder = get_encoder(model.config, encoder)
+        params, batch_stats = read_weights(folder, model, _weights_like(encoder, model))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"can not load the model in {folder}: {error}") from error
+    data = {**model.data, "identities": {part: [] for part in model.data["counts"]}}
+    return Run(
+        folder, model.config, model.history, model.report, data, encoder, params, batch_stats
+    )
+
+
+def _weights_like(encoder: Encoder, model: Model) -> Any:
+    """Structure, shapes and types of ``(params, batch_stats)``."""
+    shape = tuple(model.data["example_shape"])
+    try:
+        return jax.eval_shape(lambda: encoder.init(jax.random.key(0), shape))
+    except Exception as error:  # whatever a network says of a shape that it does not take
+        raise ValueError(f"encoder {model.config.encoder} takes no examples of {shape}") from error
+
+
+def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
+    """The run in a folder, with its best weights; or that in a model folder, or on the hub.
+
+    Args:
+        path: the run folder, or what :func:`load_pretrained` takes.
         encoder: your own network, if it was trained with ``TrainConfig(encoder="own")``.
 
     Raises:
         ValueError: if there is no finished run of this version, or it is damaged.
     """
+    if os.fspath(path).startswith(hub.PREFIX) or is_model(local_path("run", path)):
+        return load_pretrained(path, encoder=encoder)
     folder = local_path("run", path)
     if not (folder / REPORT).is_file():
         raise ValueError(f"no finished run in {folder}: there is no {REPORT}")

@@ -1,0 +1,107 @@
+"""A run as a model folder, its encoder perhaps as a program that needs no margin-jax."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import chex
+import jax
+import jax.export
+import jax.numpy as jnp
+from jax import Array
+
+from margin_jax.files import local_path, whole_folder, write_text
+from margin_jax.models.encoder import Encoder
+from margin_jax.runs.card import card
+from margin_jax.runs.portable import (
+    CARD,
+    STABLEHLO,
+    Model,
+    arrays_by_name,
+    as_trees,
+    check_replaceable,
+    write_model,
+    write_weights,
+)
+
+Embed: TypeAlias = Callable[[dict[str, Array], Array], Array]
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def save(
+    out: str | Path,
+    model: Model,
+    encoder: Encoder,
+    params: chex.ArrayTree,
+    batch_stats: chex.ArrayTree,
+    *,
+    programs: bool,
+    overwrite: bool,
+) -> Path:
+    """Writes a model folder, whole or not at all.
+
+    Args:
+        out: the folder.
+        model, encoder, params, batch_stats: of a run.
+        programs: also the encoder as StableHLO.
+        overwrite: replace the model that is there.
+
+    Raises:
+        ValueError: for a folder that holds something, or a network that can not be exported.
+        OSError: if it can not be written.
+    """
+    target = local_path("out", out)
+    check_replaceable(target, overwrite)
+    made = {STABLEHLO: stablehlo(encoder, params, batch_stats, model)} if programs else {}
+    with whole_folder(target) as folder:
+        write_weights(folder, params, batch_stats)
+        for name, program in made.items():
+            (folder / name).write_bytes(program)
+        write_model(folder, model)
+        write_text(folder / CARD, card(model, made))
+        check_replaceable(target, overwrite)  # something may have come there meanwhile
+    return target
+
+
+def stablehlo(
+    encoder: Encoder, params: chex.ArrayTree, batch_stats: chex.ArrayTree, model: Model
+) -> bytes:
+    """What ``jax.export.deserialize`` takes: ``call(weights, examples)`` gives the embeddings.
+
+    The weights are an argument, arrays by the names that they have in ``weights.safetensors``. So
+    they lie in one place, a program is small, and one that a later JAX refuses can be made again.
+
+    Args:
+        encoder, params, batch_stats: of a run.
+        model: of the same run: its examples are uint8[n, height, width, channels] or
+            float32[n, ...], n being any number.
+
+    Raises:
+        ValueError: for a network that can not be exported so.
+    """
+    like = jax.eval_shape(lambda: (params, batch_stats))
+
+    def embed(weights: dict[str, Array], examples: Array) -> Array:
+        return encoder.apply(*as_trees(weights, like), examples, train=False, key=None)[0]
+
+    dtype = jnp.uint8 if model.data["example_dtype"] == "uint8" else jnp.float32
+    shape = (*jax.export.symbolic_shape("n"), *model.data["example_shape"])
+    given: Any = arrays_by_name(*like), jax.ShapeDtypeStruct(shape, dtype)
+    try:
+        exported = _exported(embed, given)
+    except Exception:  # a network of one's own may ask how many there are, with len(examples)
+        try:
+            exported = _exported(_one_by_one(embed), given)
+        except Exception as error:
+            said = (str(error).splitlines() or [repr(error)])[0]
+            raise ValueError(f"the network can not be exported: {said}") from error
+    return bytes(exported.serialize())
+
+
+def _exported(embed: Embed, given: Any) -> jax.export.Exported:
+    return jax.export.export(jax.jit(embed), platforms=PLATFORMS)(*given)
+
+
+def _one_by_one(embed: Embed) -> Embed:
+    """The same as a map over examples, each of them a batch of one."""
+    return jax.vmap(lambda weights, example: embed(weights, example[None])[0], in_axes=(None, 0))
