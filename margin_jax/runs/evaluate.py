@@ -9,6 +9,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from margin_jax.data import OWN
 from margin_jax.data.dataset import Dataset, remarks
 from margin_jax.data.pair_files import read_pairs
 from margin_jax.data.pairs import Pairs, sample_pairs
@@ -90,6 +91,8 @@ def load_own(run: Run) -> Own:
     Raises:
         ValueError: files that are missing or unreadable, or not those the run was tested on.
     """
+    if run.config.dataset == OWN:
+        raise ValueError(f"{run.path} has no examples of its own: give data_dir")
     dataset = load(run.config)
     if run.config.max_identities is not None:
         dataset = dataset.first(run.config.max_identities)
