@@ -1,6 +1,7 @@
 """A run as a model folder, its encoder perhaps as a program that needs no margin-jax."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -87,15 +88,28 @@ def stablehlo(
     dtype = jnp.uint8 if model.data["example_dtype"] == "uint8" else jnp.float32
     shape = (*jax.export.symbolic_shape("n"), *model.data["example_shape"])
     given: Any = arrays_by_name(*like), jax.ShapeDtypeStruct(shape, dtype)
-    try:
-        exported = _exported(embed, given)
-    except Exception:  # a network of one's own may ask how many there are, with len(examples)
+    with _without_paths():
         try:
-            exported = _exported(_one_by_one(embed), given)
-        except Exception as error:
-            said = (str(error).splitlines() or [repr(error)])[0]
-            raise ValueError(f"the network can not be exported: {said}") from error
-    return bytes(exported.serialize())
+            exported = _exported(embed, given)
+        except Exception:  # a network of one's own may ask how many there are, with len(examples)
+            try:
+                exported = _exported(_one_by_one(embed), given)
+            except Exception as error:
+                said = (str(error).splitlines() or [repr(error)])[0]
+                raise ValueError(f"the network can not be exported: {said}") from error
+        return bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def _without_paths() -> Iterator[None]:
+    """JAX would write into a program where on this machine the code of each operation lies."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _exported(embed: Embed, given: Any) -> jax.export.Exported:
