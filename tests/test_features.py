@@ -335,7 +335,6 @@ def test_what_is_no_encoder_is_refused(out):
 
 
 def test_bad_weights_are_noticed_before_examples_are_loaded(out):
-    pytest.importorskip("safetensors", reason="needs safetensors")
 
     def load():
         raise AssertionError
