@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 
 import margin_jax as mj
 from margin_jax import cli
-from margin_jax.models import ENCODERS
 from margin_jax.models.make import make_encoder
 from margin_jax.runs.card import use
 from margin_jax.runs.export import stablehlo
@@ -240,7 +239,7 @@ def test_a_network_that_can_not_be_exported(tiny_fit, tmp_path):
 
 
 # Those that compile quickly; all others were exported by hand.
-@pytest.mark.parametrize("name", ["small_cnn", "head", "linear", "mlp", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", ["small_cnn", "head", "linear", "mlp"])
 def test_encoders(name):
     shape = (40,) if name in ("head", "linear") else (16, 16, 3)
     encoder = make_encoder(name, 8)
@@ -254,4 +253,3 @@ def test_encoders(name):
         jax.jit(program.call)(arrays_by_name(params, batch_stats), examples),
         apply(params, batch_stats, examples),
     )
-    assert name in ENCODERS

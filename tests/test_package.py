@@ -95,7 +95,18 @@ def test_its_readme_is_the_repository_s_with_links_that_lead_there(metadata):
 def test_extras_that_messages_and_the_readme_name_exist(metadata):
     extras = set(metadata.get_all("Provides-Extra"))
     assert extras == {
-        *("prepare", "pretrained", "heic", "tables", "tensorboard", "docs", "test", "lint", "peers")
+        *(
+            "prepare",
+            "pretrained",
+            "heic",
+            "onnx",
+            "tables",
+            "tensorboard",
+            "docs",
+            "test",
+            "lint",
+            "peers",
+        )
     }
     texts = [
         path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *PACKAGE.rglob("*.py")]

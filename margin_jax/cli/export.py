@@ -11,6 +11,9 @@ from margin_jax.cli.options import RunFolder
 def export(
     run: RunFolder,
     out: Annotated[Path, typer.Option(help="The folder.")] = Path("model"),
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also as ONNX, with the weights inside.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the exported model that is there.")
     ] = False,
@@ -22,7 +25,7 @@ def export(
     """
     from margin_jax.runs.run import load_run
 
-    folder = load_run(run).export(out, overwrite=overwrite)
+    folder = load_run(run).export(out, onnx=onnx, overwrite=overwrite)
     for file in sorted(folder.iterdir()):
         typer.echo(f"{file.stat().st_size:>12,}  {file}")
     return folder

@@ -14,8 +14,10 @@ from jax import Array
 from margin_jax.files import local_path, whole_folder, write_text
 from margin_jax.models.encoder import Encoder
 from margin_jax.runs.card import card
+from margin_jax.runs.onnx_graph import onnx_model
 from margin_jax.runs.portable import (
     CARD,
+    ONNX,
     STABLEHLO,
     Model,
     arrays_by_name,
@@ -36,7 +38,8 @@ def save(
     params: chex.ArrayTree,
     batch_stats: chex.ArrayTree,
     *,
-    programs: bool,
+    program: bool,
+    onnx: bool,
     overwrite: bool,
 ) -> Path:
     """Writes a model folder, whole or not at all.
@@ -44,7 +47,8 @@ def save(
     Args:
         out: the folder.
         model, encoder, params, batch_stats: of a run.
-        programs: also the encoder as StableHLO.
+        program: also the encoder as StableHLO.
+        onnx: also as ONNX.
         overwrite: replace the model that is there.
 
     Raises:
@@ -53,11 +57,15 @@ def save(
     """
     target = local_path("out", out)
     check_replaceable(target, overwrite)
-    made = {STABLEHLO: stablehlo(encoder, params, batch_stats, model)} if programs else {}
+    made = {}
+    if program:
+        made[STABLEHLO] = stablehlo(encoder, params, batch_stats, model)
+    if onnx:
+        made[ONNX] = onnx_of(encoder, params, batch_stats, model)
     with whole_folder(target) as folder:
         write_weights(folder, params, batch_stats)
-        for name, program in made.items():
-            (folder / name).write_bytes(program)
+        for name, content in made.items():
+            (folder / name).write_bytes(content)
         write_model(folder, model)
         write_text(folder / CARD, card(model, made))
         check_replaceable(target, overwrite)  # something may have come there meanwhile
@@ -85,9 +93,8 @@ def stablehlo(
     def embed(weights: dict[str, Array], examples: Array) -> Array:
         return encoder.apply(*as_trees(weights, like), examples, train=False, key=None)[0]
 
-    dtype = jnp.uint8 if model.data["example_dtype"] == "uint8" else jnp.float32
     shape = (*jax.export.symbolic_shape("n"), *model.data["example_shape"])
-    given: Any = arrays_by_name(*like), jax.ShapeDtypeStruct(shape, dtype)
+    given: Any = arrays_by_name(*like), jax.ShapeDtypeStruct(shape, _dtype(model))
     with _without_paths():
         try:
             exported = _exported(embed, given)
@@ -98,6 +105,29 @@ def stablehlo(
                 said = (str(error).splitlines() or [repr(error)])[0]
                 raise ValueError(f"the network can not be exported: {said}") from error
         return bytes(exported.serialize())
+
+
+def onnx_of(
+    encoder: Encoder, params: chex.ArrayTree, batch_stats: chex.ArrayTree, model: Model
+) -> bytes:
+    """The encoder as a model of ONNX, with its weights, computed in float32.
+
+    Args:
+        encoder, params, batch_stats, model: as of :func:`stablehlo`.
+
+    Raises:
+        ValueError: if the package onnx is missing, or for a network that can not be written so.
+    """
+
+    def embed(examples: Array) -> Array:
+        return encoder.apply(params, batch_stats, examples, train=False, key=None)[0]
+
+    name = f"margin-jax, trained on {model.data['dataset']}"
+    return onnx_model(embed, model.data["example_shape"], _dtype(model), name)
+
+
+def _dtype(model: Model) -> Any:
+    return jnp.uint8 if model.data["example_dtype"] == "uint8" else jnp.float32
 
 
 @contextlib.contextmanager

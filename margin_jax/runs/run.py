@@ -148,7 +148,7 @@ class Run:
         threshold = self.threshold if threshold is None else threshold
         return verification_report(distances, same, threshold=threshold, identities=identities)
 
-    def export(self, path: str | Path, *, overwrite: bool = False) -> Path:
+    def export(self, path: str | Path, *, onnx: bool = False, overwrite: bool = False) -> Path:
         """Writes a model folder with the encoder as StableHLO, which needs JAX and no margin-jax.
 
         The folder holds what :meth:`save_pretrained` writes, and ``encoder.jaxexport``, a program
@@ -158,14 +158,16 @@ class Run:
 
         Args:
             path: the folder; it is whole or not there.
+            onnx: also write ``encoder.onnx``, for runtimes of ONNX, with the weights inside; it
+                computes in float32.
             overwrite: replace the model that is there.
 
         Raises:
-            ValueError: for a folder that holds something, or a network of your own that can not be
-                exported for a batch of any size.
+            ValueError: for a folder that holds something, a network of your own that can not be
+                exported, or (onnx) if the package onnx is missing.
             OSError: if it can not be written.
         """
-        return self._save(path, programs=True, overwrite=overwrite)
+        return self._save(path, program=True, onnx=onnx, overwrite=overwrite)
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Writes a model folder, from which :func:`load_pretrained` makes this run again.
@@ -182,7 +184,7 @@ class Run:
             ValueError: for a folder that holds something.
             OSError: if it can not be written.
         """
-        return self._save(folder, programs=False, overwrite=overwrite)
+        return self._save(folder, program=False, onnx=False, overwrite=overwrite)
 
     def push_to_hub(self, name: str, *, private: bool | None = None) -> str:
         """Exports to a repository of the Hugging Face hub, made if need be; returns its address.
@@ -197,9 +199,8 @@ class Run:
         with tempfile.TemporaryDirectory() as room:
             return hub.push(self.export(Path(room, "model")), name, private)
 
-    def _save(self, path: str | Path, *, programs: bool, overwrite: bool) -> Path:
-        weights = self.encoder, self.params, self.batch_stats
-        return save(path, self._model(), *weights, programs=programs, overwrite=overwrite)
+    def _save(self, path: str | Path, **how: bool) -> Path:
+        return save(path, self._model(), self.encoder, self.params, self.batch_stats, **how)
 
     def _model(self) -> Model:
         return model_of(self.config, self.data, self.report, self.history)
