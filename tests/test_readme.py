@@ -128,6 +128,7 @@ def test_commands_and_options_exist(capsys, monkeypatch):
         "forget",
         "schedules",
         "datasets",
+        "export",
     }
     for command, *arguments in used:
         nested = {("schedules", "plot"), ("datasets", "describe")}

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import jax
+
 from margin_jax.evaluation.tables import report_rows, table, training_line
 from margin_jax.runs.portable import MODEL, ONNX, STABLEHLO, WEIGHTS, Model, threshold_rule
 
@@ -84,8 +86,8 @@ _BARE = """With JAX alone (`pip install {packages}`), in this folder:
 ```python
 {use}```
 
-{pictures}`{program}` is StableHLO for CPU, CUDA and TPU. If a later JAX refuses it, it is made
-again from the weights: `margin-jax export FOLDER --out FOLDER --overwrite`.
+{pictures}`{program}` is StableHLO by JAX {version}, for CPU, CUDA and TPU. Where a JAX refuses it,
+as an older one may, it is made again from the weights: `margin-jax export FOLDER --out NEW`.
 
 """
 
@@ -150,6 +152,7 @@ def card(model: Model, programs: Collection[str]) -> str:
             use=use(model),
             pictures=_PICTURES if pictures else "",
             program=STABLEHLO,
+            version=jax.__version__,
         )
     if ONNX in programs:
         bare += f"`{ONNX}` is the same for runtimes of ONNX, with the weights inside.\n\n"
