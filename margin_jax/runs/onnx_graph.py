@@ -184,14 +184,14 @@ class _Graph:
             return [self.transpose(inputs[0], params["permutation"])]
         full = [self.whole(x, v.aval.shape) for x, v in zip(inputs, eqn.invars, strict=True)]
         shapes = [var.aval.shape for var in eqn.outvars]
-        write = getattr(self, f"_{kind}", None)
         if kind in _REDUCED:
             axes = self.indices(params["axes"])
             return [self.node(_REDUCED[kind], [self.name(full[0]), axes], shapes[0], keepdims=0)]
-        if write is None:
-            raise ValueError(f"the network can not be written as ONNX: it uses {kind}")
         if kind == "unstack":
             return self.parts(full[0], params["axis"], shapes)
+        write = getattr(self, f"_{kind}", None)
+        if write is None:
+            raise ValueError(f"the network can not be written as ONNX: it uses {kind}")
         return [write(full, params, shapes[0])]
 
     def closed(self, inner: Any, inputs: list[Value]) -> list[Value]:
@@ -254,8 +254,6 @@ class _Graph:
             self.node("Gather", [name, self.name(self.constant(np.int64(i)))], shape, axis=axis)
             for i, shape in enumerate(shapes)
         ]
-
-    _unstack = parts
 
     def _reshape(self, x: list[Value], params: Mapping[str, Any], shape: tuple[Any, ...]) -> Value:
         return self.reshape(x[0], shape)
