@@ -56,7 +56,7 @@ def photographs(tmp_path_factory):
     small = Image.fromarray(rng.integers(0, 256, (9, 13, 3), np.uint8))
     lying = Image.Exif()
     lying[0x0112] = 6
-    small.resize((650, 451), Image.Resampling.BICUBIC).save(root / "a.jpg", exif=lying)
+    small.resize((200, 140), Image.Resampling.BICUBIC).save(root / "a.jpg", exif=lying)
     small.convert("L").resize((31, 83)).save(root / "b.jpg")
     return root
 
