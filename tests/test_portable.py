@@ -124,6 +124,7 @@ def test_the_card_has_the_figures_the_data_and_the_schedule(run, model):
     assert "dams:margin=0.2,threshold=0.95" in card
     assert f"best epoch {run.report['best_epoch']} of 2" in card
     assert f"{run.threshold:.6g}" in card
+    assert f"FMR {run.report['test']['fmr']:.2%}" in card
     assert "encoder.jaxexport" not in card  # there is none
 
 

@@ -131,7 +131,7 @@ def card(model: Model, programs: Collection[str]) -> str:
         "takes": f"{'pictures, uint8' if pictures else 'float32'}, {shape}, any number at once",
         "returns": "embeddings, float32",
         "distance": config.distance,
-        "threshold": f"{test['threshold']:.6g}, {threshold_rule(test)}",
+        "threshold": f"{test['threshold']:.6g}, {threshold_rule(model)}",
         "data": f"{data['dataset']}: {data['examples']:,} {'images' if pictures else 'examples'}",
         "identities": f"{counts['train']:,} trained on, {counts['validation']:,} for validation, "
         f"{counts['test']:,} tested; none is in two of these",

@@ -195,7 +195,7 @@ def write_model(folder: Path, model: Model) -> None:
         "input": input_of(model),
         "distance": model.config.distance,
         "threshold": test["threshold"],
-        "threshold_rule": f"at most this distance is the same; {threshold_rule(test)}",
+        "threshold_rule": f"at most this distance is the same; {threshold_rule(model)}",
         "config": model.config.experiment(),
         "data": model.data,
         "report": model.report,
@@ -206,9 +206,14 @@ def write_model(folder: Path, model: Model) -> None:
     write_text(folder / MODEL, to_json(described, indent=2) + "\n")
 
 
-def threshold_rule(test: dict[str, Any]) -> str:
-    """How a threshold was chosen, in words; a report that knows says it itself."""
-    return str(test.get("threshold_rule", _RULE))
+def threshold_rule(model: Model) -> str:
+    """How the threshold was chosen, in words, and the error rates that it had on the test."""
+    rule, test = _RULE, model.report["test"]
+    if model.config.fmr is not None:
+        rule = f"the largest whose false match rate on validation pairs is {model.config.fmr:g}"
+    if "fmr" in test:  # not in reports of earlier versions
+        rule += f"; on the test, FMR {test['fmr']:.2%} and FNMR {test['fnmr']:.2%}"
+    return rule
 
 
 def input_of(model: Model) -> dict[str, Any]:
