@@ -57,7 +57,7 @@ def sample_pairs(labels: np.ndarray, count: int, *, seed: int) -> Pairs:
         for start, size, n, quota in zip(starts, sizes, n_same, _fill(room, half, rng), strict=True)
         if quota
     ]
-    different = _different(labels, order, starts, sizes, half, n_different <= 8 * count, rng)
+    different = _different(labels, order, starts, sizes, half, bool(n_different <= 8 * count), rng)
     return Pairs(np.concatenate([*same, different]), np.repeat([True, False], half))
 
 

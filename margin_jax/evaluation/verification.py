@@ -114,7 +114,7 @@ def choose_threshold(distances: np.ndarray, same: np.ndarray, fmr: float | None 
     fpr, tpr, thresholds = fpr[1:], tpr[1:], thresholds[1:]
     if fmr is not None:
         check_fmr(fmr, int(np.count_nonzero(~np.asarray(same))))
-        within = np.count_nonzero(fpr <= fmr)
+        within = int(np.count_nonzero(fpr <= fmr))
         return float(thresholds[within - 1] if within else np.nextafter(thresholds[0], -np.inf))
     squared = fpr**2 + (1 - tpr) ** 2
     n_same = int(np.count_nonzero(same))
