@@ -74,7 +74,8 @@ def test_it_runs_and_leaves_pictures(path, run):
     assert [t for t in texts if re.search(r"Warning|Traceback|not found|margin-jax: ", t)] == []
 
     bars = [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
-    assert len(bars) == str(read(path)).count("progress=True")
+    # Of a run two: its epochs, and its report.
+    assert len(bars) == 2 * str(read(path)).count("progress=True")
 
     pictures = [
         output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})
