@@ -12,10 +12,7 @@ import margin_jax as mj
 from margin_jax import cli, plots
 from margin_jax.runs import arms
 from margin_jax.runs.describe import describe
-from margin_jax.runs.evaluate import (
-    embed_identities,
-    evaluate_run,
-)
+from margin_jax.runs.evaluate import embed_identities, evaluate_run
 from margin_jax.runs.run_data import plan_epoch, prepare_data, reading_of
 from margin_jax.runs.use import embed_folder, verify_images
 

@@ -20,11 +20,11 @@ from margin_jax.runs.evaluate import (
     choose_run_threshold,
     embed_identities,
     evaluate_all_pairs,
-    evaluate_listed,
     evaluate_retrieval,
     evaluate_run,
     load_own,
 )
+from margin_jax.runs.listed import evaluate_listed
 from margin_jax.runs.use import embed_folder, verify_images
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -15,10 +15,8 @@ from margin_jax.data import vectors
 from margin_jax.data.moments import moments
 from margin_jax.data.rows import is_mapped
 from margin_jax.data.views import draw_versions
-from margin_jax.runs.evaluate import (
-    embed_identities,
-    evaluate_listed,
-)
+from margin_jax.runs.evaluate import embed_identities
+from margin_jax.runs.listed import evaluate_listed
 from margin_jax.runs.run_data import prepare_data
 from margin_jax.runs.use import embed_folder, verify_images
 

@@ -20,12 +20,7 @@ from flax import linen as nn
 
 import margin_jax as mj
 from margin_jax.data.pairs import Pairs, sample_pairs
-from margin_jax.runs.evaluate import (
-    Embedded,
-    evaluate_all_pairs,
-    evaluate_retrieval,
-    evaluate_run,
-)
+from margin_jax.runs.evaluate import Embedded, evaluate_all_pairs, evaluate_retrieval, evaluate_run
 
 TIMING = ("seconds", "images_per_second", "data_wait")
 # Identities and images of each, brightness, contrast, spread, and the angle that tells them apart.

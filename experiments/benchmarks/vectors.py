@@ -43,9 +43,9 @@ memory           file     anonymous      mapped      seconds of it all
 ================ ======== ============== =========== =================
 
 So a row takes about 100 to 130 bytes, whatever its length, on top of about 700 MiB, which are
-Python, JAX and compiled programs; there other work ran on the machine. Of these bytes 51 are embeddings
-of the validation, a tenth of the rows, and as many again while these are joined. (`evaluate` embeds
-all tested rows: 512 bytes for each.)
+Python, JAX and compiled programs; there other work ran on the machine. Of these bytes 51 are
+embeddings of the validation, a tenth of the rows, and as many again while these are joined.
+(`evaluate` embeds all tested rows: 512 bytes for each.)
 """
 
 import argparse

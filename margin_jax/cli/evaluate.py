@@ -9,7 +9,8 @@ from margin_jax.cli.options import RunFolder, check_out
 from margin_jax.evaluation.tables import HEADER, certainty, figures, for_rate
 
 if TYPE_CHECKING:
-    from margin_jax.runs.evaluate import Embedded, Identified
+    from margin_jax.runs.evaluate import Embedded
+    from margin_jax.runs.identify import Identified
 
 
 def evaluate(
@@ -105,12 +106,12 @@ def evaluate(
         choose_run_threshold,
         embed_identities,
         evaluate_all_pairs,
-        evaluate_identification,
-        evaluate_listed,
         evaluate_retrieval,
         evaluate_run,
         load_own,
     )
+    from margin_jax.runs.identify import evaluate_identification
+    from margin_jax.runs.listed import evaluate_listed
     from margin_jax.runs.mistakes import check_mistakes, write_mistakes
     from margin_jax.runs.run import load_run
 
