@@ -11,10 +11,12 @@ import pytest
 from margin_jax import cli
 
 ROOT = Path(__file__).parent.parent
+GUIDE = ROOT / "docs" / "guide"
 PAGES = {
-    path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+    path: path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted(GUIDE.glob("*.md")))
 }
-README, GUIDE = PAGES[ROOT / "README.md"], PAGES[ROOT / "docs" / "guide.md"]
+README = PAGES[ROOT / "README.md"]
 
 
 def blocks(language, *texts):
@@ -91,9 +93,8 @@ def test_the_first_command_trains(tmp_path):
         timeout=3600,
     )
     assert shown.returncode == 0, shown.stderr
-    for name in re.findall(
-        r"`(\w+(?:\.\w+)?/?)`", GUIDE.split("| `report.json`")[1].split("\n\n")[0]
-    ):
+    _, table = PAGES[GUIDE / "quick_start.md"].split("| `report.json`")
+    for name in re.findall(r"`(\w+(?:\.\w+)?/?)`", table.split("\n\n")[0]):
         assert (tmp_path / "runs" / "glyphs-dams-0" / name).exists() or not name.endswith(
             ("json", "/")
         )
@@ -139,11 +140,27 @@ def test_commands_and_options_exist(capsys, monkeypatch):
         assert {a for a in arguments if a.startswith("--") and a not in shown} == set()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def links(page):
+    """What it links to, or shows, that is not on the web."""
+    return re.findall(r"\]\((?!http)([^)]+)\)", PAGES[page])
+
+
+def anchors(page):
+    """The headings as GitHub and the site make targets of them."""
+    prose = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_pictures_and_links_exist(page):
-    targets = re.findall(r"\]\((?!http)([^)]+)\)", PAGES[page])
-    assert targets
-    assert [t for t in targets if not t.startswith("#") and not (page.parent / t).exists()] == []
-    headings = re.findall(r"^## (.+)$", PAGES[page], re.MULTILINE)
-    anchors = {"#" + re.sub(r"[^\w-]", "", h.lower().replace(" ", "-")) for h in headings}
-    assert {t for t in targets if t.startswith("#")} <= anchors
+    for target in links(page):
+        file, _, anchor = target.partition("#")
+        there = (page.parent / file).resolve() if file else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+def test_the_guide_begins_with_a_line_for_every_page():
+    listed = re.findall(r"^- \[.+\]\((\w+\.md)\): ", PAGES[GUIDE / "README.md"], re.MULTILINE)
+    assert sorted(["README.md", *listed]) == sorted(page.name for page in GUIDE.iterdir())
