@@ -1,8 +1,10 @@
-"""The API reference, made from the docstrings: ``sphinx-build -W docs build/docs``."""
+"""Guide and API reference as one site: ``sphinx-build -W docs build/docs``."""
 
 import dataclasses
 import re
+import tomllib
 import typing
+from pathlib import Path
 
 from chex import ArrayTree
 from jax.typing import ArrayLike
@@ -15,7 +17,8 @@ author = "The margin-jax authors"
 project_copyright = author
 release = version = mj.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
+myst_heading_anchors = 3  # so that PAGE.md#heading leads where it does on GitHub
 default_role = "code"  # in docstrings, `name` is a parameter
 smartquotes_action = "D"  # dashes, but quotes as they are typed
 html_theme = "furo"
@@ -41,6 +44,24 @@ nitpick_ignore_regex = [
     ("py:class", "ArrayTree"),  # chex's, which is defined by itself
     ("py:class", "int32|float32|batch"),  # a property's type and shape, "int32[batch]"
 ]
+
+DOCS = Path(__file__).parent
+SOURCE = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]["urls"]["Source"]
+
+
+def link_to_source(app, docname, content):
+    """Files outside of docs by their address in the repository; pictures are copied as they are."""
+    folder = (DOCS / docname).parent
+
+    def lead(found):
+        text, target = found.groups()
+        there = (folder / target).resolve()
+        if there.is_relative_to(DOCS) or not there.is_relative_to(DOCS.parent):
+            return found[0]
+        kind = "tree" if there.is_dir() else "blob"
+        return f"[{text}]({SOURCE}/{kind}/main/{there.relative_to(DOCS.parent).as_posix()})"
+
+    content[0] = re.sub(r"(?<!!)\[([^\]]*)\]\((\.\./[^)#]+)\)", lead, content[0])
 
 
 def add_options(app, what, name, obj, options, lines):
@@ -68,5 +89,6 @@ def shorten(app, what, name, obj, options, signature, returned):
 
 def setup(app):
     """Called by Sphinx."""
+    app.connect("source-read", link_to_source)
     app.connect("autodoc-process-docstring", add_options, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", shorten)

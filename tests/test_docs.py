@@ -1,4 +1,4 @@
-"""The examples in the docstrings run, and the API reference is built, so that both stay true."""
+"""The examples in the docstrings run, and the site of guide and reference is built."""
 
 import doctest
 import importlib
@@ -33,25 +33,41 @@ def test_examples_run(file):
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """The folder of the built reference. No warning: a second entry for a name would be one."""
+def site(tmp_path_factory):
+    """The folder of the site, built without a warning, as a link that leads nowhere would be."""
     pytest.importorskip("sphinx")
     pytest.importorskip("furo")
-    out = tmp_path_factory.mktemp("reference")
+    pytest.importorskip("myst_parser")
+    out = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", str(out)]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=3600)
     assert shown.returncode == 0, shown.stderr
     return out
 
 
-def test_the_reference_has_every_public_name_once(reference):
-    _, compressed = (reference / "objects.inv").read_bytes().split(b"zlib.\n")
+def test_the_reference_has_every_public_name_once(site):
+    _, compressed = (site / "objects.inv").read_bytes().split(b"zlib.\n")
     entries = [line.split()[:2] for line in zlib.decompress(compressed).decode().splitlines()]
     names = [name.removeprefix("margin_jax.") for name, kind in entries if kind.startswith("py:")]
     assert sorted(name for name in names if "." not in name) == sorted(mj.__all__)
 
 
-def test_the_reference_has_the_fields_of_a_configuration(reference):
-    page = (reference / "reference.html").read_text(encoding="utf-8")
+def test_the_reference_has_the_fields_of_a_configuration(site):
+    page = (site / "reference.html").read_text(encoding="utf-8")
     assert "<strong>learning_rate</strong>" in page
     assert "Default: <code" in page
+
+
+def test_the_site_has_the_guide_with_its_links_and_pictures(site):
+    pages = {page.stem for page in (ROOT / "docs" / "guide").iterdir()}
+    assert {page.stem for page in (site / "guide").glob("*.html")} == pages
+    losses, schedules = (
+        (site / "guide" / f"{name}.html").read_text(encoding="utf-8")
+        for name in ("losses", "schedules")
+    )
+    source = "https://github.com/margin-jax/margin-jax"
+    assert f'href="{source}/blob/main/experiments/loops/linen.py"' in losses
+    assert 'href="../reference.html' in losses
+    assert 'src="../_images/schedules_step.png"' in schedules
+    for page in (losses, schedules):
+        assert not [link for link in page.split('href="')[1:] if "../../" in link.split('"')[0]]
