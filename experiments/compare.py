@@ -217,7 +217,7 @@ def tuned(cells: list[dict]) -> str:
 
 
 def alone(core: int | None, work: Callable[..., None], *job: Any) -> None:
-    """Does a job as a process with one core, which ends with one line if it can not be done."""
+    """Does a job as a process with one core, which ends with one line if it cannot be done."""
     if core is not None:
         os.sched_setaffinity(0, {core})  # before JAX counts them
     try:

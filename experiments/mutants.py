@@ -120,7 +120,7 @@ def first_failure(tree: Path, tests: tuple[str, ...], cache: Path) -> str:
     what other ones have compiled from pytest's cache. Both are most of the time of a small test.
 
     Raises:
-        RuntimeError: if the tests can not even be collected.
+        RuntimeError: if the tests cannot even be collected.
     """
     files = [find_test(tree, name) for name in tests]
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as told:

@@ -15,7 +15,7 @@ time killed at a random moment between the start of the process and its end, and
 - *jobs*: SIGKILL to both processes of a two-process job;
 - *races*: two processes that start, resume or overwrite one folder, a random time apart: one
   trains, the other one is refused;
-- *disks*: a disk that is full in the middle of a run, and a folder that can not be written to any
+- *disks*: a disk that is full in the middle of a run, and a folder that cannot be written to any
   more. They need the right to mount a file system of memory; without it they are left out, and the
   result says so.
 

@@ -62,7 +62,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         ValueError: if it is none; the message names the file.
-        OSError: if it can not be read.
+        OSError: if it cannot be read.
     """
     try:
         return parse_json(path.read_text(encoding="utf-8"))
@@ -108,7 +108,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
             for path in (partial, earlier):
                 shutil.rmtree(path, ignore_errors=True)
     except OSError as error:
-        raise OSError(f"can not write {target}: {error.strerror or error}") from error
+        raise OSError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
@@ -117,7 +117,7 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(to_json(value) + "\n")
     except OSError as error:
-        raise OSError(f"can not write {path}: {error.strerror}") from error
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -28,7 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Makes a folder, and keeps other processes from locking it; removes it if it stays empty.
 
     Raises:
-        ValueError: if another process has locked it, which it says; if it can not be written.
+        ValueError: if another process has locked it, which it says; if it cannot be written.
 
     Warns:
         UserWarning: on a file system that has no locks.
@@ -65,7 +65,7 @@ def _open(folder: Path) -> int:
                 os.close(file)
                 raise
             os.close(file)
-    raise FileNotFoundError(errno.ENOENT, "it can not be made", str(folder))
+    raise FileNotFoundError(errno.ENOENT, "it cannot be made", str(folder))
 
 
 def _lock(file: int, folder: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_save_that_can_not_be_read_is_loud(tmp_path, monkeypatch):
             shutil.rmtree(tmp_path / "c" / "1" / "arrays" / "d")
 
         monkeypatch.setattr(checkpoint._manager, "wait_until_finished", lose)
-        with pytest.raises(OSError, match=r"can not read what was saved in .*c: "):
+        with pytest.raises(OSError, match=r"cannot read what was saved in .*c: "):
             checkpoint.wait()
         monkeypatch.undo()
 
@@ -157,7 +157,7 @@ def test_a_save_that_fails_is_loud_and_leaves_the_one_before(tmp_path, capfd):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
         try:
             checkpoint.save(2, big, {})
-            with pytest.raises(OSError, match=r"can not save .*File too large"):
+            with pytest.raises(OSError, match=r"cannot save .*File too large"):
                 checkpoint.wait()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)

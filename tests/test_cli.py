@@ -1,4 +1,4 @@
-"""The command line: what it does, and one line and status 2 for what it can not do."""
+"""The command line: what it does, and one line and status 2 for what it cannot do."""
 
 import dataclasses
 import json
@@ -187,7 +187,7 @@ BAD = {
     "both": (["train", "--overwrite", "--resume"], "exclude each other"),
     "a save every 0 steps": (["train", "--checkpoint-steps", "0"], "must be at least 1; got 0"),
     "a coordinator without a port": (["train", "--coordinator", "host"], "HOST:PORT; got host"),
-    "a job of nobody knows whom": (["train", "--processes", "2"], "can not join the job"),
+    "a job of nobody knows whom": (["train", "--processes", "2"], "cannot join the job"),
 }
 
 
@@ -350,8 +350,8 @@ def test_a_reader_of_the_progress_that_has_gone_stops_no_training(tiny_fit, tmp_
 @pytest.mark.parametrize(
     ("arguments", "out", "said"),
     [
-        ("schedules", "> /dev/full", "standard output can not be written: No space left on device"),
-        ("schedules", ">&-", "standard output can not be written: Bad file descriptor"),
+        ("schedules", "> /dev/full", "standard output cannot be written: No space left on device"),
+        ("schedules", ">&-", "standard output cannot be written: Bad file descriptor"),
         ("trian", ">&- 2>&-", ""),
     ],
 )

@@ -77,7 +77,7 @@ def test_of_many_images_pairs_are_drawn_evenly(monkeypatch):
     assert found.verification.to_json() == expected.to_json()
     assert found.pairs == "drawn"
     assert "pairs drawn evenly over identities" in found._repr_markdown_()
-    # A rate that the drawn pairs can not show has more different ones.
+    # A rate that the drawn pairs cannot show has more different ones.
     strict = mj.evaluate(x, labels, validation=(v, other), fmr=0.002, count=200, seed=3)
     more = different_pairs(other, 50_000, seed=3)
     distances = pair_distances(v, more)

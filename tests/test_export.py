@@ -173,7 +173,7 @@ def test_bad_input_costs_one_line(run, exported, tmp_path, capsys):
         ([bare, "--out", tmp_path / "a"], "no finished run in"),
         ([exported, "--out", run.path], "is not empty and not a model folder"),
         ([exported, "--out", exported], "holds a model: ask to --overwrite it"),
-        ([exported, "--out", exported / MODEL / "a"], "can not write"),
+        ([exported, "--out", exported / MODEL / "a"], "cannot write"),
         ([exported, "--out", "gs://bucket/a"], "--out must be a path of this machine"),
     ):
         with pytest.raises(SystemExit) as error:
@@ -206,7 +206,7 @@ def test_vectors(tmp_path):
 
 
 class Counts(nn.Module):
-    """A network that asks how many examples there are, as a batch of any size can not tell."""
+    """A network that asks how many examples there are, as a batch of any size cannot tell."""
 
     @nn.compact
     def __call__(self, examples, *, train):
@@ -232,7 +232,7 @@ def test_a_network_of_ones_own(tiny_fit, tmp_path):
 
 def test_a_network_that_can_not_be_exported(tiny_fit, tmp_path):
     run = tiny_fit(tmp_path / "run", encoder=mj.Encoder(Calls()), epochs=1)
-    with pytest.raises(ValueError, match=r"^the network can not be exported: .*callback.*$"):
+    with pytest.raises(ValueError, match=r"^the network cannot be exported: .*callback.*$"):
         run.export(tmp_path / "model")
     assert not (tmp_path / "model").exists()
     run.save_pretrained(tmp_path / "model")

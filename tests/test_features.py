@@ -171,7 +171,7 @@ def test_a_full_disk_stops_a_job_that_goes_on(out, rows):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (rows * 36 * 4 + 5, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"can not write .*rows\.npz\.partial/.*: File too large"):
+        with pytest.raises(OSError, match=r"cannot write .*rows\.npz\.partial/.*: File too large"):
             mj.extract_features(dataset(), flat, out, batch_size=4)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -359,7 +359,7 @@ def test_a_full_disk_stops_the_run_and_leaves_its_last_state(tiny_fit, tmp_path,
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
 
     try:
-        with pytest.raises(OSError, match=r"can not (save|write)"):
+        with pytest.raises(OSError, match=r"cannot (save|write)"):
             tiny_fit(out, on_epoch=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -374,7 +374,7 @@ def test_a_refused_resume_changes_nothing(finished, tmp_path):
     before = (folder / "config.json").read_text()
     for arrays in (folder / "checkpoints").glob("*/arrays"):
         shutil.rmtree(arrays)
-    with pytest.raises(ValueError, match=r"can not restore .*checkpoints: it is damaged"):
+    with pytest.raises(ValueError, match=r"cannot restore .*checkpoints: it is damaged"):
         mj.fit(SMALL.replace(out=str(folder), resume=True, epochs=9))
     assert (folder / "config.json").read_text() == before
 

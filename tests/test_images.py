@@ -498,7 +498,7 @@ def test_a_folder_that_can_not_be_listed_is_not_passed_over(tmp_path, monkeypatc
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(OSError, match=r"can not list .*/b: Permission denied"):
+    with pytest.raises(OSError, match=r"cannot list .*/b: Permission denied"):
         load_dataset("folder", tmp_path, 4)
 
 
@@ -607,5 +607,5 @@ def test_a_file_that_no_longer_can_be_read_is_named(tmp_path, change):
     with pytest.raises(ValueError, match=r"could be read before") as raised:
         images[np.array([1, 2])]
     assert str(raised.value) == (
-        f"{tmp_path}/two\\nlines/1.png could be read before, and now can not: {reason}"
+        f"{tmp_path}/two\\nlines/1.png could be read before, and now cannot: {reason}"
     )

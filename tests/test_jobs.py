@@ -57,7 +57,7 @@ def test_what_no_job_can_be(monkeypatch):
         raise ValueError("Number of processes must be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
-    with pytest.raises(ValueError, match=r"can not join .*host:1.*processes must be defined"):
+    with pytest.raises(ValueError, match=r"cannot join .*host:1.*processes must be defined"):
         jobs.start("host:1")
 
 

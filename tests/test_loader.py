@@ -131,7 +131,7 @@ def test_a_file_that_vanishes_is_named(tmp_path):
     plan = np.array([[0, 1], [6, 5]])
     batches = load_batches(data.examples, data.labels, plan, make_mesh(1, 2))
     assert next(batches)[0].ravel()[0] == 0
-    with pytest.raises(ValueError, match=r"5/1\.png could be read before, and now can not: No "):
+    with pytest.raises(ValueError, match=r"5/1\.png could be read before, and now cannot: No "):
         next(batches)
 
 

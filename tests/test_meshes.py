@@ -28,7 +28,7 @@ def test_mesh_takes_what_divides_the_batch():
     assert make_mesh(None, 64).size == 1  # virtual CPU devices share the same cores
     with pytest.raises(ValueError, match="at most 8, all there are; got 9"):
         make_mesh(9, 63)
-    with pytest.raises(ValueError, match="batch of 64 rows can not be shared equally by 5"):
+    with pytest.raises(ValueError, match="batch of 64 rows cannot be shared equally by 5"):
         make_mesh(5, 64)
 
 

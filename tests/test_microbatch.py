@@ -251,7 +251,7 @@ def test_what_does_not_divide_is_refused():
 
 
 def test_a_run_by_parts_is_the_run(tiny_fit, tmp_path):
-    """And a configuration says at once what can not be."""
+    """And a configuration says at once what cannot be."""
     whole = tiny_fit(tmp_path / "whole", epochs=2)
     run = tiny_fit(tmp_path / "run", epochs=2, microbatch=4)
     for record, expected in zip(run.history, whole.history, strict=True):
@@ -264,7 +264,7 @@ def test_a_run_by_parts_is_the_run(tiny_fit, tmp_path):
         tiny_fit(tmp_path / "run", **more, microbatch=8)
     assert len(tiny_fit(tmp_path / "run", **more, microbatch=8, allow_changes=True).history) == 3
     with pytest.raises(
-        ValueError, match=r"a microbatch of 4 rows can not be shared .* by 8 devices"
+        ValueError, match=r"a microbatch of 4 rows cannot be shared .* by 8 devices"
     ):
         tiny_fit(tmp_path / "other", microbatch=4, devices=8)
     assert not (tmp_path / "other").exists()

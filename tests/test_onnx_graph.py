@@ -137,7 +137,7 @@ def test_bfloat16_becomes_float32():
     ],
 )
 def test_what_has_no_place_in_onnx_is_said(embed, said):
-    with pytest.raises(ValueError, match=f"the network can not be written as ONNX: {said}"):
+    with pytest.raises(ValueError, match=f"the network cannot be written as ONNX: {said}"):
         onnx_model(embed, (4,), np.float32, "")
 
 

@@ -199,7 +199,7 @@ def test_what_fails_half_way_leaves_what_was_there(run, model, tmp_path, monkeyp
     monkeypatch.setattr(export, "write_text", full)
     out = Path(shutil.copytree(model, tmp_path / "out"))
     for target in (out, tmp_path / "new"):
-        with pytest.raises(OSError, match=rf"can not write {target}: No space left"):
+        with pytest.raises(OSError, match=rf"cannot write {target}: No space left"):
             run.save_pretrained(target, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (out / WEIGHTS).read_bytes() == (model / WEIGHTS).read_bytes()

@@ -553,7 +553,7 @@ def test_statistics_of_another_kind_are_told_apart(name):
 @pytest.mark.parametrize("name", FEEDBACK)
 @pytest.mark.parametrize("extreme", [np.finfo(np.float32).max, 1e37])
 def test_extreme_statistics_leave_no_trace(name, extreme):
-    """What float32 holds, but can not compute with, is not remembered, and so does no harm."""
+    """What float32 holds, but cannot compute with, is not remembered, and so does no harm."""
     schedule, update = SCHEDULES[name], jitted(name)
     ordinary = [epoch_stats(0.9)] * 12
     spread = abs(extreme)

@@ -414,7 +414,7 @@ def test_a_run_with_views_goes_on_within_an_epoch(tmp_path, monkeypatch):
 
 
 def broken(path, kind):
-    """A file of that kind, which can not be read as vectors."""
+    """A file of that kind, which cannot be read as vectors."""
     features, labels, _ = people()
     if kind == "cut":
         path.write_bytes(written(path).read_bytes()[:-40])

@@ -66,7 +66,7 @@ app.command()(export.export)
 def main(arguments: list[str] | None = None) -> None:
     """The command ``margin-jax``. Exits with 2, after one line on what is wrong, for bad input.
 
-    What can not be shown fails nothing that is done: a training goes on, and its status is that of
+    What cannot be shown fails nothing that is done: a training goes on, and its status is that of
     the run. A reader that has gone (``| head -1``) wants no more, and nothing is said of it; of a
     disk that is full, say, it is, and the status is 2 where showing was all there was to do.
     """
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         output.flush()
         if output.lost is not None and not isinstance(output.lost, BrokenPipeError):
             where = f"; what was done is in {left}" if isinstance(left, Path) else ""
-            told = f"standard output can not be written: {output.lost.strerror}{where}"
+            told = f"standard output cannot be written: {output.lost.strerror}{where}"
             _fail(told, 0 if where else 2)
     sys.exit(left if isinstance(left, int) else 0)
 

@@ -1,4 +1,4 @@
-"""Standard output and standard error that fail nothing: what can not be shown is not shown."""
+"""Standard output and standard error that fail nothing: what cannot be shown is not shown."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ class Shown:
     def __init__(self, stream: TextIO | None, number: int) -> None:
         self._stream = stream or os.fdopen(number, "w", encoding="utf-8", closefd=False)
         self.lost: OSError | None = None
-        # A sign that it can not show is no failure either; other streams take all signs.
+        # A sign that it cannot show is no failure either; other streams take all signs.
         if isinstance(self._stream, io.TextIOWrapper):
             self._stream.reconfigure(errors="backslashreplace")
 

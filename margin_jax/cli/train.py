@@ -87,7 +87,7 @@ def train(
 
     Your own images: margin-jax train --dataset folder --data-dir FOLDER
 
-    Exits with 0 when the run is finished, 1 when it diverged, 2 for what can not be done, 130 after
+    Exits with 0 when the run is finished, 1 when it diverged, 2 for what cannot be done, 130 after
     Ctrl-C, and 143 after SIGTERM, when its place is saved.
     """
     import jax  # and flax and orbax: not needed for --help

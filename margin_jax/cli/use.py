@@ -62,7 +62,7 @@ def verify(
 
     Of a run on vectors, two rows by the names in their file, or by their numbers, from 0.
 
-    Exits with 0 for the same, 1 for different, and 2 for what can not be compared.
+    Exits with 0 for the same, 1 for different, and 2 for what cannot be compared.
     """
     from margin_jax.evaluation.verification import check_threshold
     from margin_jax.files import to_json

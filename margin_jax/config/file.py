@@ -21,7 +21,7 @@ def read_options(path: Path) -> dict[str, Any]:
         path: a file of TOML, or of JSON if it is named so.
 
     Raises:
-        ValueError: for a file that can not be read or is neither, and for an option that there is
+        ValueError: for a file that cannot be read or is neither, and for an option that there is
             not, that is in another part's table, or that is said twice.
     """
     try:

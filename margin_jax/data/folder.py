@@ -37,7 +37,7 @@ class Found(NamedTuple):
     Attributes:
         images: as of :func:`~margin_jax.data.images.load_images`.
         kept: the paths of those.
-        skipped: "path: reason" of pictures that can not be read.
+        skipped: "path: reason" of pictures that cannot be read.
         left_out: "path: reason" of files that are no pictures.
         notes: what was done to some of them, for a person.
     """
@@ -188,11 +188,11 @@ def find_files(root: Path) -> tuple[list[Path], list[str]]:
         ``(files, "path: reason" of each hidden file or folder)``.
 
     Raises:
-        OSError: if a folder can not be listed, whose images would be missing without a word.
+        OSError: if a folder cannot be listed, whose images would be missing without a word.
     """
 
     def refuse(error: OSError) -> None:
-        raise OSError(f"can not list {one_line(error.filename)}: {error.strerror}") from error
+        raise OSError(f"cannot list {one_line(error.filename)}: {error.strerror}") from error
 
     found, left_out, seen = list[Path](), list[str](), set[str]()
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):

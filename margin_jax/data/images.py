@@ -54,7 +54,7 @@ class StreamedImages:
         for row, file, image, read in zip(rows, files, images, decoded, strict=True):
             if isinstance(read, str):
                 name = one_line(file) if isinstance(file, Path) else f"image {row}"
-                raise ValueError(f"{name} could be read before, and now can not: {read}")
+                raise ValueError(f"{name} could be read before, and now cannot: {read}")
             image[:] = read.pixels  # a grey image fills all channels alike
         return images
 

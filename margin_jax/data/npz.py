@@ -20,7 +20,7 @@ def read_npz(path: Path, names: tuple[str, ...]) -> tuple[dict[str, np.ndarray],
     ``np.savez_compressed`` wrote is decompressed into memory. Nothing is unpickled.
 
     Raises:
-        ValueError: for a file that can not be read, is no .npz, is damaged, or holds objects.
+        ValueError: for a file that cannot be read, is no .npz, is damaged, or holds objects.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -26,7 +26,7 @@ def read_table(path: Path) -> Columns:
         path: ending in .parquet, or in .csv or .tsv, whose first line names the columns.
 
     Raises:
-        ValueError: without pyarrow; for a file that can not be read; for columns that are missing,
+        ValueError: without pyarrow; for a file that cannot be read; for columns that are missing,
             named twice, of another kind, or have empty cells.
     """
     try:

@@ -53,7 +53,7 @@ def start(
         jax.distributed.initialize(coordinator, processes, process)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"can not join the job of coordinator {coordinator}, processes {processes}, process "
+            f"cannot join the job of coordinator {coordinator}, processes {processes}, process "
             f"{process}: {error}"
         ) from error
 
@@ -66,7 +66,7 @@ def _launched_together() -> bool:
 
 
 def check_joined() -> None:
-    """Refuses to be without devices, or one of several processes that can not speak to each other.
+    """Refuses to be without devices, or one of several processes that cannot speak to each other.
 
     Raises:
         ValueError: likewise; on a TPU pod if its processes have not called :func:`start`.

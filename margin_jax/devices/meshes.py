@@ -73,7 +73,7 @@ def make_mesh(devices: int | None, batch_size: int, *, what: str = "batch") -> M
         raise ValueError(f"devices must be at most {len(present)}, all there are; got {devices}")
     if batch_size % devices:
         raise ValueError(
-            f"a {what} of {batch_size} rows can not be shared equally by {devices} devices"
+            f"a {what} of {batch_size} rows cannot be shared equally by {devices} devices"
         )
     return _mesh(present[:devices])
 

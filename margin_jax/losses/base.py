@@ -103,7 +103,7 @@ def check_loss(loss: Loss) -> Loss:
     """Returns a loss that training can use.
 
     Raises:
-        TypeError: for what is none, or can not be hashed.
+        TypeError: for what is none, or cannot be hashed.
     """
     kind = type(loss).__name__
     try:

@@ -70,7 +70,7 @@ class Fisher(WithoutParameters):
         if axis_name is not None:
             everyone = jax.lax.all_gather(everyone, axis_name, tiled=True)
         found = scatter(*everyone)
-        if axis_name is not None:  # the same on every device, which JAX can not know
+        if axis_name is not None:  # the same on every device, which JAX cannot know
             found = jax.lax.pmean(found, axis_name)
         rows = _labelled(x - origin(squared_euclidean, everyone[0], everyone[2]), y, everyone[1])
         _, stats = batch_all_triplet_loss(

@@ -64,7 +64,7 @@ class Encoder:
         colour: it has three channels even if images are grey, as networks trained on colour do.
 
     Raises:
-        TypeError: something else, or a module of Linen with an attribute that can not be hashed.
+        TypeError: something else, or a module of Linen with an attribute that cannot be hashed.
     """
 
     module: Any

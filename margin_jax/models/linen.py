@@ -13,7 +13,7 @@ def settled(module: nn.Module) -> nn.Module:
     """The module, if programs can be compiled for it.
 
     Raises:
-        TypeError: for an attribute that can not be hashed, in other words than JAX's, and before
+        TypeError: for an attribute that cannot be hashed, in other words than JAX's, and before
             the first compilation.
     """
     try:

@@ -94,7 +94,7 @@ def check_removable(folder: Path) -> None:
         folders += [Path(path) for path, *_ in os.walk(folder / name)]
     for path in folders:
         if not os.access(path, os.W_OK | os.X_OK):
-            raise ValueError(f"not removing the run in {folder}: {path} can not be written to")
+            raise ValueError(f"not removing the run in {folder}: {path} cannot be written to")
 
 
 def remove(folder: Path) -> None:

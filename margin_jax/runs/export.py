@@ -52,8 +52,8 @@ def save(
         overwrite: replace the model that is there.
 
     Raises:
-        ValueError: for a folder that holds something, or a network that can not be exported.
-        OSError: if it can not be written.
+        ValueError: for a folder that holds something, or a network that cannot be exported.
+        OSError: if it cannot be written.
     """
     target = local_path("out", out)
     check_replaceable(target, overwrite)
@@ -86,7 +86,7 @@ def stablehlo(
             float32[n, ...], n being any number.
 
     Raises:
-        ValueError: for a network that can not be exported so.
+        ValueError: for a network that cannot be exported so.
     """
     like = jax.eval_shape(lambda: (params, batch_stats))
 
@@ -103,7 +103,7 @@ def stablehlo(
                 exported = _exported(_one_by_one(embed), given)
             except Exception as error:
                 said = (str(error).splitlines() or [repr(error)])[0]
-                raise ValueError(f"the network can not be exported: {said}") from error
+                raise ValueError(f"the network cannot be exported: {said}") from error
         return bytes(exported.serialize())
 
 
@@ -116,7 +116,7 @@ def onnx_of(
         encoder, params, batch_stats, model: as of :func:`stablehlo`.
 
     Raises:
-        ValueError: if the package onnx is missing, or for a network that can not be written so.
+        ValueError: if the package onnx is missing, or for a network that cannot be written so.
     """
 
     def embed(examples: Array) -> Array:

@@ -183,7 +183,7 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(
-            f"can not write {path}: {error.strerror}; what is done is kept, the same call goes on"
+            f"cannot write {path}: {error.strerror}; what is done is kept, the same call goes on"
         ) from error
 
 

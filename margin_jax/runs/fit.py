@@ -64,7 +64,7 @@ def fit(
     Raises:
         ValueError: for data or a run folder that cannot be used; nothing is written then.
         DivergedError: when a loss or a gradient is not finite; the last good state is kept.
-        OSError: when the run folder can not be written to any more; likewise.
+        OSError: when the run folder cannot be written to any more; likewise.
         SystemExit: with status 143 after SIGTERM, once the place of the training is saved.
 
     Warns:
@@ -191,7 +191,7 @@ def _begin(config: TrainConfig, state: TrainState, mesh: Mesh, checkpoint: Check
         arrays["state"], arrays["best"], record["history"], EpochPart.from_json(record["part"])
     )
     if len(found.history) != int(jax.device_get(found.state.schedule.epoch)):
-        raise ValueError(f"can not resume {config.folder}: its checkpoint is damaged")
+        raise ValueError(f"cannot resume {config.folder}: its checkpoint is damaged")
     return found
 
 

@@ -105,7 +105,7 @@ def write_pairs(folder: Path, data: RunData) -> None:
 
 
 def unwritable(folder: Path, error: OSError) -> ValueError:
-    """What is said of a folder that can not be written."""
+    """What is said of a folder that cannot be written."""
     return ValueError(f"cannot write the run folder {folder}: {error.strerror}")
 
 
@@ -168,4 +168,4 @@ def write_report(folder: Path, report: dict[str, Any], pictures: dict[str, Any])
         seal[REPORT] = sha256(to_json(report).encode())
         write_text(folder / REPORT, to_json({**report, SEAL: seal}, indent=2) + "\n")
     except OSError as error:
-        raise OSError(f"can not write the report in {folder}: {error.strerror}") from error
+        raise OSError(f"cannot write the report in {folder}: {error.strerror}") from error

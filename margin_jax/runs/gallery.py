@@ -196,7 +196,7 @@ def _opened(folder: Path, said: dict[str, Any]) -> Gallery:
             raise ValueError(f"{file} is not what was written")
     names = read_json(folder / said["names"]["file"])
     count, dim = int(said["count"]), int(said["embedding_size"])
-    # Nothing can not be mapped.
+    # An empty file cannot be mapped.
     vectors = np.load(folder / said["vectors"]["file"], mmap_mode="r" if count else None)
     lengths = {len(vectors), *(len(names[name]) for name in ("names", "identities", "sources"))}
     if vectors.shape != (count, dim) or vectors.dtype != np.float32 or lengths != {count}:
@@ -243,7 +243,7 @@ def index(run: Run, folder: str | Path, out: str | Path) -> Indexed:
     Raises:
         ValueError: for a gallery of another run, a folder that is no gallery, or one without a
             readable picture; for vectors of one name.
-        OSError: if it can not be written; it is as it was then.
+        OSError: if it cannot be written; it is as it was then.
     """
     target, source = local_path("out", out), local_path("folder", folder)
     _check_vacant(target)
@@ -359,7 +359,7 @@ def _write(gallery: Gallery, dim: int, blocks: Iterable[np.ndarray]) -> Gallery:
         write_text(folder / GALLERY, json.dumps(said, indent=2) + "\n")
     except OSError as error:
         was = "; it is as it was" if is_there else ""
-        raise OSError(f"can not write the gallery {folder}: {error.strerror}{was}") from error
+        raise OSError(f"cannot write the gallery {folder}: {error.strerror}{was}") from error
     for path in folder.iterdir():
         if _MINE.fullmatch(path.name) and path.name not in (GALLERY, *files.values()):
             path.unlink()

@@ -38,7 +38,7 @@ def push(folder: Path, name: str, private: bool | None) -> str:
     """Uploads a model folder as a repository of the hub, and returns its address.
 
     Raises:
-        ValueError: if it can not be done: no network, no login, another's repository.
+        ValueError: if it cannot be done: no network, no login, another's repository.
     """
     repo = name.removeprefix(PREFIX)
     _check(repo, name)

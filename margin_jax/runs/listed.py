@@ -21,7 +21,7 @@ class ListedReport(NamedTuple):
             one folder each time, and what is different is not, so that folders are identities.
         folds: with the folds' thresholds, where the list has folds.
         trained_on: folders of the list that are named like identities the run was trained on.
-        missing: "file: reason" of listed files that can not be read; their pairs are left out.
+        missing: "file: reason" of listed files that cannot be read; their pairs are left out.
         listed: how many pairs the list has.
     """
 

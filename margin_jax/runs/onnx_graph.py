@@ -191,7 +191,7 @@ class _Graph:
             return self.parts(full[0], params["axis"], shapes)
         write = getattr(self, f"_{kind}", None)
         if write is None:
-            raise ValueError(f"the network can not be written as ONNX: it uses {kind}")
+            raise ValueError(f"the network cannot be written as ONNX: it uses {kind}")
         return [write(full, params, shapes[0])]
 
     def closed(self, inner: Any, inputs: list[Value]) -> list[Value]:
@@ -285,7 +285,7 @@ class _Graph:
         """Those of NumPy's basic indexing, whose places are known."""
         numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
         if x[1].name is not None or numbers.operand_batching_dims:
-            raise ValueError("the network can not be written as ONNX: it looks up computed places")
+            raise ValueError("the network cannot be written as ONNX: it looks up computed places")
         places, axes = np.asarray(x[1].known), numbers.start_index_map
         if places.ndim == 1:  # one block
             starts = [0] * len(sizes)
@@ -296,14 +296,14 @@ class _Graph:
         (axis,) = axes
         rest = tuple(a for a in range(len(shape)) if a != axis)
         if places.ndim != 2 or numbers.offset_dims != rest:
-            raise ValueError("the network can not be written as ONNX: it looks up in many axes")
+            raise ValueError("the network cannot be written as ONNX: it looks up in many axes")
         taken = self.indices(places[:, 0].tolist())
         return self.node("Gather", [self.name(x[0]), taken], shape, axis=axis)
 
     def _pad(self, x: list[Value], params: Mapping[str, Any], shape: tuple[Any, ...]) -> Value:
         low, high, inner = zip(*params["padding_config"], strict=True)
         if any(inner):
-            raise ValueError("the network can not be written as ONNX: it pads between pixels")
+            raise ValueError("the network cannot be written as ONNX: it pads between pixels")
         return self.node(
             "Pad", [self.name(x[0]), self.indices([*low, *high]), self.name(x[1])], shape
         )
@@ -330,7 +330,7 @@ class _Graph:
     ) -> Value:
         numbers = params["dimension_numbers"]
         if params["batch_group_count"] != 1 or set(params["lhs_dilation"]) != {1}:
-            raise ValueError("the network can not be written as ONNX: it convolves in reverse")
+            raise ValueError("the network cannot be written as ONNX: it convolves in reverse")
         low, high = zip(*params["padding"], strict=True)
         image = self.transpose(x[0], numbers.lhs_spec)
         if x[1].name is None:
@@ -356,7 +356,7 @@ class _Graph:
         low, high = zip(*params["padding"], strict=True)
         dilated = {*params["base_dilation"], *params["window_dilation"]} != {1}
         if dilated or len(window) != 4 or (window[0], window[3]) != (1, 1):
-            raise ValueError("the network can not be written as ONNX: it pools otherwise than 2-D")
+            raise ValueError("the network cannot be written as ONNX: it pools otherwise than 2-D")
         made = self.node(
             kind,
             [self.name(self.transpose(x, (0, 3, 1, 2)))],

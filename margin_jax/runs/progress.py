@@ -14,7 +14,7 @@ with warnings.catch_warnings():
 class ProgressBar:
     """Counts epochs in fractions, with the loss, the margin, the easy share and the validation.
 
-    What can not be drawn over, such as a file, gets a line after every epoch instead of a bar.
+    What cannot be drawn over, such as a file, gets a line after every epoch instead of a bar.
     """
 
     def __init__(self, title: str, epochs: int, done: int, enabled: bool) -> None:
@@ -64,7 +64,7 @@ class ProgressBar:
 
 
 class RowBar:
-    """Counts examples; what can not be drawn over gets some lines instead of a bar, usually ten."""
+    """Counts examples; what cannot be drawn over gets some lines instead of a bar, usually ten."""
 
     def __init__(self, title: str, total: int, enabled: bool, lines: int = 10) -> None:
         self._bar = tqdm(

@@ -55,7 +55,7 @@ def prepare_folder(config: TrainConfig, data: RunData) -> str:
     Returns what changes in the run to resume, because it was asked for, in words.
 
     Raises:
-        ValueError: if the run to resume is another one, or the folder can not be written.
+        ValueError: if the run to resume is another one, or the folder cannot be written.
     """
     folder = config.folder
     described = to_json(data.described, indent=2) + "\n"
@@ -88,7 +88,7 @@ def _check_same(config: TrainConfig, described: dict[str, Any], folder: Path) ->
     """
     saved = read_config(folder).experiment()
     asked = config.experiment()
-    # What is laid out over the whole run can not be made longer.
+    # What is laid out over the whole run cannot be made longer.
     laid_out = leaves_open(config.schedule, SCHEDULES, "epochs")
     laid_out |= config.learning_rate_schedule in ("exponential", "warmup_linear")
     if not laid_out and asked["epochs"] > saved["epochs"]:

@@ -163,9 +163,9 @@ class Run:
             overwrite: replace the model that is there.
 
         Raises:
-            ValueError: for a folder that holds something, a network of your own that can not be
+            ValueError: for a folder that holds something, a network of your own that cannot be
                 exported, or (onnx) if the package onnx is missing.
-            OSError: if it can not be written.
+            OSError: if it cannot be written.
         """
         return self._save(path, program=True, onnx=onnx, overwrite=overwrite)
 
@@ -182,7 +182,7 @@ class Run:
 
         Raises:
             ValueError: for a folder that holds something.
-            OSError: if it can not be written.
+            OSError: if it cannot be written.
         """
         return self._save(folder, program=False, onnx=False, overwrite=overwrite)
 
@@ -191,10 +191,10 @@ class Run:
 
         Args:
             name: "USER/NAME"; ``load_pretrained("hub:USER/NAME")`` reads it.
-            private: whether others can not see it. Default: as the hub does.
+            private: whether others cannot see it. Default: as the hub does.
 
         Raises:
-            ValueError: if it can not be done: no network, no login, or huggingface_hub is missing.
+            ValueError: if it cannot be done: no network, no login, or huggingface_hub is missing.
         """
         with tempfile.TemporaryDirectory() as room:
             return hub.push(self.export(Path(room, "model")), name, private)
@@ -244,7 +244,7 @@ def load_pretrained(path: str | Path, *, encoder: Encoder | None = None) -> Run:
         encoder = get_encoder(model.config, encoder)
         params, batch_stats = read_weights(folder, model, _weights_like(encoder, model))
     except (ValueError, OSError) as error:
-        raise ValueError(f"can not load the model in {folder}: {error}") from error
+        raise ValueError(f"cannot load the model in {folder}: {error}") from error
     data = {**model.data, "identities": {part: [] for part in model.data["counts"]}}
     return Run(
         folder, model.config, model.history, model.report, data, encoder, params, batch_stats

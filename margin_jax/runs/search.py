@@ -39,7 +39,7 @@ def search_files(
         data_dir: the file of the vectors. Default: the one that the run was trained on.
 
     Raises:
-        ValueError: also for another run, files that can not be read, or `data_dir` for images.
+        ValueError: also for another run, files that cannot be read, or `data_dir` for images.
     """
     gallery.check_run(run)
     if not run.embeds_vectors and data_dir is not None:

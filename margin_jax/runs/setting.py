@@ -64,7 +64,7 @@ def set_up(
     data = prepare_data(config, dataset, encoder, loss)
     augment = make_augment(config.augment)
     one = _one(data)
-    if augment is not None:  # what it can not change is refused here, as small images are
+    if augment is not None:  # what it cannot change is refused here, as small images are
         jax.eval_shape(augment, one, jax.random.key(0))
     schedule = config.make_schedule()
 

@@ -85,7 +85,7 @@ def verify_images(
     of the run's own.
 
     Raises:
-        ValueError: if one of them can not be read, or `data_dir` is given for images.
+        ValueError: if one of them cannot be read, or `data_dir` is given for images.
     """
     if run.embeds_vectors:
         names = [str(first), str(second)]

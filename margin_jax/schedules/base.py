@@ -106,7 +106,7 @@ def table(margins: np.ndarray) -> Schedule:
     """A schedule that knows its margins beforehand, one an epoch; the last one stays.
 
     They are computed in float64 and rounded once: arithmetic under ``jit`` may be fused and differ
-    in its last bit from the same on the host, a look-up can not.
+    in its last bit from the same on the host, a look-up cannot.
     """
 
     def look_up(epoch: Array) -> ScheduleState:
@@ -208,7 +208,7 @@ def unless_silent(
 ) -> ScheduleState:
     """The state `after`, or, if the epoch says nothing, the one before with its epoch counted.
 
-    An epoch whose statistics float32 can not compute with, though it holds them, says nothing
+    An epoch whose statistics float32 cannot compute with, though it holds them, says nothing
     either: what is remembered would be NaN for good, or a margin that no loss takes.
     """
     seen = jnp.stack([stats.easy_fraction, stats.mean_effective, stats.std_effective, *more])

@@ -58,7 +58,7 @@ class Checkpoint:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=ocp.checkpoint_managers.LatestN(n=1),
             cleanup_tmp_directories=True,  # what a kill leaves unfinished
-            # Else a disk that can not be written to is noticed after a time-out of minutes.
+            # Else a disk that cannot be written to is noticed after a time-out of minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         if read_only:
@@ -80,7 +80,7 @@ class Checkpoint:
                 path = opened.enter_context(_plain(folder.absolute()))
                 return ocp.CheckpointManager(path, options=options, handler_registry=registry)
 
-            self._manager = _attempt(make, f"can not open {folder}")
+            self._manager = _attempt(make, f"cannot open {folder}")
             opened.enter_context(_quiet())
             self._open = opened.pop_all()
 
@@ -109,7 +109,7 @@ class Checkpoint:
         save = functools.partial(
             self._manager.save, step, args=ocp.args.Composite(**both), force=True
         )
-        _attempt(save, f"can not save step {step} in {self._folder}")
+        _attempt(save, f"cannot save step {step} in {self._folder}")
         some = min(host, key=lambda name: sum(v.nbytes for v in jax.tree.leaves(host[name])))
         self._unproven = step, jax.eval_shape(lambda: {some: host[some]})
 
@@ -129,7 +129,7 @@ class Checkpoint:
             return _attempt(lambda: self._restore(self.step, like), "it says")
         except SaveError as error:
             raise ValueError(
-                f"can not restore {self._folder}: it is damaged, or of another network, optimiser, "
+                f"cannot restore {self._folder}: it is damaged, or of another network, optimiser, "
                 f"schedule or version ({error})"
             ) from None
 
@@ -155,14 +155,14 @@ class Checkpoint:
         """Returns when everything saved is on the disk, and can be read from there.
 
         Raises:
-            SaveError: if it can not be.
+            SaveError: if it cannot be.
         """
         unproven, self._unproven = self._unproven, None
-        _attempt(self._manager.wait_until_finished, f"can not save in {self._folder}")
+        _attempt(self._manager.wait_until_finished, f"cannot save in {self._folder}")
         if unproven is not None:
             # The smallest part, of a run its best weights: a third of what was written.
             prove = functools.partial(self._restore, *unproven)
-            _attempt(prove, f"can not read what was saved in {self._folder}")
+            _attempt(prove, f"cannot read what was saved in {self._folder}")
 
     def close(self) -> None:
         """Waits for the disk, too."""
@@ -170,7 +170,7 @@ class Checkpoint:
             try:
                 self.wait()
             finally:
-                _attempt(self._manager.close, f"can not close {self._folder}")
+                _attempt(self._manager.close, f"cannot close {self._folder}")
 
     def __enter__(self) -> "Checkpoint":
         return self

@@ -128,7 +128,7 @@ def make_train_step(
         Schedules see the statistics of the batch; those of the memory are kept apart.
 
     Raises:
-        TypeError: for a loss that is none or can not be hashed; from the step, for labels that a
+        TypeError: for a loss that is none or cannot be hashed; from the step, for labels that a
             memory's int32 does not hold, as int64 are.
         ValueError: for a negative `memory_warmup`; from the step, for a memory with a loss that
             takes no references, for embeddings that are not as long as the memory's, and for a
