@@ -28,7 +28,7 @@ of all devices. The rows:
 
 On a CPU everything is small, so that ``--minutes 3`` tries it whole.
 
-What came of it, on one H200 with jax 0.11.2:
+Results on one H200 with jax 0.11.2:
 
 - Loss, counts and gradient are float64's but for float32's rounding; no factor is rounded to TF32,
   as the default of a matrix product does, which errs by 2e-4.

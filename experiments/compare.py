@@ -52,7 +52,7 @@ On a CPU a process has one core, so that a cell's figures do not depend on how m
 all cells of a data set and a reduction are trained in one process, which compiles once.
 
 The 1804 cells took 27.4 hours of one core (AMD EPYC of three generations, Intel Xeon; jax 0.10.2),
-the default grid 7.6, so about four of two cores. What came of it:
+the default grid 7.6, so about four of two cores. The results:
 `experiments/results/README.md`, and `experiments/results/schedules.md` (by `report.py`).
 """
 

@@ -14,9 +14,9 @@ components of 4 samples a batch, 25 batches an epoch, for 30 epochs, Adam at 1e-
 all of them were tuned with.
 
 Writes `experiments/results/effective_margin.json`, and from it and the cells the pictures and the
-table of `experiments/results/effective_margin.md` (`--report`: only that, in seconds). What came of
-it stands there above them, and stays as it is. On two cores, beside other work, it took a minute
-and a half (jax 0.10.2).
+table of `experiments/results/effective_margin.md` (`--report`: only that, in seconds). The findings
+stand there above them, and stay as they are. On two cores, beside other work, it took a minute and
+a half (jax 0.10.2).
 """
 
 import argparse

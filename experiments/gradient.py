@@ -18,7 +18,7 @@ network (AMD EPYCs of two kinds, jax 0.10.2), half of that on two.
 
 Writes cells into `experiments/results/gradient`, and from them and the grid's the pictures and
 tables of `experiments/results/gradient.md` (`--report`: only that, in seconds; `--out`: elsewhere).
-What came of it stands there above them, and stays as it is.
+The findings stand there above them, and stay as they are.
 """
 
 import argparse

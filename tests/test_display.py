@@ -102,7 +102,7 @@ def test_a_run_shows_the_figures_of_the_command_line(run):
     assert len(numbers) >= 15
     assert [number for number in numbers if number not in table] == []
     assert tables.training_line(run.report, run.history) in table
-    assert "| &emsp;published number | " in table
+    assert "| &emsp;paper's pair count | " in table
     assert len(repr(run)) < 2000, "arrays and records in it"
 
 

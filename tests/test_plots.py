@@ -66,7 +66,7 @@ def test_margin_above_and_the_share_of_easy_triplets_below():
         range(1, 6),
         100 * np.array(column(history, "easy_fraction")),
     )
-    watched = line(below, "watched by the schedule: 80 %")
+    watched = line(below, "the schedule acts at 80 %")
     assert set(watched.get_ydata()) == {80}
     assert (above.get_ylabel(), below.get_ylabel()) == ("margin μ", "easy triplets (%)")
     assert (below.get_xlabel(), above.get_xlabel()) == ("epoch", "")

@@ -70,7 +70,7 @@ def test_every_set_of_pairs_has_its_name():
 
     assert rows(TEST) == [
         ("embedding", 1),
-        ("  published number", 2),
+        ("  paper's pair count", 2),
         ("  hard pairs", 3),
         ("raw values", 4),
         ("  hard pairs", 6),

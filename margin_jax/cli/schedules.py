@@ -66,7 +66,7 @@ def plot_schedules(
         stimulus = stimulus or "step"
         world = response.stimulus(stimulus, epochs)
         words, _ = response.STIMULI[stimulus]
-        title = f"{stimulus.capitalize()}: easy at a margin of {response.REFERENCE} are {words}"
+        title = f"{stimulus.capitalize()}: easy at margin {response.REFERENCE}: {words}"
     else:
         folder = history.parent if history.name == HISTORY else history
         records = read_history(folder)

@@ -51,7 +51,7 @@ class RunConfig:
         bool, Option("Go on from the last checkpoint, if the run folder has one.")
     ] = False
     allow_changes: Annotated[
-        bool, Option("Resume with another learning rate, mining, schedule (not all) or so.")
+        bool, Option("Resume with other options, such as another learning rate or mining.")
     ] = False
     checkpoint_steps: Annotated[
         int, Option("Save the place every so many steps, too, not only after epochs.", 1)

@@ -49,7 +49,7 @@ class NetworkConfig:
     width: Annotated[
         float, Option("small_cnn: channels, as a multiple of 32, 64, 128 and 128.")
     ] = 1.0
-    dtype: Annotated[str, Option(f"Of the computation. {one_of(DTYPES)}")] = "float32"
+    dtype: Annotated[str, Option(f"The dtype to compute in. {one_of(DTYPES)}")] = "float32"
     embedding_size: Annotated[int, Option("Length of an embedding.", 1, 2**16)] = 128
 
     def _check_network(self) -> None:

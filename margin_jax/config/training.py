@@ -25,7 +25,7 @@ class TrainingConfig:
         str,
         Option(f"NAME or NAME:KEY=VALUE,..., as in adam:b1=0.8. {one_of(OPTIMIZERS)}"),
     ] = "adam"
-    learning_rate: Annotated[float, Option("At its highest.")] = 1e-3
+    learning_rate: Annotated[float, Option("The peak learning rate.")] = 1e-3
     learning_rate_schedule: Annotated[
         str,
         Option(

@@ -112,7 +112,7 @@ def decode(
                 return f"{image.width} x {image.height} pixels are more than Pillow deems safe"
             # Pillow has 16 bits of a PGM as I, and scales them.
             if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
-                return "numbers of 32 bits, whose range nothing tells"
+                return "32-bit numbers of unknown range"
             oblong, highest = image.width != image.height, None
             scaled = image.format == "PPM" and image.tile[0].codec_name != "raw"
             # A JPEG is decoded at a half to an eighth of its size, where that is enough.

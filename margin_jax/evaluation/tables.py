@@ -63,7 +63,7 @@ def report_rows(test: dict[str, Any]) -> list[Row]:
     raw = test["raw"]
     return [
         ("embedding", test),
-        ("  published number", test["published"]),
+        ("  paper's pair count", test["published"]),
         *([("  hard pairs", test["hard"])] if "hard" in test else []),
         *([("raw values", raw)] if raw else []),
         *([("  hard pairs", raw["hard"])] if raw and "hard" in raw else []),

@@ -48,7 +48,7 @@ def plot_margin(history: History, watched: float | None = None) -> "Figure":
     above.set_title("Margin in force, and easy triplets under it")
     below.plot(epochs, 100 * _column(history, "easy_fraction"), color=BLUE)
     if watched is not None:
-        name = f"watched by the schedule: {100 * watched:g} %"
+        name = f"the schedule acts at {100 * watched:g} %"
         below.axhline(100 * watched, color=GREY, ls="--", lw=1, label=name)
         below.legend(loc="best")
     below.set_ylabel("easy triplets (%)")

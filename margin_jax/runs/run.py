@@ -83,7 +83,7 @@ class Run:
         return not self.embeds_pictures and len(self.data["example_shape"]) == 1
 
     def embed(self, examples: Examples, rows: np.ndarray | None = None) -> np.ndarray:
-        """float32[n, embedding_size]: embeddings, L2-normalised but by a network of your own.
+        """float32[n, embedding_size]: embeddings, of length 1 unless your own network says else.
 
         Args:
             examples: such as the run was trained on: pictures, uint8[n, height, width, channels],

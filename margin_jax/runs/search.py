@@ -77,7 +77,7 @@ def draw_answers(
 
     Args:
         gallery, run: of one another; of pictures.
-        answers: the file of each query, with what came of it.
+        answers: the file of each query, with its answer.
         threshold: that was searched with.
     """
     paths = [Path(file) for file, _ in answers]
