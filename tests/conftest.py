@@ -22,6 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 LONG = (
     *("test_reliability", "test_notebooks", "test_fit", "test_meshes", "test_cli"),
     *("test_batch_all", "test_loops", "test_readme", "test_networks", "test_arms", "test_docs"),
+    "test_extend",
 )
 KEPT = 300 * 2**20  # bytes of compiled programs, at most, for the next run of the tests
 
