@@ -270,7 +270,7 @@ ROWS = [
     ("features --out flat", "--out must be a file in a folder; got flat: that is a folder"),
     ("features --out nowhere/x.npz", "--out must be .* there is no folder nowhere"),
     ("features --out x.npy", r"--out must end in \.npz; got x.npy"),
-    ("features --out old.npz", "old.npz exists: ask to --overwrite it, or choose another --out"),
+    ("features --out old.npz", "old.npz exists: add --overwrite, or choose another --out"),
     ("features --encoder small_cnn", "encoders with a head of their own; got small_cnn"),
     ("features --encoder resnet", "encoder must be one of "),
     ("features --weights no.safetensors", "--weights .* there is no file"),

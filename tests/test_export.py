@@ -172,7 +172,7 @@ def test_bad_input_costs_one_line(run, exported, tmp_path, capsys):
         ([damaged, "--out", tmp_path / "a"], "encoder.jaxexport is damaged"),
         ([bare, "--out", tmp_path / "a"], "no finished run in"),
         ([exported, "--out", run.path], "is not empty and not a model folder"),
-        ([exported, "--out", exported], "holds a model: ask to --overwrite it"),
+        ([exported, "--out", exported], "holds a model: add --overwrite"),
         ([exported, "--out", exported / MODEL / "a"], "cannot write"),
         ([exported, "--out", "gs://bucket/a"], "--out must be a path of this machine"),
     ):

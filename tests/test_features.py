@@ -195,7 +195,7 @@ def test_another_job_is_refused_unless_it_is_overwritten(out):
             mj.extract_features(data, trunk, out, **{"batch_size": 4, "about": about, **options})
         return str(caught.value)
 
-    assert "another job, whose seed is 0 and not 1: ask to --overwrite it" in message(
+    assert "another job, whose seed is 0 and not 1: add --overwrite" in message(
         dataset(), flat, seed=1
     )
     assert "whose sha256 is" in message(dataset(seed=1), flat)
@@ -208,7 +208,7 @@ def test_another_job_is_refused_unless_it_is_overwritten(out):
 
 def test_what_is_not_ours_is_not_touched(out):
     mj.extract_features(dataset(), flat, out)
-    with pytest.raises(ValueError, match=r"rows.npz exists: ask to --overwrite it"):
+    with pytest.raises(ValueError, match=r"rows.npz exists: add --overwrite"):
         mj.extract_features(dataset(), flat, out)
     folder = out.with_name("rows.npz.partial")
     folder.mkdir()

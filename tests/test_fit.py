@@ -19,6 +19,7 @@ from margin_jax.cli.train import summary
 from margin_jax.files import to_json
 from margin_jax.runs import claim, fit, resume
 from margin_jax.runs.folder import read_config, read_history
+from margin_jax.runs.resume import is_finished
 from margin_jax.runs.run_data import prepare_data
 from margin_jax.runs.validation import best_epoch, is_over
 from margin_jax.training.checkpoint import Checkpoint
@@ -468,6 +469,24 @@ def test_a_run_without_patience_left_stops_and_resumes_to_the_same_end(tiny_fit,
     assert (out / "report.json").exists()
     longer = tiny_fit(out, **again, patience=4, allow_changes=True)
     assert timeless(longer.history) == timeless(whole.history)[: best + 4]
+
+
+def test_a_run_that_stopped_early_is_finished_whatever_epochs_are_asked_for(tmp_path, no_pictures):
+    config = mj.TrainConfig(
+        max_identities=40,
+        encoder="mlp",
+        learning_rate=1e-12,  # so that no epoch is better than the first
+        epochs=4,
+        patience=1,
+        identities_per_batch=4,
+        out=str(tmp_path / "run"),
+    )
+    assert not is_finished(config)
+    assert len(mj.fit(config).history) == 2
+    assert is_finished(config)
+    assert is_finished(config.replace(epochs=9))
+    assert not is_finished(config.replace(patience=3))
+    assert not is_finished(config.replace(epochs=9, learning_rate=1e-3))
 
 
 def test_resume_takes_the_same_images_and_network_only(tiny_encoder, tmp_path, no_pictures):

@@ -102,7 +102,7 @@ def test_it_grows_by_what_is_new(run, letters, made, capsys):
     (letters / "Q" / "1.png").unlink()  # what is in it stays
     status, shown, error = stopped(capsys, "index", run.path, letters, "--out", made.path)
     assert status == 0
-    assert shown == f"1 added: 14 of 5 identities in {made.path}\n"
+    assert shown == f"1 added; now 14 images of 5 identities in {made.path}\n"
     assert "skipped" in error
     grown = mj.load_gallery(made.path)
     assert list(grown.names) == [*made.names, "Q/3.png"]
@@ -124,7 +124,7 @@ def test_it_grows_by_what_is_new(run, letters, made, capsys):
 def test_it_forgets_a_picture_or_an_identity(made, capsys):
     status, shown, _ = stopped(capsys, "forget", made.path, "Ω", "Q/2.png")
     assert status == 0
-    assert shown == f"4 forgotten: 9 of 4 identities in {made.path}\n"
+    assert shown == f"4 forgotten; now 9 images of 4 identities in {made.path}\n"
     left = mj.load_gallery(made.path)
     kept = [i for i, name in enumerate(made.names) if name[0] != "Ω" and name != "Q/2.png"]
     assert list(left.names) == [made.names[i] for i in kept]

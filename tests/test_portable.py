@@ -141,11 +141,15 @@ def test_commands_take_the_folder(run, model, tmp_path, capsys):
             cli.main(["evaluate", str(model), *more])
         assert error.value.code == status
     assert "has no examples of its own: give --data-dir" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(model), *more, "--fmr", "0.1"])
+    assert "and no --fmr, which chooses" in capsys.readouterr().err
 
 
 def test_the_threshold_that_people_see_counts(copy):
     edit(copy, lambda d: d.update(threshold=0.125))
-    assert mj.load_pretrained(copy).threshold == 0.125
+    with pytest.warns(UserWarning, match=r"has the threshold 0.125, and not the [\d.]+ of its"):
+        assert mj.load_pretrained(copy).threshold == 0.125
 
 
 def test_a_network_of_ones_own(tiny_fit, tmp_path):
@@ -173,7 +177,7 @@ def test_a_network_of_ones_own(tiny_fit, tmp_path):
 
 def test_only_a_model_is_replaced_and_only_if_asked(run, model, tmp_path):
     out = Path(shutil.copytree(model, tmp_path / "out"))
-    with pytest.raises(ValueError, match=r"out holds a model: ask to --overwrite it"):
+    with pytest.raises(ValueError, match=r"out holds a model: add --overwrite"):
         run.save_pretrained(out)
     (out / WEIGHTS).write_bytes(b"")
     run.save_pretrained(out, overwrite=True)

@@ -38,7 +38,7 @@ def index(
     for remark in remarks:
         typer.echo(remark, err=True)
     typer.echo(
-        f"{added:,} added: {len(gallery.names):,} of "
+        f"{added:,} added; now {len(gallery.names):,} images of "
         f"{len(set(gallery.identities)):,} identities in {out}"
     )
     return out
@@ -54,13 +54,16 @@ def forget(
         ),
     ],
 ) -> Path:
-    """Take images out of a gallery, or all images of an identity."""
+    """Take images out of a gallery, or all images of an identity.
+
+    `index` of a folder that still has them brings them back.
+    """
     from margin_jax.runs.gallery import load_gallery
 
     here = load_gallery(gallery)
     left = here.forget(names)
     typer.echo(
-        f"{len(here.names) - len(left.names):,} forgotten: {len(left.names):,} of "
+        f"{len(here.names) - len(left.names):,} forgotten; now {len(left.names):,} images of "
         f"{len(set(left.identities)):,} identities in {gallery}"
     )
     return gallery
@@ -120,13 +123,16 @@ def search(
     else:
         for image, answer in zip(images, answers, strict=True):
             typer.echo("\n".join(_lines(image, answer)))
-        whose = "the run's, of pairs" if threshold is None else "as given"
+        whose = "as given"
+        if threshold is None:
+            whose = "the run's, of pairs; among many images choose a smaller --threshold"
         typer.echo(f"threshold {limit:.4f}, {whose}; {len(here.names):,} in the gallery")
     if sheet is not None:
         shown = list(zip(images, answers, strict=True))[:_SHEET]
         with warnings.catch_warnings():  # a name in a script that the typeface does not have
             warnings.filterwarnings("ignore", "Glyph .* missing from")
             searching.draw_answers(here, made_with, shown, limit).savefig(sheet)
+        typer.echo(f"sheet: {sheet}", err=True)
         if len(images) > _SHEET:
             typer.echo(f"{sheet} shows the first {_SHEET} of {len(images):,} images", err=True)
     return sheet

@@ -118,8 +118,11 @@ def train(
             typer.echo(f"margin-jax: no run in {folder} to resume: a new one begins", err=True)
     if resume and jax.process_count() == 1 and is_finished(config):
         if not quiet:
-            typer.echo(f"the run in {folder} is finished; there is nothing to do")
-            typer.echo(summary(load_run(folder)))
+            run = load_run(folder)
+            more = ", but with a larger --patience and --allow-changes it goes on"
+            left = more if len(run.history) < config.epochs else ""
+            typer.echo(f"the run in {folder} is finished; there is nothing to do{left}")
+            typer.echo(summary(run))
         return folder
     log = TensorBoard(config.folder) if tensorboard and job.is_first() else None
     command = f"margin-jax train --out {shlex.quote(str(folder))} --resume"

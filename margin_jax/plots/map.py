@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from margin_jax.plots.figure import Figure
 
 _MARKERS = ("o", "^")
+_COLOURS = PALETTE[:-1]  # without the grey of all others
 # Identities that have a colour and a marker of their own.
 _SHOWN = 10
 
@@ -30,7 +31,7 @@ def plot_map(vectors: np.ndarray, labels: np.ndarray, identities: Sequence[str])
     from margin_jax.plots.figure import Figure  # slow to import
 
     points, shares = principal_components(vectors)
-    figure = Figure(figsize=(7.6, 5.4), dpi=150, layout="compressed")
+    figure = Figure(figsize=(7.6, 5.4), dpi=150, layout="constrained")
     axes = figure.subplots()
     sizes = np.bincount(labels, minlength=len(identities))
     largest = np.argsort(-sizes, kind="stable")[:_SHOWN]
@@ -44,13 +45,13 @@ def plot_map(vectors: np.ndarray, labels: np.ndarray, identities: Sequence[str])
             own[:, 0],
             own[:, 1],
             s=12,
-            color=PALETTE[place % len(PALETTE)],
-            marker=_MARKERS[place // len(PALETTE)],
+            color=_COLOURS[place % len(_COLOURS)],
+            marker=_MARKERS[place // len(_COLOURS)],
             lw=0,
             alpha=0.8,
-            label=f"{one_line(Path(identities[identity])):.24} ({sizes[identity]:,})",
+            label=f"{one_line(Path(identities[identity])):.32} ({sizes[identity]:,})",
         )
-    axes.set_aspect("equal")
+    axes.set_aspect("equal", adjustable="datalim")
     axes.set_xlabel(f"first principal component, {shares[0]:.0%} of the variance")
     axes.set_ylabel(f"second, {shares[1]:.0%}")
     axes.set_title("Embeddings by identity, the largest in colour (PCA)", fontsize="medium")

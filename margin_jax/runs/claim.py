@@ -70,7 +70,7 @@ def check_folder(config: TrainConfig) -> None:
         raise ValueError(f"{folder} is not empty and not a run folder; choose another --out")
     if not (config.resume or config.overwrite):
         raise ValueError(
-            f"{folder} holds a run: ask to --resume or to --overwrite it, or choose another --out"
+            f"{folder} holds a run: add --resume or --overwrite, or choose another --out"
         )
 
 

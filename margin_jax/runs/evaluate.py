@@ -67,7 +67,10 @@ def load_own(run: Run) -> Own:
         ValueError: files that are missing or unreadable, or not those the run was tested on.
     """
     if run.config.dataset == OWN:
-        raise ValueError(f"{run.path} has no examples of its own: give data_dir")
+        raise ValueError(
+            f"{run.path} has no examples of its own: give data_dir, and no fmr, which chooses a "
+            "threshold on the validation examples of the run"
+        )
     dataset = load(run.config)
     if run.config.max_identities is not None:
         dataset = dataset.first(run.config.max_identities)

@@ -33,7 +33,7 @@ def check_vacant(out: str | Path, overwrite: bool) -> Path:
     if target.suffix != ".npz":
         raise ValueError(f"out must end in .npz; got {target}")
     if target.exists() and not overwrite:
-        raise ValueError(f"{target} exists: ask to --overwrite it, or choose another --out")
+        raise ValueError(f"{target} exists: add --overwrite, or choose another --out")
     return target
 
 
@@ -145,7 +145,7 @@ def _begin(folder: Path, job: Mapping[str, Any], overwrite: bool) -> None:
             name = next(n for n in names if earlier.get(n) != job.get(n))
             raise ValueError(
                 f"{folder} is of another job, whose {name} is {earlier.get(name)!r} and not "
-                f"{job.get(name)!r}: ask to --overwrite it, or choose another --out"
+                f"{job.get(name)!r}: add --overwrite, or choose another --out"
             )
         _remove(folder)
     elif present:

@@ -185,8 +185,7 @@ def _grow(
         arrays.append(made)
     elif not _alike(arrays.first(min(arrays.done, len(start))), made):
         raise ValueError(
-            f"{folder} has features of another network: ask to --overwrite it, or choose another "
-            "--out"
+            f"{folder} has features of another network: add --overwrite, or choose another --out"
         )
     bar.show(arrays.done)
     left = everything[arrays.done :]

@@ -13,6 +13,7 @@ and arrays go where the encoder that `model.json` describes has a place for them
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +81,7 @@ def check_replaceable(folder: Path, overwrite: bool) -> None:
     if not folder.is_dir() or {path.name for path in folder.iterdir()} - mine:
         raise ValueError(f"{folder} is not empty and not a model folder; choose another --out")
     if not overwrite:
-        raise ValueError(f"{folder} holds a model: ask to --overwrite it, or choose another --out")
+        raise ValueError(f"{folder} holds a model: add --overwrite, or choose another --out")
 
 
 def arrays_by_name(params: chex.ArrayTree, batch_stats: chex.ArrayTree) -> dict[str, Any]:
@@ -277,7 +278,11 @@ def _checked(found: Any) -> Model:
     _check_data(data)
     history = [{name: _number(record[name]) for name in _HISTORY} for record in found["history"]]
     # The one that people see, and may have changed, is the one that counts.
-    test = {**found["report"]["test"], "threshold": float(_number(found["threshold"]))}
+    reported, threshold = found["report"]["test"], float(_number(found["threshold"]))
+    if reported["threshold"] != threshold:
+        told = f"{threshold:g}, and not the {_number(reported['threshold']):g} of its report"
+        warnings.warn(f"{MODEL} has the threshold {told}", stacklevel=2)
+    test = {**reported, "threshold": threshold}
     report = {**found["report"], "test": test}
     table(report_rows(test)), training_line(report, history)  # whatever shows it can
     if not {WEIGHTS} <= set(digests) <= {WEIGHTS, STABLEHLO, ONNX}:

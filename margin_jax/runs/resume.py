@@ -41,10 +41,13 @@ def is_finished(config: TrainConfig) -> bool:
     if not (config.folder / REPORT).is_file():
         return False
     try:
-        if read_config(config.folder).experiment() != config.experiment():
+        saved, history = read_config(config.folder), load_run(config.folder).history
+        if len(history) < saved.epochs:  # by its patience, which more epochs do not change
+            saved = saved.replace(epochs=config.epochs)
+        if saved.experiment() != config.experiment():
             return False
         check_sealed(config.folder, PAIRS)
-        return is_over(config, load_run(config.folder).history)
+        return is_over(config, history)
     except (ValueError, OSError):  # which is mended, or refused in more words
         return False
 
