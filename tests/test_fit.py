@@ -575,7 +575,7 @@ def test_nobody_else_may_begin_resume_or_overwrite_a_run_that_is_trained(
     def another(record):
         used = rf"in use by process {os.getpid()} on "
         for how, message in (
-            ({}, "a run: ask to"),
+            ({}, "a run: add --resume"),
             ({"resume": True}, used),
             ({"overwrite": True}, used),
         ):
