@@ -51,14 +51,15 @@ def embed_examples(
     size = max(min(_BATCH, _round_up(len(rows))) // mesh.size, 1) * mesh.size
     own = own_rows(mesh, size)
     plan = [rows[start : start + size] for start in range(0, len(rows), size)]
-    vectors = []
+    vectors, done = [], 0
     for batch, read in zip(
         plan, read_ahead(examples, [batch[own[own < len(batch)]] for batch in plan]), strict=True
     ):
         embedded = embed_batch(apply_fn, params, batch_stats, read, mesh=mesh, size=size)
         vectors.append(embedded[: len(batch)])
+        done += len(batch)
         if on_rows is not None:
-            on_rows(sum(map(len, vectors)))
+            on_rows(done)
     return np.concatenate(vectors)
 
 
