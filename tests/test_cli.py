@@ -435,6 +435,30 @@ def test_help_shows_every_option_with_its_default(capsys, monkeypatch):
         assert text in shown
 
 
+@pytest.mark.parametrize(
+    "command", ["", "train", "features", "search", "schedules", "schedules plot", "datasets"]
+)
+def test_help_shows_no_type_behind_a_switch(capsys, monkeypatch, command):
+    """It takes no value, so `--resume <bool>` would be typed wrong."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        cli.main([*command.split(), "--help"])
+    shown = capsys.readouterr().out
+    assert "--help" in shown
+    assert "bool" not in shown
+
+
+def test_a_switch_goes_over_the_file(tmp_path, capsys):
+    """`--no-pretrained` takes back what the file says, and so the run comes to its next fault."""
+    file = tmp_path / "options.toml"
+    file.write_text('pretrained = true\ndataset = "folder"\ndata_dir = "nowhere"\n')
+    for more, told in (([], "with weights must be"), (["--no-pretrained"], "nowhere")):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["train", "--config", str(file), *more])
+        assert stopped.value.code == 2
+        assert told in capsys.readouterr().err
+
+
 def test_the_tpu_script_is_the_command_with_other_defaults():
     """An option given replaces the default, here by one that no run can have."""
     shown = subprocess.run(

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import re
 import subprocess
 import sys
 import zlib
@@ -71,3 +72,48 @@ def test_the_site_has_the_guide_with_its_links_and_pictures(site):
     assert 'src="../_images/schedules_step.png"' in schedules
     for page in (losses, schedules):
         assert not [link for link in page.split('href="')[1:] if "../../" in link.split('"')[0]]
+
+
+PAGES = ["README.md", "AGENTS.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "experiments/results"]
+# What people trip over, and what they would say instead; spelling is for `typos`.
+PLAINER = {
+    r"can not": "cannot",
+    r"shall": "must, should or will",
+    r"in order to": "to",
+    r"utili[sz]e": "use",
+    r"whilst|thereof|heretofore": "while, of it, until now",
+    r"what came of": "the results of",
+}
+
+
+def prose():
+    """Name and text: pages without their code, and modules, whose words are read by someone too."""
+    for page in PAGES:
+        for path in sorted((ROOT / page).rglob("*.md")) or [ROOT / page]:
+            text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+            yield path.relative_to(ROOT).as_posix(), text
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path.relative_to(PACKAGE.parent).as_posix(), path.read_text(encoding="utf-8")
+
+
+def test_words_are_plain():
+    found = [
+        f"{name}: {word[0]!r}; rather {rather}"
+        for name, text in prose()
+        for pattern, rather in PLAINER.items()
+        for word in re.finditer(rf"\b(?:{pattern})\b", text, re.IGNORECASE)
+    ]
+    assert found == []
+
+
+def test_sentences_of_the_guide_are_short():
+    """At most 45 words, which is long already."""
+    long = []
+    for name, text in prose():
+        if name.startswith(("README", "AGENTS", "CONTRIBUTING", "docs")):
+            lines = re.sub(r"^[|#].*$", "", text, flags=re.MULTILINE)
+            words = re.sub(r"\]\([^)]*\)", "]", lines)
+            for sentence in re.split(r"(?<=[.!?:;])\s+|\n\s*\n|\n(?:- |\d+\. )", words):
+                if len(sentence.split()) > 45:
+                    long.append((name, " ".join(sentence.split())))
+    assert long == []

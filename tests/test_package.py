@@ -150,7 +150,8 @@ def test_the_sdist_holds_what_builds_tests_and_explains_it(tmp_path):
         names = {member.name.split("/", 1)[1] for member in file.getmembers() if member.isfile()}
     assert {name.split("/")[0] for name in names} - {"colab"} == {
         *("margin_jax", "docs", "experiments", "tests", ".ci", ".gitignore", "pyproject.toml"),
-        *("README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "PKG-INFO"),
+        *("README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "AGENTS.md"),
+        *("LICENSE", "PKG-INFO"),
     }
     assert not [name for name in names if "__pycache__" in name]
     assert path.stat().st_size < 6 * 2**20  # nearly all of it is results: cells and pictures

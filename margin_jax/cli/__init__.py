@@ -20,13 +20,14 @@ from margin_jax.cli import (
     train,
     use,
 )
-from margin_jax.cli.options import ELSEWHERE, name_options
+from margin_jax.cli.options import ELSEWHERE, Command, Group, name_options
 from margin_jax.cli.streams import Shown, hold_streams
 
 _SMALLER = "smaller images, fewer of them in a batch or a smaller network need less"
 
 app = typer.Typer(
     name="margin-jax",
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -49,18 +50,19 @@ def margin_jax(version: Annotated[bool, _VERSION] = False) -> None:
     """Triplet learning and verification in JAX, with margins that adapt while training."""
 
 
-app.command()(train.train)
-app.command()(compare.compare)
-app.command()(features.features)
+_add = app.command(cls=Command)
+_add(train.train)
+_add(compare.compare)
+_add(features.features)
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(datasets.app, name="datasets")
-app.command()(evaluate.evaluate)
-app.command()(use.embed)
-app.command()(use.verify)
-app.command()(search.index)
-app.command()(search.search)
-app.command()(search.forget)
-app.command()(export.export)
+_add(evaluate.evaluate)
+_add(use.embed)
+_add(use.verify)
+_add(search.index)
+_add(search.search)
+_add(search.forget)
+_add(export.export)
 
 
 def main(arguments: list[str] | None = None) -> None:

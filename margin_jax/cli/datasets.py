@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from margin_jax.cli.options import check_out, config_options
+from margin_jax.cli.options import Command, Group, check_out, config_options
 from margin_jax.config import TrainConfig
 from margin_jax.data import tfds
 from margin_jax.data.presets import PRESETS
 
-app = typer.Typer()
+app = typer.Typer(cls=Group)
 
 _USED = (
     *("data_dir", "manual_dir", "label_key", "image_size", "split", "strict", "max_identities"),
@@ -58,7 +58,7 @@ def list_datasets(
     )
 
 
-@app.command("describe")
+@app.command("describe", cls=Command)
 @config_options(without=[field.name for field in fields(TrainConfig) if field.name not in _USED])
 def describe_dataset(
     name: Annotated[

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from margin_jax.config import PARTS, TrainConfig
 from margin_jax.config.file import read_options
@@ -51,6 +52,8 @@ _ORDINARY = {
     *("dataset", "data_dir", "image_size", "schedule", "margin", "reduction", "epochs", "seed"),
     *("learning_rate", "encoder", "out", "overwrite", "resume"),
 }
+# Switches that are about this call of the command.
+_OF_A_CALL = {"overwrite", "resume", "allow_changes"}
 _PANELS = {name: part.PANEL for part in PARTS for name in part.__annotations__}
 # Of a configuration (but a comparison has --schedules, and each is a schedule), and of commands.
 _FIELDS = {field.name for field in dataclasses.fields(TrainConfig)} - {"schedule"}
@@ -92,9 +95,9 @@ def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator
 
     def parameter(field: "dataclasses.Field[Any]") -> inspect.Parameter:
         kind, option = hints[field.name].__origin__, hints[field.name].__metadata__[0]
-        # Else typer would offer --no-strict and the like, which say nothing more.
-        names = [f"--{field.name.replace('_', '-')}"] if kind is bool else []
         panel = None if field.name in _ORDINARY else _PANELS[field.name]
+        # Other switches have a --no-... too, which goes over what a file of --config says.
+        names = [f"--{field.name.replace('_', '-')}"] if field.name in _OF_A_CALL else []
         shown = typer.Option(*names, help=option.help, rich_help_panel=panel)
         return inspect.Parameter(
             field.name,
@@ -106,6 +109,10 @@ def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         own = [
             p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD
+        ]
+
+        below = [
+            p.name for p in own if getattr(p.annotation.__metadata__[0], "rich_help_panel", None)
         ]
 
         def with_options(context: typer.Context, **values: Any) -> Any:
@@ -136,6 +143,7 @@ def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator
         )
         shown = sorted(fields, key=lambda field: field.name not in _ORDINARY)
         parameters = [context, *own, file, *map(parameter, shown)]
+        parameters.sort(key=lambda p: p.name in below)  # their panel comes last
         with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_options.__annotations__ = {}
         paragraphs = (command.__doc__ or "").split("\n\n")  # typer would keep the line breaks
@@ -144,6 +152,25 @@ def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator
         return with_options
 
     return decorate
+
+
+class _Switches:
+    """Help that shows no type behind a switch, which takes no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class Command(_Switches, TyperCommand):
+    """A command of the program."""
+
+
+class Group(_Switches, TyperGroup):
+    """A command that has commands."""
 
 
 def check_out(out: Path, *, picture: bool = False) -> None:

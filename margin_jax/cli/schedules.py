@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from margin_jax.cli.options import check_out
+from margin_jax.cli.options import Command, Group, check_out
 from margin_jax.schedules import SCHEDULES
 
-app = typer.Typer()
+app = typer.Typer(cls=Group)
 
 
 @app.callback(invoke_without_command=True)
@@ -30,7 +30,7 @@ def list_schedules(context: typer.Context) -> None:
     )
 
 
-@app.command("plot")
+@app.command("plot", cls=Command)
 def plot_schedules(
     names: Annotated[
         list[str] | None,

@@ -91,7 +91,7 @@ def gathered(array: Array) -> Array:
     """The same array, whole on every device where axes of the type Explicit had it in shares.
 
     On these, the default of ``jax.make_mesh``, JAX refuses to sort or to gather along what is
-    shared, rather than choose where the result shall be. Its gradient comes back in shares.
+    shared, rather than choose where the result is to be. Its gradient comes back in shares.
     """
     mesh = jax.typeof(array).sharding.mesh
     if AxisType.Explicit not in mesh.axis_types:

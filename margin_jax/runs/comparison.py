@@ -1,4 +1,4 @@
-"""What came of several arms that were trained over the same seeds: differences paired by seed."""
+"""The results of several arms, trained over the same seeds: differences paired by seed."""
 
 import dataclasses
 import math

@@ -85,7 +85,7 @@ def extract_features(
         feature_dtype: "float32", or "float16", which takes half the space.
         batch_size: examples that are computed with at once.
         devices: how many share a batch. Default: all accelerators, or one CPU.
-        about: what the record shall say besides, in what JSON has: where the examples come from,
+        about: more for the record, as JSON values: where the examples come from,
             or which weights a function has. A job that goes on is known by it, too.
         overwrite: replace the file that is there, or what another job has left unfinished.
         progress: show a progress bar.

@@ -216,7 +216,7 @@ def _opened(folder: Path, said: dict[str, Any]) -> Gallery:
 
 
 class Indexed(NamedTuple):
-    """What came of :func:`~margin_jax.index`.
+    """What :func:`~margin_jax.index` did.
 
     Attributes:
         gallery: as it is now.
