@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     from margin_jax.training.state import TrainState, create_state
     from margin_jax.training.step import make_train_step
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {
     "Comparison": "runs.comparison",

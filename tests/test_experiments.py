@@ -550,3 +550,56 @@ def test_losses_are_tuned_alike_and_judged_by_their_own_choice(study, tmp_path):
     words = text.replace("\n\n![", "\n\nWhat came of it.\n\n![", 1)
     assert related.markdown([found], words) == words
     assert len(related.plot([found]).axes) == 1
+
+
+def test_settings_are_chosen_by_validation_and_their_regret_is_of_the_test(study, tmp_path):
+    """Losses are made up by kind, so that the rule can be done by hand."""
+    regret, grid, cell_files = study("regret"), study("grid"), study("cell_files")
+    kinds = {kind: place for place, kind in enumerate(grid.CANDIDATES)}
+    validation = {
+        name: {
+            own: 0.9 - 0.01 * kinds[own.partition(":")[0]] - 0.001 * place - 0.1 * (name == "lfw")
+            for family in grid.CANDIDATES.values()
+            for place, own in enumerate(family)
+        }
+        for name in regret.SETS
+    }
+    chosen = regret.choose(validation)
+    constants, linears = grid.CANDIDATES["constant"], grid.CANDIDATES["linear"]
+    litm, target = grid.CANDIDATES["litm"], grid.CANDIDATES["target_easy_fraction"]
+    # The two of DAMS fill its places; 0.05 and 0.2 stand beside, so are no candidates.
+    left = [own for own in constants if own not in regret.UNTUNED]
+    assert chosen == [*regret.ALWAYS, *left[:2], *linears[:2], *litm[:2]]
+    validation["cub"][target[0]] = 2.0  # best on one set by more than it loses on four
+    assert target[0] in regret.choose(validation)
+
+    lost = {"constant:0.2": 0.01, "constant:0.05": 0.03, "litm:margin=0.02,margin_end=0.2": 0.0}
+    for name in regret.SETS:
+        best = "constant:0.5" if name == "cub" else "constant:0.2"
+        tuning = [
+            made_up_cell(own, seed, 0.9 if own == best else 0.8, 0.1)
+            for own in constants
+            for seed in grid.TUNING_SEEDS
+        ]
+        cell_files.add(cell_files.path_of(tmp_path / "cells", name, "mean"), *tuning)
+        more = 0.02 if name == "cub" else 0.01
+        reported = [
+            made_up_cell(own, seed, test=0.8 + 0.01 * seed - by)
+            for own, by in {**lost, "constant:0.5": 0.01 - more}.items()
+            for seed in range(3)
+            if own != "constant:0.5" or name == "cub"
+        ]
+        cell_files.add(cell_files.path_of(tmp_path / "regret", name, "mean"), *reported)
+    (found,) = regret.read(tmp_path, tmp_path / "cells")
+    assert found.seeds == 3
+    assert found.tuned["cub"] == "constant:0.5"
+    assert found.settings == sorted(lost, key=lost.get)
+    np.testing.assert_allclose(found.mean("constant:0.05"), [(4 * 0.02 + 0.04) / 5, 0], atol=1e-12)
+    np.testing.assert_allclose(found.mean("constant:0.05", "constant:0.2"), [0.02, 0], atol=1e-12)
+    name, worst = found.worst("constant:0.05")
+    assert (name, round(worst, 6)) == ("cub", 0.04)
+    text = regret.markdown([found], "")
+    assert "| `constant:0.05` | +0.0200 ± 0.0000 | +0.0200 ± 0.0000 | +0.0400 ± 0.0000 |" in text
+    assert len(regret.plot([found]).axes) == 1
+    with pytest.raises(ValueError, match=r"needs all 108 cells .*; 96 are missing"):
+        regret.read_validation(tmp_path / "cells", "mean")
