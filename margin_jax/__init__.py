@@ -34,6 +34,7 @@ from margin_jax.schedules import (
     linear,
     litm,
     quantile_margin,
+    replay,
     target_easy_fraction,
     warmup_schedule,
 )
@@ -197,6 +198,7 @@ __all__ = [
     "plot_margin",
     "plot_roc",
     "quantile_margin",
+    "replay",
     "retrieval_report",
     "target_easy_fraction",
     "train_epoch",

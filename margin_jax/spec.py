@@ -1,6 +1,7 @@
 """The one language of everything with parameters: ``dams``, ``constant:0.05``, ``dams:cap=1``.
 
-A text is ``NAME`` or ``NAME:KEY=VALUE,...``, the keys being parameters of what is named.
+A text is ``NAME`` or ``NAME:KEY=VALUE,...``, the keys being parameters of what is named. Numbers of
+a list have a slash between them: ``replay:margins=0.1/0.2``.
 """
 
 import inspect
@@ -9,17 +10,19 @@ from typing import Any
 
 from margin_jax.choices import check_choice
 
-# Of each parameter: float, int, bool or str.
-Kinds = Mapping[str, type]
-_REFUSED = {
+Numbers = tuple[float, ...]
+# Of each parameter: float, int, bool, str or Numbers.
+Kinds = Mapping[str, Any]
+_REFUSED: dict[Any, str] = {
     float: "is no number",
     int: "is no whole number",
     bool: "is neither true nor false",
     str: "is empty",
+    Numbers: "is no list of numbers, such as 0.1/0.2",
 }
 
 
-def kinds(function: Callable[..., Any]) -> dict[str, type]:
+def kinds(function: Callable[..., Any]) -> dict[str, Any]:
     """The parameters of a function or a class, by its signature."""
     parameters = inspect.signature(function).parameters.values()
     # What may be something else besides, as a distance may be a function, is text here. No text
@@ -113,7 +116,9 @@ def split_specs(text: str) -> list[str]:
     return specs
 
 
-def _value(kind: type, text: str) -> Any:
+def _value(kind: Any, text: str) -> Any:
+    if kind == Numbers:
+        return tuple(map(float, text.split("/")))
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError

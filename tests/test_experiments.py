@@ -27,7 +27,7 @@ def study(monkeypatch):
 
 def made_up_cell(schedule, seed, validation=0.9, test=0.9):
     """What `compare.train_cell` writes, of three epochs."""
-    margin = mj.TrainConfig(schedule=schedule).schedule_parameters()[1]["margin"]
+    margin = mj.TrainConfig(schedule=schedule).schedule_parameters()[1].get("margin", 0.2)
     figures = {"auc": test, "eer": 1 - test}
     epochs = {name: [0.5, 0.4, 0.3] for name in ("loss", "gradient_norm", "easy_fraction")}
     step = 0.0 if schedule.startswith("constant") else 0.05
@@ -603,3 +603,34 @@ def test_settings_are_chosen_by_validation_and_their_regret_is_of_the_test(study
     assert len(regret.plot([found]).axes) == 1
     with pytest.raises(ValueError, match=r"needs all 108 cells .*; 96 are missing"):
         regret.read_validation(tmp_path / "cells", "mean")
+
+
+def test_a_control_has_the_margins_of_the_next_seed(study, tmp_path, monkeypatch):
+    yoked, cell_files = study("yoked"), study("cell_files")
+    trained = []
+
+    def train_cell(path, options, data, scratch, told):
+        cell = {**made_up_cell(options["schedule"], options["seed"]), **told}
+        if options["schedule"].startswith("dams"):
+            cell["epochs"]["margin"] = [0.05, 0.05 + 0.01 * options["seed"], 0.1]
+        cell["test"] = {"all_pairs": {"auc": 0.9 - 0.001 * len(trained) * (options["seed"] == 0)}}
+        trained.append(cell)
+        cell_files.add(path, cell)
+        return cell
+
+    monkeypatch.setattr(yoked, "train_cell", train_cell)
+    monkeypatch.setattr(yoked, "open_dataset", lambda name, folder: ({}, None))
+    arguments = yoked.parse(["--data", str(tmp_path), "--out", str(tmp_path)])
+    yoked.train("omniglot", "mean", arguments)
+    assert len(trained) == 10 * (1 + 2 * len(yoked.KINDS))
+    controls = {c["seed"]: c["schedule"] for c in trained if c["variation"] == "control of dams"}
+    assert controls[3] == "replay:0.05/0.09/0.1"
+    assert controls[9] == "replay:0.05/0.05/0.1"
+    for schedule in controls.values():
+        mj.TrainConfig(schedule=schedule)
+    (found,) = yoked.read(tmp_path)
+    # Of seed 0, the 10th and the 20th cell: 0.001 for each that went before, over ten seeds.
+    np.testing.assert_allclose(np.mean(found.auc["dams"]), 0.9 - 0.001)
+    assert "| 0.8990 | 0.8980 | +0.0010 ± 0.0023 | -0.0010 ± 0.0023 | -0.0020 ± 0.0045 |" in (
+        yoked.markdown([found], "")
+    )

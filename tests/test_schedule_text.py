@@ -8,7 +8,7 @@ from PIL import Image
 
 import margin_jax as mj
 from margin_jax import cli
-from margin_jax.schedules import SCHEDULES, make_schedule
+from margin_jax.schedules import ALONE, SCHEDULES, make_schedule
 from margin_jax.schedules.response import STIMULI, World, recorded, respond, stimulus
 from margin_jax.spec import leaves_open, split_specs
 
@@ -23,6 +23,8 @@ DEFAULTS = {"margin": 0.3, "margin_end": 0.8, "epochs": 5, "threshold": 0.9, "in
         ("linear", mj.linear(0.3, 0.8, 5)),
         ("linear:0.1,margin_end=0.4", mj.linear(0.1, 0.4, 5)),
         ("litm:stages=5", mj.litm(0.3, 0.8, 5, 5)),
+        ("replay:0.1/0.4/0.2", mj.replay((0.1, 0.4, 0.2))),
+        ("replay:margins=0.1", mj.constant(0.1)),
         ("dams", mj.dams(0.3, 0.9, 0.1)),
         ("dams:", mj.dams(0.3, 0.9, 0.1)),  # nothing said is nothing changed
         ("dams:threshold=0.5, increase=0.2,cap=0.6", mj.dams(0.3, 0.5, 0.2, cap=0.6)),
@@ -36,7 +38,7 @@ def test_what_a_text_means(text, same):
 
 
 def test_every_name_works_with_the_defaults_alone():
-    for name in SCHEDULES:
+    for name in ALONE:
         assert make_schedule(name, DEFAULTS).init().margin == np.float32(0.3)
 
 
@@ -51,6 +53,9 @@ def test_every_name_works_with_the_defaults_alone():
         ("constant:margin_end=1", "a parameter of constant must be one of margin; got"),
         ("dams:0.1,0.2", "a parameter of dams must be one of"),
         ("dams:0.1,margin=0.9", "says each parameter once; got .* margin twice"),
+        ("replay", "replay needs its margins: replay:MARGIN/MARGIN/...; got none"),
+        ("replay:0.1/x", "where margins is no list of numbers, such as 0.1/0.2"),
+        ("replay:0.1/-1", r"margins must be finite and at least 0; got -1\.0"),
         ("linear:epochs=10000000000000", "between 1 and 1,000,000"),
     ],
 )
@@ -123,7 +128,7 @@ def test_schedules_are_plotted(capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["schedules", "plot", "--stimulus", "saturation", "--out", str(out)])
     assert not stopped.value.code
-    assert len(capsys.readouterr().out.splitlines()) == len(SCHEDULES) + 1
+    assert len(capsys.readouterr().out.splitlines()) == len(ALONE) + 1
     assert np.asarray(Image.open(out).convert("L")).std() > 10
 
 
@@ -172,4 +177,4 @@ def test_even_two_epochs_and_small_margins_can_be_plotted(capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         cli.main([*command, "--out", str(tmp_path / "a.png")])
     assert not stopped.value.code
-    assert len(capsys.readouterr().out.splitlines()) == len(SCHEDULES) + 1
+    assert len(capsys.readouterr().out.splitlines()) == len(ALONE) + 1

@@ -12,7 +12,7 @@ from margin_jax.choices import check_choice
 from margin_jax.cli.options import config_options
 from margin_jax.cli.train import CACHE, cache_compilations, process_option, saying_how_to_go_on
 from margin_jax.config import TrainConfig
-from margin_jax.schedules import SCHEDULES
+from margin_jax.schedules import ALONE
 from margin_jax.spec import split_specs
 
 # Fewer than a run of its own: nine cells on glyphs then take some minutes.
@@ -80,7 +80,7 @@ def compare(
             "--schedules or --vary"
         )
     if schedules is not None or not varied:
-        names = list(SCHEDULES) if schedules == "all" else split_specs(schedules or _SCHEDULES)
+        names = ALONE if schedules == "all" else split_specs(schedules or _SCHEDULES)
         varied = {"schedule": names + varied.pop("schedule", []), **varied}
     given = {"epochs": COMPARE_EPOCHS, **given}
     config = arms.with_folder(TrainConfig(**given))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from margin_jax.cli.options import Command, Group, check_out
-from margin_jax.schedules import SCHEDULES
+from margin_jax.schedules import ALONE, SCHEDULES
 
 app = typer.Typer(cls=Group)
 
@@ -26,7 +26,8 @@ def list_schedules(context: typer.Context) -> None:
         typer.echo(f"{name}: {first}\n    {', '.join(shown)}")
     typer.echo(
         "\nUse one as --schedule NAME, NAME:MARGIN or NAME:KEY=VALUE,KEY=VALUE. Parameters without "
-        "a value are options of train.\nHow they act: margin-jax schedules plot"
+        "a value are options of train; margins are one for each epoch, as in replay:0.2/0.3.\n"
+        "How they act: margin-jax schedules plot"
     )
 
 
@@ -75,7 +76,7 @@ def plot_schedules(
         world, title = response.recorded(records), f"Effective margins as in {folder}"
     defaults = {"margin": margin, "margin_end": margin_end, "epochs": len(world.mean)}
     responses = {
-        name: response.respond(make_schedule(name, defaults), world) for name in names or SCHEDULES
+        name: response.respond(make_schedule(name, defaults), world) for name in names or ALONE
     }
     plots.plot_responses(responses, title).savefig(out)
     for name, answer in responses.items():

@@ -1,6 +1,7 @@
 """What an option is: its help, its bounds, and the check of a value that is given for it."""
 
 import dataclasses
+import hashlib
 import operator
 import os
 from typing import Any, NamedTuple
@@ -49,5 +50,11 @@ def checked(field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def as_file_name(text: str) -> str:
-    """A schedule or a dataset without signs that mean something to a shell or a file system."""
-    return text.translate(str.maketrans(":,/", "---", "= "))
+    """A schedule or a dataset without signs that mean something to a shell or a file system.
+
+    A long text is cut, and a digest says which it was: file systems allow 255 bytes.
+    """
+    name = text.translate(str.maketrans(":,/", "---", "= "))
+    if len(name) <= 150:
+        return name
+    return f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"

@@ -11,7 +11,15 @@ from margin_jax.schedules.combinators import (
     warmup_schedule,
 )
 from margin_jax.schedules.feedback import automargin, dams, quantile_margin, target_easy_fraction
-from margin_jax.schedules.open_loop import constant, cosine, exponential, from_optax, linear, litm
+from margin_jax.schedules.open_loop import (
+    constant,
+    cosine,
+    exponential,
+    from_optax,
+    linear,
+    litm,
+    replay,
+)
 from margin_jax.spec import resolve
 
 # Those that a name and numbers describe; the command line knows them.
@@ -21,11 +29,15 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "exponential": exponential,
     "cosine": cosine,
     "litm": litm,
+    "replay": replay,
     "dams": dams,
     "automargin": automargin,
     "quantile_margin": quantile_margin,
     "target_easy_fraction": target_easy_fraction,
 }
+
+# Those that need no more than a name and the options of a run.
+ALONE = [name for name in SCHEDULES if name != "replay"]
 
 
 def resolve_schedule(text: str, defaults: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -39,7 +51,11 @@ def resolve_schedule(text: str, defaults: Mapping[str, Any]) -> tuple[str, dict[
     Raises:
         ValueError: an unknown name or key, a key said twice, or a value that is no number.
     """
-    return resolve("a schedule", text, SCHEDULES, defaults, first="margin")
+    first = "margins" if text.startswith("replay") else "margin"
+    name, values = resolve("a schedule", text, SCHEDULES, defaults, first=first)
+    if name == "replay" and "margins" not in values:
+        raise ValueError("replay needs its margins: replay:MARGIN/MARGIN/...; got none")
+    return name, values
 
 
 def make_schedule(text: str, defaults: Mapping[str, Any]) -> Schedule:
@@ -53,6 +69,7 @@ def make_schedule(text: str, defaults: Mapping[str, Any]) -> Schedule:
 
 
 __all__ = [
+    "ALONE",
     "SCHEDULES",
     "Schedule",
     "ScheduleState",
@@ -69,6 +86,7 @@ __all__ = [
     "litm",
     "make_schedule",
     "quantile_margin",
+    "replay",
     "resolve_schedule",
     "target_easy_fraction",
     "warmup_schedule",

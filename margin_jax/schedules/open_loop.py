@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from margin_jax.schedules.base import Schedule, at_least, table, whole
+from margin_jax.spec import Numbers
 
 
 def constant(margin: float = 0.2) -> Schedule:
@@ -81,6 +82,29 @@ def litm(margin: float, margin_end: float, epochs: int, stages: int = 3) -> Sche
         raise ValueError(f"litm needs at least 2 stages; got {stages}")
     height = _progress(min(stages, _checked(epochs)))
     return table(start + (end - start) * height[np.arange(epochs) * len(height) // epochs])
+
+
+def replay(margins: Numbers) -> Schedule:
+    """Margins one by one, an epoch each; then the last for good.
+
+    ``μ(e) = margins[min(e, len(margins) − 1)]``. With the margins of another run it is that run's
+    *yoked control*: it moves alike, but does not watch.
+
+    Args:
+        margins: one or more, each at least 0. In a text: ``replay:0.2/0.2/0.25``.
+
+    Raises:
+        ValueError: unless there is one, and all are finite and at least 0.
+
+    Example:
+        >>> import margin_jax as mj
+        >>> schedule = mj.replay((0.2, 0.2, 0.25))
+        >>> round(float(schedule.init().margin), 6)
+        0.2
+    """
+    if len(margins) == 0:
+        raise ValueError("replay needs at least one margin; got none")
+    return table(np.array([at_least("margins", margin, 0) for margin in margins]))
 
 
 def from_optax(schedule: Callable[[int], Any], epochs: int) -> Schedule:
