@@ -28,7 +28,7 @@ import argparse
 import collections
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cell_files
@@ -135,12 +135,18 @@ class Regret:
         settings: what was trained on all sets, the least mean regret first.
     """
 
-    def __init__(self, reduction: str, by_set: Mapping[str, list[dict]], best: Mapping[str, str]):
+    def __init__(
+        self,
+        reduction: str,
+        by_set: Mapping[str, list[dict]],
+        best: Mapping[str, str],
+        pairs: Callable[[str], str] = headline,
+    ) -> None:
         self.reduction, self.tuned = reduction, dict(best)
         found: dict[str, dict[str, dict[int, float]]] = {name: {} for name in by_set}
         for name, cells in by_set.items():
             for cell in cells:
-                auc = cell["test"][headline(name)]["auc"]
+                auc = cell["test"][pairs(name)]["auc"]
                 found[name].setdefault(cell["schedule"], {})[cell["seed"]] = auc
         common = set.intersection(*map(set, found.values()))
         needed = {name: common | {best[name]} for name in found}
@@ -174,7 +180,9 @@ class Regret:
 
     def table(self) -> str:
         """A row a setting, the least mean regret first."""
-        titles = [f"{NAMES[name]} ({self.tuned[name].partition(':')[2]})" for name in self.auc]
+        titles = [
+            f"{NAMES.get(name, name)} ({self.tuned[name].partition(':')[2]})" for name in self.auc
+        ]
         ends = ["mean", "worst", *(f"mean, to {own.partition(':')[2]}" for own in UNTUNED)]
         lines = [
             f"| setting | {' | '.join((*titles, *ends))} |",
@@ -224,7 +232,7 @@ def plot(every: list[Regret]) -> Figure:
     for axes, regret in zip(panels, every, strict=True):
         for row, schedule in enumerate(regret.settings):
             for place, (name, own) in enumerate(regret.regrets(schedule).items()):
-                label = NAMES[name] if row == 0 and axes is panels[0] else None
+                label = NAMES.get(name, name) if row == 0 and axes is panels[0] else None
                 axes.plot(np.mean(own), row, "o", ms=4, color=PALETTE[place], label=label)
             mean, width = regret.mean(schedule)
             axes.errorbar(mean, row, xerr=width, fmt="|", color="black", ms=9, capsize=2)

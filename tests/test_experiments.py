@@ -634,3 +634,39 @@ def test_a_control_has_the_margins_of_the_next_seed(study, tmp_path, monkeypatch
     assert "| 0.8990 | 0.8980 | +0.0010 ± 0.0023 | -0.0010 ± 0.0023 | -0.0020 ± 0.0045 |" in (
         yoked.markdown([found], "")
     )
+
+
+def test_fresh_data_are_tuned_on_their_own_and_take_the_settings_as_they_are(
+    study, tmp_path, monkeypatch, capsys
+):
+    confirm, cell_files, grid = study("confirm"), study("cell_files"), study("grid")
+    settings = ["dams:margin=0.02,threshold=0.95,increase=0.01", "litm:margin=0.02,margin_end=0.2"]
+
+    def train_cell(path, options, data, scratch, told):
+        good = options["schedule"] == "constant:0.5" and options["seed"] in grid.TUNING_SEEDS
+        auc = 0.7 + 0.1 * options["schedule"].startswith("litm")
+        cell = made_up_cell(options["schedule"], options["seed"], 0.9 if good else 0.8, auc)
+        cell_files.add(path, cell)
+        return cell
+
+    monkeypatch.setattr(confirm, "train_cell", train_cell)
+    monkeypatch.setattr(confirm, "open_data", lambda path: ({}, None))
+    monkeypatch.setattr(confirm, "read_validation", lambda *_: {})
+    monkeypatch.setattr(confirm, "choose", lambda _: settings)
+    monkeypatch.setattr(confirm, "share_out", lambda work, jobs, _: [work(*job) for job in jobs])
+    data = tmp_path / "birds"
+    data.mkdir()
+    with pytest.raises(SystemExit) as left:
+        confirm.main(
+            ["--data", str(data), "--out", str(tmp_path), "--seeds", "3", "--reductions", "mean"]
+        )
+    assert not left.value.code
+    text = (tmp_path / "confirm.md").read_text(encoding="utf-8")
+    assert "| setting | birds (0.5) | mean |" in text
+    assert f"| `{settings[1]}` | -0.1000 ± 0.0000 | -0.1000 ± 0.0000 | -0.1000 |" in text
+    assert (tmp_path / "confirm.png").exists()
+    trained = cell_files.read(tmp_path / "birds_mean.jsonl")
+    assert len(trained) == 6 * 2 + 3 * 5
+    with pytest.raises(SystemExit):
+        confirm.main(["--data", str(tmp_path / "none")])
+    assert f"no {tmp_path / 'none'}" in capsys.readouterr().err
