@@ -37,7 +37,8 @@ from grid import NAMES, REDUCTIONS, TUNING_SEEDS
 from matplotlib.figure import Figure
 
 import margin_jax as mj
-from margin_jax.plots import BLUE, GREEN, GREY, ORANGE, PALETTE, tidy
+from margin_jax.plots.figure import EpochLocator
+from margin_jax.plots.style import BLUE, GREEN, GREY, ORANGE, PALETTE, draw_quantiles, tidy
 
 RESULTS = Path(__file__).parent / "results"
 OVERLAPS = (0.25, 0.5, 1.0)
@@ -45,6 +46,7 @@ MARGINS = (0.01, 0.02, 0.05, 0.2, 0.5, 1.0)
 OF_THE_TOY = (0.02, 0.05, 0.2, 0.5)
 DIMENSIONS, COMPONENTS, P, K = 16, 100, 32, 4
 EPOCHS, STEPS = 30, 25
+FEWEST = 3e-6  # triplets violating μ, a share: the end of the axis
 
 
 class Network(nn.Module):
@@ -145,17 +147,8 @@ def plot_bands(toy: list[dict]) -> Figure:
             (run,) = [run for run in toy if wanted.items() <= run.items()]
             quantiles = np.array(run["quantiles"]).T
             epochs = 1 + np.arange(quantiles.shape[1])
-            for i in range(3):
-                name = ("1 to 99 %", "5 to 95 %", "25 to 75 %")[i]
-                axes.fill_between(
-                    epochs,
-                    quantiles[i],
-                    quantiles[-1 - i],
-                    color=BLUE,
-                    alpha=0.15,
-                    lw=0,
-                    label=name,
-                )
+            axes.margins(x=0)
+            draw_quantiles(axes, epochs, quantiles)
             axes.plot(epochs, quantiles[3], color=BLUE, label="median")
             axes.axhline(0.2, color=ORANGE, label="μ = 0.2")
             axes.axhline(0, color=GREY, lw=0.8)
@@ -166,8 +159,10 @@ def plot_bands(toy: list[dict]) -> Figure:
                 axes.set_ylabel(f"{reduction}\nd(a,n) − d(a,p)")
             text = f"{run['violating'][-1]:.1%} still below μ"
             axes.text(0.97, 0.04, text, transform=axes.transAxes, ha="right", color=ORANGE)
+    grid[0, 0].set_ylim(bottom=grid[0, 0].get_ylim()[0] - 0.35)  # for the words
     for axes in grid[-1]:
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(EpochLocator())
     handles, names = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=5, frameon=False)
     return figure
@@ -175,7 +170,7 @@ def plot_bands(toy: list[dict]) -> Figure:
 
 def plot_growth(curves: Curves) -> Figure:
     """The mean effective margin in units of μ, against the share of triplets that violate μ."""
-    figure = Figure(figsize=(1 + 1.6 * len(curves), 6.4), dpi=130, layout="constrained")
+    figure = Figure(figsize=(0.8 + 1.3 * len(curves), 6.0), dpi=130, layout="constrained")
     grid = figure.subplots(len(REDUCTIONS), len(curves), sharex=True, sharey=True, squeeze=False)
     for column, (title, by_reduction) in enumerate(curves.items()):
         for row, reduction in enumerate(REDUCTIONS):
@@ -190,10 +185,11 @@ def plot_growth(curves: Curves) -> Figure:
             axes.set_yscale("log")
             tidy(axes)
             if row == 0:
-                axes.set_title(title, fontsize="medium")
+                axes.set_title(title.replace(", ", ",\n"), fontsize="medium")
             if column == 0:
                 axes.set_ylabel(f"{reduction}\nmean effective margin / μ")
-    grid[0, 0].set_xlim(1, 1e-5)  # training goes from left to right
+    grid[0, 0].set_xlim(1, FEWEST)  # training goes from left to right
+    grid[0, 0].set_xticks([1, 1e-2, 1e-4])
     figure.supxlabel("share of triplets that violate μ", fontsize="medium")
     lines = [grid[0, 0].plot([], [], color=PALETTE[i])[0] for i in range(len(MARGINS))]
     names = [f"μ = {margin:g}" for margin in MARGINS]
@@ -203,7 +199,7 @@ def plot_growth(curves: Curves) -> Figure:
 
 def plot_stop(curves: Curves) -> Figure:
     """How much the mean effective margin grows in an epoch, against the share violating μ."""
-    figure = Figure(figsize=(1 + 1.6 * len(curves), 3.6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(0.8 + 1.3 * len(curves), 3.6), dpi=130, layout="constrained")
     grid = figure.subplots(1, len(curves), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (title, by_reduction) in zip(grid, curves.items(), strict=True):
         for colour, (reduction, runs) in zip((GREEN, ORANGE), by_reduction.items(), strict=True):
@@ -219,10 +215,11 @@ def plot_stop(curves: Curves) -> Figure:
             axes.plot(middles, medians, "-", color=colour, lw=2, label=reduction)
         axes.axhline(0, color="black", lw=0.8)
         axes.set_xscale("log")
-        axes.set_title(title, fontsize="medium")
+        axes.set_title(title.replace(", ", ",\n"), fontsize="medium")
         tidy(axes)
     figure.supxlabel("share of triplets that violate μ, whatever μ is", fontsize="medium")
-    grid[0].set_xlim(1, 1e-5)
+    grid[0].set_xlim(1, FEWEST)
+    grid[0].set_xticks([1, 1e-2, 1e-4])
     grid[0].set_ylim(-5, 30)
     grid[0].set_ylabel("growth in an epoch (%)")
     handles, names = grid[0].get_legend_handles_labels()

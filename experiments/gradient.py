@@ -36,7 +36,8 @@ from grid import FALLING, NAMES, PUBLISHED, REDUCTIONS, TUNING_SEEDS
 from matplotlib.figure import Figure
 from shapes import KINDS, headline
 
-from margin_jax.plots import PALETTE, tidy
+from margin_jax.plots.figure import EpochLocator
+from margin_jax.plots.style import PALETTE, show_hidden, tidy
 
 RESULTS = CELLS.parent
 NAMED = {name: NAMES[name] for name in ("omniglot", "lfw")}
@@ -158,6 +159,8 @@ def plot(by_name: dict[str, Found]) -> Figure:
     figure = Figure(figsize=(10, 0.6 + 3.4 * len(by_name)), dpi=130, layout="constrained")
     grid = figure.subplots(len(by_name), 2, squeeze=False, sharex="col")
     for (left, right), (name, found) in zip(grid, by_name.items(), strict=True):
+        left.set_yscale("log")
+        left.margins(x=0)
         for style, reduction in zip(("-", "--"), REDUCTIONS, strict=True):
             for colour, schedule in zip(PALETTE, SCHEDULES, strict=False):
                 cells = found.get(("as in the grid", reduction, schedule), [])
@@ -178,7 +181,6 @@ def plot(by_name: dict[str, Found]) -> Figure:
                 right.plot(margins, means, style, color=colour, label=label)
                 if kind == "constant":
                     right.fill_between(margins, low, high, color=colour, alpha=0.15, lw=0)
-        left.set_yscale("log")
         if left is not grid[0, 0]:
             left.sharey(grid[0, 0])
         left.set_ylabel(f"{NAMED[name]}\nlength of the gradient")
@@ -190,9 +192,13 @@ def plot(by_name: dict[str, Found]) -> Figure:
     grid[0, 1].set_title("A constant margin, and DAMS (80 %) that begins at it", fontsize="medium")
     grid[-1, 0].set_xlabel("epoch")
     grid[-1, 1].set_xlabel("margin μ, or its start")
-    grid[-1, 1].legend(loc="lower center", fontsize="small")
-    handles, names = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
+    for axes in grid[:, 0]:
+        axes.xaxis.set_major_locator(EpochLocator())
+        show_hidden(axes)
+    for axes, side, columns in ((grid[0, 0], "left", 2), (grid[0, 1], "right", 1)):
+        handles, names = axes.get_legend_handles_labels()
+        place = {"loc": f"outside lower {side}", "ncols": columns}
+        figure.legend(handles, names, **place, frameon=False, fontsize="small")
     return figure
 
 

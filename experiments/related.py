@@ -37,7 +37,7 @@ from shapes import KINDS as PAIRS
 from shapes import headline, records
 
 import margin_jax as mj
-from margin_jax.plots import PALETTE, tidy
+from margin_jax.plots.style import PALETTE, tidy
 
 RESULTS = CELLS.parent
 SETS = ("lfw_features", "cub_features", "omniglot", "lfw", "cub")
@@ -207,7 +207,7 @@ def read(folder: Path) -> list[Found]:
 def plot(every: list[Found]) -> Figure:
     """A panel a data set: differences in AUC to the tuned constant margin, with intervals."""
     kinds = [kind for kind in KINDS if kind != BASELINE]
-    figure = Figure(figsize=(2.6 + 2.1 * len(every), 3.6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(2.6 + 2.1 * max(2, len(every)), 3.8), dpi=130, layout="constrained")
     panels = figure.subplots(1, len(every), sharey=True, squeeze=False)[0]
     for axes, found in zip(panels, every, strict=True):
         for kind in set(kinds) & set(found.settings):
@@ -217,13 +217,13 @@ def plot(every: list[Found]) -> Figure:
             axes.errorbar(mean, kinds.index(kind), xerr=width, fmt="o", color=colour, ms=4)
         axes.axvline(0, color="black", lw=0.8)
         axes.set_title(NAMES[found.name], fontsize="small")
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=3)
         tidy(axes, "x")
     panels[0].set_yticks(range(len(kinds)), kinds)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(kinds) - 0.5, -0.5)
     figure.supxlabel(
-        "test AUC minus that of triplets with the tuned constant margin, paired by seed, with "
-        "95 % interval; grey: it contains 0",
+        "test AUC minus that of triplets with the tuned constant margin, paired by seed,\n"
+        "with 95 % interval; grey: it contains 0",
         fontsize="small",
     )
     return figure

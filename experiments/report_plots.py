@@ -7,7 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from shapes import Shape
 
-from margin_jax.plots import PALETTE, tidy
+from margin_jax.plots.figure import EpochLocator
+from margin_jax.plots.style import PALETTE, show_hidden, tidy
+
+# Not the same order again, so that no two of one colour come to the same margin.
+COLOURS = (*PALETTE, *PALETTE[2:], *PALETTE[:2])
 
 
 def plot_differences(shapes: list[Shape]) -> Figure:
@@ -51,39 +55,43 @@ def plot_differences(shapes: list[Shape]) -> Figure:
 def plot_curves(shapes: list[Shape]) -> Figure:
     """Margin, easy share, gradient and validation AUC by epoch, means over seeds; one data set."""
     shown = (
-        ("margin", "margin μ", "linear"),
-        ("easy_fraction", "easy triplets", "linear"),
-        ("gradient_norm", "length of the gradient", "log"),
-        ("validation_auc", "validation AUC", "linear"),
+        ("margin", "margin μ", 1, "linear"),
+        ("easy_fraction", "easy triplets (%)", 100, "linear"),
+        ("gradient_norm", "length of the gradient", 1, "log"),
+        ("validation_auc", "validation AUC", 1, "linear"),
     )
     figure = Figure(figsize=(4.6 * len(shapes), 10), dpi=130, layout="constrained")
     grid = figure.subplots(len(shown), len(shapes), sharex=True, sharey="row", squeeze=False)
     settled: list[float] = []
     labels = dict.fromkeys(label for shape in shapes for label in shape.chosen)
     del labels["constant"]  # of which there is one black line to compare the others with
-    looks = zip(itertools.cycle(("-", "--", ":")), itertools.cycle(PALETTE), strict=False)
+    looks = zip(itertools.cycle(("-", "--", ":")), itertools.cycle(COLOURS), strict=False)
     styles = {"constant": ("-", "black"), **dict(zip(labels, looks, strict=False))}
     for column, shape in enumerate(shapes):
-        for row, (name, title, scale) in enumerate(shown):
+        for row, (name, title, unit, scale) in enumerate(shown):
             axes = grid[row, column]
-            histories = shape.judged.histories
-            for label, runs in histories.items():
-                style, colour = styles[label]
-                curves = np.array([[record[name] for record in run] for run in runs.values()])
-                epochs = 1 + np.arange(curves.shape[1])
-                wide = label == "constant"  # and behind, so that what equals it is seen
-                look = {"color": colour, "lw": 1.5 + 2 * wide, "zorder": 3 - wide}
-                axes.plot(epochs, curves.mean(axis=0), style, **look)
-                if name == "validation_auc":  # of all but the first epochs, which are alike
-                    settled += curves.mean(axis=0)[len(epochs) // 6 :].tolist()
             axes.set_yscale(scale)
+            axes.margins(x=0)
+            histories = shape.judged.histories
+            for label in (label for label in styles if label in histories):
+                runs, (style, colour) = histories[label], styles[label]
+                curves = np.array([[record[name] for record in run] for run in runs.values()])
+                mean = unit * curves.mean(axis=0)
+                epochs = 1 + np.arange(len(mean))
+                steps = "steps-mid" if name == "margin" else "default"
+                width = 2.5 if label == "constant" else 1.5
+                axes.plot(epochs, mean, style, color=colour, lw=width, drawstyle=steps)
+                if name == "validation_auc":  # of all but the first epochs, which are alike
+                    settled += mean[len(epochs) // 6 :].tolist()
             tidy(axes)
             if column == 0:
                 axes.set_ylabel(title)
         grid[0, column].set_title(shape.title, fontsize="medium")
         grid[-1, column].set_xlabel("epoch")
-        grid[-1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
+        grid[-1, column].xaxis.set_major_locator(EpochLocator())
     grid[-1, 0].set_ylim(min(settled) - 0.005, max(settled) + 0.005)
+    for axes in grid.flat:
+        show_hidden(axes)
     lines = [grid[0, 0].plot([], [], style, color=colour)[0] for style, colour in styles.values()]
     figure.legend(lines, styles, loc="outside upper center", ncols=4, frameon=False)
     return figure

@@ -43,9 +43,9 @@ def assert_line(found, x, y):
     np.testing.assert_allclose(found.get_ydata(), y)
 
 
-def entries(owner):
+def entries(figure):
     """What a legend says of each colour; of lines and of areas."""
-    legend = owner.get_legend() if hasattr(owner, "get_legend") else owner.legends[0]
+    (legend,) = figure.legends
     return {
         text.get_text(): handle
         for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
@@ -54,6 +54,119 @@ def entries(owner):
 
 def hexadecimal(colour):
     return "#" + "".join(f"{round(255 * value):02X}" for value in colour[:3])
+
+
+def pictures_by_epoch():
+    """Of each of the pictures that have epochs: its figure, drawn, and the axes of its margins."""
+    history, other = made_up(), made_up(1)
+    responses = {name: Response(np.arange(5.0), np.arange(5.0)) for name in ("dams", "constant")}
+    figures = {
+        "margin": plots.plot_margin(history, 0.8),
+        "loss": plots.plot_loss(history, 3),
+        "effective margin": plots.plot_effective_margin(made_up(quantiles=True)),
+        "comparison": plots.plot_comparison({"a": {0: history, 1: other}, "b": {0: other}}),
+        "responses": plots.plot_responses(responses, "to a world"),
+    }
+    for figure in figures.values():
+        figure.draw_without_rendering()
+    return figures
+
+
+def test_legends_lie_over_no_data():
+    rng = np.random.default_rng(0)
+    same = np.arange(300) < 100
+    distances = rng.random(300) + ~same
+    reports = {"one": mj.verification_report(distances, same, threshold=0.5)}
+    drawn = {
+        **pictures_by_epoch(),
+        "distances": plots.plot_distances(distances, same, 0.5),
+        "ROC": plots.plot_roc(reports),
+        "DET": plots.plot_det(reports),
+    }
+    for name, figure in drawn.items():
+        figure.draw_without_rendering()
+        assert [axes.get_legend() for axes in figure.axes] == [None] * len(figure.axes), name
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        for axes in figure.axes:
+            assert not box.overlaps(axes.get_tightbbox()), name
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1, f"the legend of {name} is cut"
+
+
+def test_epochs_begin_at_the_first_and_are_whole():
+    for name, figure in pictures_by_epoch().items():
+        axes = figure.axes[-1]
+        assert axes.get_xlim() == (1, EPOCHS), name
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "3", "4", "5"]
+    long = [{**made_up()[0], "epoch": epoch} for epoch in range(1, 41)]
+    ticks = plots.plot_margin(long).axes[-1].get_xticks()
+    assert [*ticks] == [1, 5, 10, 15, 20, 25, 30, 35, 40]
+
+
+def test_a_single_epoch_is_a_dot():
+    for figure in (
+        plots.plot_margin(made_up()[:1]),
+        plots.plot_loss(made_up()[:1], 1),
+        plots.plot_effective_margin(made_up(quantiles=True)[:1]),
+    ):
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            dots = [v for v in axes.lines if len(v.get_xdata()) == 1]
+            assert dots
+            assert {v.get_marker() for v in dots} == {"o"}
+        axes = figure.axes[-1]
+        low, high = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+
+
+def test_margins_step_in_every_picture():
+    for name, figure in pictures_by_epoch().items():
+        if name == "loss":
+            continue
+        first = figure.axes[0]
+        margins = [v for v in first.lines if len(v.get_xdata()) == EPOCHS]
+        if name == "effective margin":
+            margins = [line(first, "margin μ")]
+        assert margins
+        assert {v.get_drawstyle() for v in margins} == {"steps-mid"}, name
+
+
+def test_curves_that_lie_on_one_another_are_all_seen():
+    """What is below is wider there, and only there."""
+    flat, later = np.full(8, 0.2), np.array([0.2] * 5 + [0.5] * 3)
+    responses = {
+        name: Response(margin, rise)
+        for (name, margin), rise in zip(
+            {"constant": flat, "litm": later, "dams": flat}.items(),
+            np.array([[0.0, 1.0, 2.0]]).T + np.arange(8),
+            strict=True,
+        )
+    }
+    above, below = plots.plot_responses(responses, "to a world").axes
+    constant, litm, dams = (line(above, name).get_color() for name in responses)
+    wide = {colour: [] for colour in (constant, litm, dams)}
+    for drawn in above.lines[3:]:
+        seen = np.flatnonzero(np.isfinite(drawn.get_ydata())).tolist()
+        wide[drawn.get_color()].append((drawn.get_linewidth(), seen))
+    assert wide[dams] == []
+    ((width, seen),) = wide[litm]
+    assert seen == [0, 1, 2, 3, 4]
+    (once, whole), (twice, first) = wide[constant]
+    assert (whole, first) == ([*range(8)], [0, 1, 2, 3, 4])
+    assert above.lines[0].get_linewidth() < width == once < twice
+    order = [v.get_zorder() for v in above.lines]
+    assert max(order[3:]) < min(order[:3]), "the wide ones lie below"
+    assert len(below.lines) == 3, "these cross nowhere"
+
+
+def test_the_names_of_a_contact_sheet_are_whole():
+    labels = np.array([f"{i} {'n' * 14}" for i in range(10)])
+    dataset = mj.Dataset.from_arrays(np.zeros((10, 4, 4, 1), np.uint8), labels)
+    figure = plots.plot_contact_sheet(dataset)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert min(text.get_window_extent().x0 for text in axes.get_yticklabels()) >= 0
 
 
 def test_margin_above_and_the_share_of_easy_triplets_below():
@@ -82,8 +195,17 @@ def test_loss_above_and_validation_with_the_best_epoch_below():
         auc = history[best - 1]["validation_auc"]
         assert_line(line(below, f"best: {auc:.4f}, epoch {best}"), [best], [auc])
         assert (above.get_ylabel(), below.get_ylabel()) == ("training loss", "validation AUC")
-        assert above.get_ylim()[0] == 0
         assert len(below.lines) == 2
+
+
+def test_losses_are_drawn_from_zero_with_room_above():
+    for low, bottom in ((0.9, 0), (-1.0, -1.05)):
+        history = made_up()
+        for record, loss in zip(history, np.linspace(1, low, 5), strict=True):
+            record["loss"] = float(loss)
+        above = plots.plot_loss(history, 1).axes[0]
+        assert above.get_ylim()[0] == pytest.approx(bottom, abs=0.1)
+        assert above.get_ylim()[1] > 1.03, "the curve lies on the border"
 
 
 def area(collection):
@@ -115,22 +237,24 @@ def test_effective_margin_with_its_quantiles():
     history = made_up(quantiles=True)
     (axes,) = plots.plot_effective_margin(history).axes
     quantiles = np.array(column(history, "effective_quantiles"))
-    said = ("1% to 99% of them", "5% to 95% of them", "25% to 75% of them")
+    said = ("1% to 99% of triplets", "5% to 95% of triplets", "25% to 75% of triplets")
     for i, (label, drawn) in enumerate(zip(said, axes.collections, strict=True)):
         assert drawn.get_label() == label
         np.testing.assert_allclose(area(drawn), (quantiles[:, i], quantiles[:, 6 - i]))
-    alphas = [drawn.get_alpha() for drawn in axes.collections]
-    assert alphas == sorted(alphas), "the middle is the darkest"
-    assert len(set(alphas)) == 3
+    (colours,) = zip(*(drawn.get_facecolor() for drawn in axes.collections), strict=True)
+    lightness = [sum(colour[:3]) for colour in colours]
+    assert lightness == sorted(set(lightness), reverse=True), "the middle is the darkest"
+    assert {colour[3] for colour in colours} == {1}, "what shines through is in no legend"
 
 
 def test_distances_of_both_kinds_and_the_threshold():
     rng = np.random.default_rng(0)
     same = rng.random(400) < 0.3
     distances = rng.random(400) + ~same
-    (axes,) = plots.plot_distances(distances, same, 0.75).axes
     edges = np.linspace(0, distances.max(), 61)
-    shown = entries(axes)
+    figure = plots.plot_distances(distances, same, 0.75)
+    (axes,) = figure.axes
+    shown = entries(figure)
     for kind, colour, name in ((same, plots.BLUE, "same"), (~same, plots.ORANGE, "different")):
         said = shown[f"{name} identity ({kind.sum()} pairs)"]
         assert hexadecimal(said.get_facecolor()) == colour
@@ -159,7 +283,9 @@ def test_roc_of_each_report_by_its_name():
     np.testing.assert_allclose(chance.get_xdata(), chance.get_ydata())
     assert chance.get_xdata()[0] == pytest.approx(1 / 200)
     assert axes.get_xscale() == "log"
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("false positive rate", "true positive rate")
+    assert axes.get_xlabel().startswith("false positive rate")
+    assert "chance is a curve" in axes.get_xlabel()
+    assert axes.get_ylabel() == "true positive rate"
     for report, dot in zip(reports.values(), axes.collections, strict=True):
         np.testing.assert_allclose(dot.get_offsets(), [[max(report.fmr, 1 / 200), 1 - report.fnmr]])
         colour = line(axes, next(n for n in shown if f"{report.auc:.4f}" in n)).get_color()

@@ -4,29 +4,31 @@ A history is a list of records, one an epoch, such as ``run.history``. Of a loop
 dictionaries will do that have what is drawn, ``vars`` of an `EpochRecord` for example.
 """
 
-import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from margin_jax.data.decode import one_line
 from margin_jax.evaluation.verification import VerificationReport
+from margin_jax.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    draw_quantiles,
+    show_hidden,
+    styles,
+    tidy,
+)
 from margin_jax.stats import QUANTILES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from matplotlib.axes import Axes
 
     from margin_jax.data.dataset import Dataset
     from margin_jax.plots.figure import Figure
     from margin_jax.schedules.response import Response
-
-# Okabe and Ito's palette, told apart by colour-blind readers too.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-
-PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
 
 # Ticks of probit axes.
 _RATES = (1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 0.999, 0.9999)
@@ -41,8 +43,8 @@ def plot_margin(history: History, watched: float | None = None) -> "Figure":
         history: a record an epoch, with epoch, margin and easy_fraction.
         watched: the share at which the schedule acts, drawn as a line.
     """
-    figure, (above, below) = _epoch_figure(rows=2)
     epochs = _column(history, "epoch")
+    figure, (above, below) = _epoch_figure(len(epochs), rows=2)
     above.plot(epochs, _column(history, "margin"), color=ORANGE, drawstyle="steps-mid")
     above.set_ylabel("margin μ")
     above.set_title("Margin in force, and easy triplets under it")
@@ -50,7 +52,7 @@ def plot_margin(history: History, watched: float | None = None) -> "Figure":
     if watched is not None:
         name = f"the schedule acts at {100 * watched:g} %"
         below.axhline(100 * watched, color=GREY, ls="--", lw=1, label=name)
-        below.legend(loc="best")
+        _legend(figure)
     below.set_ylabel("easy triplets (%)")
     return figure
 
@@ -62,18 +64,21 @@ def plot_loss(history: History, best_epoch: int) -> "Figure":
         history: a record an epoch, with epoch, loss and validation_auc.
         best_epoch: from 1, as in ``run.report``.
     """
-    figure, (above, below) = _epoch_figure(rows=2)
     epochs = _column(history, "epoch")
+    figure, (above, below) = _epoch_figure(len(epochs), rows=2)
     above.plot(epochs, _column(history, "loss"), color=BLUE)
     above.set_ylabel("training loss")
-    above.set_ylim(bottom=0)
+    # From 0 on where the loss is not below it, with room above.
+    above.lines[0].sticky_edges.y.append(0)
+    above.update_datalim([(epochs[0], 0)])
     above.set_title("Training loss, and verification on validation identities")
     auc = _column(history, "validation_auc")
     below.plot(epochs, auc, color=GREEN)
     best = auc[best_epoch - 1]
     below.plot(best_epoch, best, "o", color=ORANGE, label=f"best: {best:.4f}, epoch {best_epoch}")
+    below.lines[-1].set(clip_on=False, zorder=3)
     below.set_ylabel("validation AUC")
-    below.legend(loc="lower right")
+    _legend(figure)
     return figure
 
 
@@ -86,18 +91,13 @@ def plot_effective_margin(history: History) -> "Figure":
         history: a record an epoch, with epoch, margin, mean_effective, std_effective and, if there
             are any, effective_quantiles.
     """
-    figure, (axes,) = _epoch_figure()
     epochs = _column(history, "epoch")
+    figure, (axes,) = _epoch_figure(len(epochs))
     mean, std = _column(history, "mean_effective"), _column(history, "std_effective")
     if any(record.get("effective_quantiles") for record in history):
         unknown = [np.nan] * len(QUANTILES)
         rows = [record.get("effective_quantiles") or unknown for record in history]
-        quantiles = np.array(rows, np.float64).T
-        for i, share in enumerate(QUANTILES[: len(QUANTILES) // 2]):
-            low, high = quantiles[i], quantiles[-1 - i]
-            name = f"{share:.0%} to {1 - share:.0%} of them"
-            alpha = 0.08 * (i + 1)
-            axes.fill_between(epochs, low, high, color=BLUE, alpha=alpha, lw=0, label=name)
+        draw_quantiles(axes, epochs, np.array(rows, np.float64).T)
     else:
         name = "± standard deviation"
         axes.fill_between(epochs, mean - std, mean + std, color=BLUE, alpha=0.2, lw=0, label=name)
@@ -108,7 +108,7 @@ def plot_effective_margin(history: History) -> "Figure":
     axes.axhline(0, color=GREY, lw=0.8)
     axes.set_ylabel("effective margin d(a,n) − d(a,p)")
     axes.set_title("Effective margin: triplets above μ are easy")
-    axes.legend(loc="best")
+    _legend(figure)
     return figure
 
 
@@ -132,10 +132,11 @@ def plot_distances(distances: np.ndarray, same: np.ndarray, threshold: float) ->
             label=f"{name} identity ({np.count_nonzero(kind):,} pairs)",
         )
     axes.axvline(threshold, color="black", ls="--", label=f"threshold {threshold:.3f}")
+    axes.set_xlim(left=0)
     axes.set_xlabel("distance")
     axes.set_ylabel("density")
     axes.set_title("Distances of test pairs")
-    axes.legend(loc="upper right")
+    _legend(figure)
     return figure
 
 
@@ -146,7 +147,7 @@ def plot_roc(reports: dict[str, VerificationReport]) -> "Figure":
     """
     figure, (axes,) = _figure()
     lowest = min(1 / report.different for report in reports.values())
-    for (style, colour), (name, report) in zip(_styles(), reports.items(), strict=False):
+    for (style, colour), (name, report) in zip(styles(), reports.items(), strict=False):
         # Of no false match at the edge, since a logarithm has no 0.
         axes.scatter(max(report.fmr, lowest), 1 - report.fnmr, color=colour, clip_on=False)
         axes.plot(
@@ -161,11 +162,10 @@ def plot_roc(reports: dict[str, VerificationReport]) -> "Figure":
     axes.set_xscale("log")
     axes.set_xlim(lowest, 1)
     axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel("false positive rate")
+    axes.set_xlabel("false positive rate (on a logarithmic axis chance is a curve)")
     axes.set_ylabel("true positive rate")
     axes.set_title("ROC on test pairs; dots: the threshold")
-    # Below, since a good network's curve runs along the top and a bad one's along the bottom.
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    _legend(figure)
     return figure
 
 
@@ -181,7 +181,7 @@ def plot_det(reports: dict[str, VerificationReport]) -> "Figure":
     lowest = min(1 / min(report.different, report.same) for report in reports.values())
     edge = (max(min(lowest, 0.01), 1e-5), 0.5)  # beyond half, a threshold is of no use
     least, most = 0.01, edge[1]
-    for (style, colour), (name, report) in zip(_styles(), reports.items(), strict=False):
+    for (style, colour), (name, report) in zip(styles(), reports.items(), strict=False):
         fmr, fnmr = (np.clip(rate, 1e-9, 1 - 1e-9) for rate in (report.fpr, 1 - report.tpr))
         label = f"{name}: FMR {report.fmr:.2%}, FNMR {report.fnmr:.2%}"
         axes.plot(fmr, fnmr, style, color=colour, label=label)
@@ -202,7 +202,7 @@ def plot_det(reports: dict[str, VerificationReport]) -> "Figure":
     axes.set_xlabel("false match rate")
     axes.set_ylabel("false non-match rate")
     axes.set_title("DET on test pairs; dots: the threshold")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    _legend(figure)
     return figure
 
 
@@ -213,27 +213,33 @@ def plot_comparison(histories: dict[str, dict[int, History]]) -> "Figure":
         histories: by arm, then by seed. A mean is over those that have the epoch: some may have
             stopped early.
     """
-    figure, grid = _epoch_figure(rows=3)
-    figure.set_size_inches(8.0, 7.2)
-    shown = (("margin", "margin μ", 1), ("easy_fraction", "easy triplets (%)", 100))
-    for axes, (name, label, scale) in zip(
-        grid, (*shown, ("validation_auc", "validation AUC", 1)), strict=True
-    ):
-        for (style, colour), (arm, runs) in zip(_styles(), histories.items(), strict=False):
-            longest = max(runs.values(), key=len)
-            curves = np.full((len(runs), len(longest)), np.nan)
-            for curve, history in zip(curves, runs.values(), strict=True):
-                curve[: len(history)] = scale * _column(history, name)
-            epochs = _column(longest, "epoch")
-            if len(curves) > 1:
-                axes.plot(epochs, curves.T, style, color=colour, lw=0.5, alpha=0.3)
-            entry = arm if axes is grid[0] else None
-            mean = np.nanmean(curves, axis=0)
-            axes.plot(epochs, mean, style, color=colour, lw=2, label=entry)
+    shown = (
+        ("margin", "margin μ", 1, "steps-mid"),
+        ("easy_fraction", "easy triplets (%)", 100, "default"),
+        ("validation_auc", "validation AUC", 1, "default"),
+    )
+    every = [
+        [scale * _seeds(runs, name) for runs in histories.values()] for name, _, scale, _ in shown
+    ]
+    means = [[np.nanmean(curves, axis=0) for curves in panel] for panel in every]
+    longest = max((history for runs in histories.values() for history in runs.values()), key=len)
+    epochs = _column(longest, "epoch")
+    figure, grid = _epoch_figure(len(epochs), rows=3)
+    for axes, panel, mean, (_, label, _, drawn) in zip(grid, every, means, shown, strict=True):
+        for i, ((style, colour), arm) in enumerate(zip(styles(), histories, strict=False)):
+            at = epochs[: len(mean[i])]
+            if len(panel[i]) > 1:
+                axes.plot(at, panel[i].T, style, color=colour, lw=0.5, alpha=0.3, drawstyle=drawn)
+            axes.plot(at, mean[i], style, color=colour, lw=2, drawstyle=drawn)
+            if axes is grid[0]:
+                axes.lines[-1].set_label(arm)
+        show_hidden(axes)
         axes.set_ylabel(label)
     seeds = len(next(iter(histories.values())))
     grid[0].set_title(f"Mean of {seeds} seed{'s' if seeds > 1 else ''}")
-    figure.legend(loc="outside right upper", frameon=False)
+    columns = 2 if max(len(arm) for arm in histories) <= 40 else 1
+    figure.set_size_inches(8.0, 6.8 + 0.22 * -(-len(histories) // columns))
+    _legend(figure, columns)
     return figure
 
 
@@ -244,12 +250,15 @@ def plot_responses(responses: "dict[str, Response]", title: str) -> "Figure":
         responses: by schedule, all of one length.
         title: what they answer to.
     """
-    figure, (above, below) = _epoch_figure(rows=2)
+    longest = max(len(response.margin) for response in responses.values())
+    figure, (above, below) = _epoch_figure(longest, rows=2)
     figure.set_size_inches(8.0, 5.4)
-    for (style, colour), (name, response) in zip(_styles(), responses.items(), strict=False):
-        epochs = np.arange(1, len(response.margin) + 1)
+    for (style, colour), (name, response) in zip(styles(), responses.items(), strict=False):
+        epochs = np.arange(1, 1 + len(response.margin))
         above.plot(epochs, response.margin, style, color=colour, drawstyle="steps-mid", label=name)
         below.plot(epochs, 100 * response.easy_fraction, style, color=colour)
+    show_hidden(above)
+    show_hidden(below)
     above.set_ylabel("margin μ")
     figure.suptitle(title, fontsize="medium")
     figure.legend(loc="outside right center", frameon=False)
@@ -292,7 +301,7 @@ def plot_contact_sheet(dataset: "Dataset", identities: int = 10, images: int = 1
     figure = Figure(
         figsize=(2.0 + 0.7 * images, 0.6 + 0.7 * len(shown) * height / width),
         dpi=150,
-        layout="constrained",
+        layout="compressed",  # which makes room for the names beside a picture of fixed shape
     )
     axes = figure.subplots()
     axes.imshow(sheet if channels == 3 else sheet[..., 0], cmap="gray", vmin=0, vmax=255)
@@ -308,11 +317,6 @@ def plot_contact_sheet(dataset: "Dataset", identities: int = 10, images: int = 1
     return figure
 
 
-def _styles() -> "Iterator[tuple[str, str]]":
-    """Line styles and colours, as many as there are curves."""
-    return itertools.cycle(itertools.product(("-", "--", ":"), PALETTE))
-
-
 def _figure(rows: int = 1) -> "tuple[Figure, list[Axes]]":
     from margin_jax.plots.figure import Figure  # slow to import
 
@@ -323,19 +327,32 @@ def _figure(rows: int = 1) -> "tuple[Figure, list[Axes]]":
     return figure, list(grid)
 
 
-def tidy(axes: "Axes", lines: Literal["both", "x", "y"] = "both") -> None:
-    """Faint lines to read values by, and no frame above and to the right."""
-    axes.grid(axis=lines, alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _epoch_figure(rows: int = 1) -> "tuple[Figure, list[Axes]]":
-    from matplotlib.ticker import MaxNLocator
+def _epoch_figure(epochs: int, rows: int = 1) -> "tuple[Figure, list[Axes]]":
+    """Axes that begin at the first epoch; a single one is a dot, since it makes no line."""
+    from margin_jax.plots.figure import EpochLocator
 
     figure, grid = _figure(rows)
     grid[-1].set_xlabel("epoch")
-    grid[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    grid[-1].xaxis.set_major_locator(EpochLocator())
+    for axes in grid:
+        axes.margins(x=0)
+        if epochs == 1:
+            axes.margins(x=4)
+            axes.set_prop_cycle(marker=["o"])
     return figure, grid
+
+
+def _legend(figure: "Figure", columns: int = 2) -> None:
+    """Below the axes: in them it would lie over some curve sooner or later."""
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
+
+
+def _seeds(runs: dict[int, History], name: str) -> np.ndarray:
+    """float64[seeds, epochs of the longest], NaN where a seed has stopped."""
+    curves = np.full((len(runs), max(len(history) for history in runs.values())), np.nan)
+    for curve, history in zip(curves, runs.values(), strict=True):
+        curve[: len(history)] = _column(history, name)
+    return curves
 
 
 def _column(history: History, name: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 import io
 
 from matplotlib import figure
+from matplotlib.ticker import MaxNLocator
 
 
 class Figure(figure.Figure):
@@ -15,3 +16,14 @@ class Figure(figure.Figure):
         png = io.BytesIO()
         self.savefig(png, format="png")
         return png.getvalue()
+
+
+class EpochLocator(MaxNLocator):
+    """Ticks at whole epochs: 1, 5, 10, ... There is no epoch 0."""
+
+    def __init__(self) -> None:
+        super().__init__(nbins=14, steps=[1, 5, 10], integer=True, min_n_ticks=1)
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        """The first epoch in the place of what comes before it."""
+        return sorted({max(1.0, tick) for tick in super().tick_values(vmin, vmax)})

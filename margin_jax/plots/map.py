@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from margin_jax.data.decode import one_line
-from margin_jax.plots import PALETTE
+from margin_jax.plots.style import PALETTE, tidy
 
 if TYPE_CHECKING:
     from margin_jax.plots.figure import Figure
@@ -33,6 +33,7 @@ def plot_map(vectors: np.ndarray, labels: np.ndarray, identities: Sequence[str])
     points, shares = principal_components(vectors)
     figure = Figure(figsize=(7.6, 5.4), dpi=150, layout="constrained")
     axes = figure.subplots()
+    tidy(axes)
     sizes = np.bincount(labels, minlength=len(identities))
     largest = np.argsort(-sizes, kind="stable")[:_SHOWN]
     rest = ~np.isin(labels, largest)

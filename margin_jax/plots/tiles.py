@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from margin_jax.plots.figure import Figure
 
 # Inches; and letters that fit below a picture of that width.
-_SIDE, _LINE, _LETTERS = 1.3, 0.11, 28
+_SIDE, _LINE, _LETTERS = 1.3, 0.13, 23
 
 
 class Tile(NamedTuple):
@@ -62,7 +62,7 @@ def plot_tiles(rows: Sequence[Sequence[Tile]], title: str) -> "Figure":
                 )
             text = "\n".join(_fitting(line, across * _LETTERS) for line in words)
             axes.text(
-                left, top + _SIDE, text, va="top", fontsize=5.5, color=colour, parse_math=False
+                left, top + _SIDE, text, va="top", fontsize=6.5, color=colour, parse_math=False
             )
     axes.set_xlim(0, size[0])
     axes.set_ylim(size[1], 0)

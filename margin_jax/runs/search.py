@@ -8,7 +8,7 @@ import numpy as np
 
 from margin_jax.data.decode import one_line
 from margin_jax.data.folder import read_images
-from margin_jax.plots import GREY
+from margin_jax.plots.style import GREY
 from margin_jax.plots.tiles import Tile, plot_tiles
 from margin_jax.runs.gallery import Answer, Gallery
 from margin_jax.runs.given import read_pictures, rows_of_vectors, size_and_channels, unreadable
@@ -88,7 +88,7 @@ def draw_answers(
     rows = []
     for file, (identity, neighbours) in answers:
         said = "unknown" if identity is None else one_line(Path(identity))
-        row = [Tile([pictures[Path(file)]], ["searched: " + one_line(Path(file)), said])]
+        row = [Tile([pictures[Path(file)]], ["searched", said, one_line(Path(file))])]
         for found in neighbours:
             near = found.distance <= threshold
             path = Path(gallery.folders[gallery.sources[found.row]], found.name)
