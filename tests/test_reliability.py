@@ -1,4 +1,4 @@
-"""The short form of experiments/reliability.py: processes killed at random moments, and resumed."""
+"""The short form of experiments/reliability.py: a process killed at a random moment, and resumed."""
 
 import importlib.util
 import json
@@ -13,10 +13,10 @@ CAMPAIGN = Path(__file__).parent.parent / "experiments" / "reliability.py"
 def test_nothing_is_lost_by_kills(tmp_path, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("reliability", CAMPAIGN)
     spec.loader.exec_module(reliability := importlib.util.module_from_spec(spec))
-    small = ("--encoder", "mlp", "--image-size", "12")
+    small = ("--encoder", "mlp", "--image-size", "12", "--epochs", "4")
     monkeypatch.setattr(reliability, "OPTIONS", (*reliability.OPTIONS, *small))
     out = tmp_path / "result.json"
-    options = ["--kills", "1", "--terms", "1", "--jobs", "0", "--races", "1", "--no-disks"]
+    options = ["--kills", "1", "--terms", "0", "--jobs", "0", "--races", "1", "--no-disks"]
     monkeypatch.setattr(sys, "argv", [str(CAMPAIGN), *options, "--out", str(out)])
     with pytest.raises(SystemExit) as ended:
         reliability.main()
@@ -25,5 +25,4 @@ def test_nothing_is_lost_by_kills(tmp_path, monkeypatch, capsys):
     assert result["lost"] == []
     assert result["SIGKILL"]["signals"] == 1
     assert result["SIGKILL"]["lives"] >= 1
-    assert result["SIGTERM"]["signals"] == 1
     assert result["races"]["pairs"] == 1
