@@ -25,24 +25,19 @@ from margin_jax.training.record import EpochPart
 
 
 @pytest.mark.parametrize("implementation", ["loop", "sorted"])
-@pytest.mark.parametrize(
-    ("negative", "kind"), [(7.0, "easy"), (6.5, "semihard"), (3.0, "hard"), (3.5, "semihard")]
-)
-def test_a_tie_of_the_margin_is_easy_and_one_of_the_distances_is_hard(
-    negative, kind, implementation
-):
+def test_a_tie_of_the_margin_is_easy_and_one_of_the_distances_is_hard(implementation):
     """The anchor at 0 has its positive at 3, and the margin is 4; nobody else is looked at."""
-    x = jnp.array([[3.0], [negative]])
-    _, stats = mj.batch_all_triplet_loss(
-        jnp.zeros((1, 1)),
-        [0],
-        4.0,
-        distance="manhattan",
-        references=x,
-        reference_labels=[0, 1],
-        implementation=implementation,
-    )
-    assert {name for name, count in stats.totals().items() if count} == {"valid", kind}
+    options = {"distance": "manhattan", "implementation": implementation}
+
+    @jax.jit
+    def stats_of(references):
+        return mj.batch_all_triplet_loss(
+            [[0.0]], [0], 4.0, references=references, reference_labels=[0, 1], **options
+        )[1]
+
+    for negative, kind in ((7.0, "easy"), (6.5, "semihard"), (3.0, "hard"), (3.5, "semihard")):
+        counts = stats_of(np.array([[3.0], [negative]], np.float32)).totals()
+        assert {name for name, count in counts.items() if count} == {"valid", kind}
 
 
 def test_a_tie_of_the_swap_sends_its_gradient_to_the_anchor():
@@ -50,23 +45,27 @@ def test_a_tie_of_the_swap_sends_its_gradient_to_the_anchor():
     anchor, others = np.zeros((1, 2)), np.array([[2.0, 0.0], [1.0, 1.0]])
     options = {"reference_labels": [0, 1], "distance": "squared_euclidean", "swap": True}
     expected = oracle.batch_all(anchor, [0], 5.0, references=others, **options)
-    gradient = jax.grad(
-        lambda x: mj.batch_all_triplet_loss(x, [0], 5.0, references=others, **options)[0]
-    )(jnp.asarray(anchor, jnp.float32))
-    np.testing.assert_allclose(gradient, expected.to_embeddings, atol=1e-6)
+    to_anchor = jax.jit(
+        jax.grad(lambda x: mj.batch_all_triplet_loss(x, [0], 5.0, references=others, **options)[0])
+    )
+    np.testing.assert_allclose(to_anchor(anchor), expected.to_embeddings, atol=1e-6)
 
 
 def test_an_effective_margin_on_an_edge_is_in_the_bin_above_it():
     """Bin k counts from edge k − 1 to just below edge k; the last takes all beyond."""
     edge = int(np.flatnonzero(EFFECTIVE_EDGES == 0)[0])
-    for distance, where in ((3.0, edge + 1), (3e4, len(EFFECTIVE_EDGES) - 1)):
-        x, labels = jnp.array([[0.0], [3.0], [-distance]]), jnp.array([0, 0, 1])
-        only = jnp.array([True, False, False])  # the first row as the anchor
+    labels, only = np.array([0, 0, 1]), np.array([True, False, False])  # the first as the anchor
+
+    @jax.jit
+    def histogram(x):
         _, stats = mj.batch_all_triplet_loss(x, labels, 0.2, distance="manhattan")
-        stats = jax.tree.map(lambda v, only=only: jnp.where(only, v, 0), stats)
-        bins = mj.effective_margin_histogram(
+        stats = jax.tree.map(lambda v: jnp.where(only, v, 0), stats)
+        return mj.effective_margin_histogram(
             x, labels, stats, jax.random.key(0), distance="manhattan", samples=8
         )
+
+    for distance, where in ((3.0, edge + 1), (3e4, len(EFFECTIVE_EDGES) - 1)):
+        bins = histogram(np.array([[0.0], [3.0], [-distance]], np.float32))
         assert np.flatnonzero(bins).tolist() == [where]
 
 

@@ -40,12 +40,17 @@ def bins(values):
     return np.bincount(np.minimum(found, len(EFFECTIVE_EDGES) - 1), minlength=len(EFFECTIVE_EDGES))
 
 
+@jax.jit
+def stats_of(x, labels, where=None):
+    return mj.batch_all_triplet_loss(x, labels, 0.2, where=where)[1]
+
+
+count = jax.jit(mj.effective_margin_histogram, static_argnames=("samples", "distance"))
+
+
 def histogram(x, labels, key=0, where=None, **options):
-    stats = mj.batch_all_triplet_loss(x, labels, 0.2, where=where)[1]
-    counted = mj.effective_margin_histogram(
-        x, labels, stats, jax.random.key(key), where=where, **options
-    )
-    return np.asarray(counted)
+    stats = stats_of(x, labels, where)
+    return np.asarray(count(x, labels, stats, jax.random.key(key), where=where, **options))
 
 
 def test_the_edges():
@@ -91,9 +96,7 @@ def test_no_triplet_and_no_finite_distance_count_nothing():
 def test_rows_that_it_can_not_see_are_not_made_up():
     """Statistics of a larger batch speak of positives that are not here."""
     x, labels = batch()
-    stats = mj.batch_all_triplet_loss(x, labels, 0.2)[1]
-    alone = np.arange(len(x))
-    counted = mj.effective_margin_histogram(x, alone, stats, jax.random.key(0))
+    counted = count(x, np.arange(len(x)), stats_of(x, labels), jax.random.key(0))
     assert not np.any(counted)
 
 
@@ -115,7 +118,7 @@ def test_other_distances_narrow_types_and_jit():
 
 def test_an_epoch_adds_them_up():
     x, labels = batch()
-    stats = mj.batch_all_triplet_loss(x, labels, 0.2)[1]
+    stats = stats_of(x, labels)
     first, second = (histogram(x, labels, key=key, samples=4096) for key in (0, 1))
     totals = mj.EpochTotals().add(stats, first).add(stats, second)
     np.testing.assert_array_equal(totals.histogram, first + second)
@@ -141,10 +144,9 @@ def test_statistics_on_the_device_are_those_of_the_host():
     totals = mj.EpochTotals()
     for seed in range(3):
         x, labels = batch(seed)
-        stats = mj.batch_all_triplet_loss(x, labels, 0.2)[1]
-        each.append((stats, jnp.asarray(histogram(x, labels, key=seed))))
+        each.append((stats_of(x, labels), histogram(x, labels, key=seed)))
         totals = totals.add(*each[-1])
-    stats, counted = jax.tree.map(lambda *v: jnp.stack(v), *each)
+    stats, counted = jax.tree.map(lambda *v: np.stack(v), *each)
     told = jax.jit(mj.EpochStats.of)(stats, counted)
     chex.assert_trees_all_close(told, totals.stats(), rtol=2e-5)
     alone = mj.EpochStats.of(stats)

@@ -68,7 +68,7 @@ def test_it_is_the_authors_own_over_given_triplets(kind):
         return loss({"ridge": ridge}, features @ kernel, labels, margin)[0]
 
     with jax.enable_x64(True):
-        value, to_kernel = jax.value_and_grad(ours)(jnp.asarray(kernel))
+        value, to_kernel = jax.jit(jax.value_and_grad(ours))(kernel)
     assert expected(kernel) > 0
     np.testing.assert_allclose(value, expected(kernel), rtol=1e-9)
     np.testing.assert_allclose(to_kernel, oracle.slope(expected, kernel), rtol=1e-6, atol=1e-6)
@@ -79,7 +79,7 @@ def test_far_from_0_it_is_the_same(kind):
     """In float32, as nothing is left of sums of squares there; the counts too."""
     x, labels, _ = batch()
     x = np.round(x * 8) / 8  # so that the sum has no rounding
-    loss = LOSSES[kind](lam=0.5)
+    loss = jax.jit(LOSSES[kind](lam=0.5))
     value, stats = loss({}, x.astype(np.float32), labels, 1.0)
     moved, counts = loss({}, (x + 4096).astype(np.float32), labels, 1.0)
     np.testing.assert_allclose(moved, value, rtol=1e-3)
@@ -89,7 +89,7 @@ def test_far_from_0_it_is_the_same(kind):
 def test_the_last_layer_counts_only_where_it_is_given():
     x, labels, _ = batch()
     x = x.astype(np.float32)
-    loss = mj.FisherContrastiveLoss(lam=0.5)
+    loss = jax.jit(mj.FisherContrastiveLoss(lam=0.5))
     plain, with_layer = (loss(params, x, labels, 9.0)[0] for params in ({}, {"ridge": 1.2}))
     np.testing.assert_allclose(with_layer - plain, (1.5 - 0.5) * 1.2, rtol=1e-4)
 

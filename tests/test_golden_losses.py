@@ -4,6 +4,7 @@
 it is in radians.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def assert_golden(found, case):
 def test_classifiers(case):
     loss = {"arcface": mj.ArcFaceLoss, "cosface": mj.CosFaceLoss}[case["name"]](case["scale"])
     with jax.enable_x64(True):
-        (value, _), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
+        differentiate = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+        (value, _), gradients = differentiate(
             np.array(GOLDEN["proxies"]), *BATCHES[0], np.float64(case["margin"])
         )
         assert_golden((value, *gradients), case)
@@ -45,7 +47,8 @@ def test_classifiers(case):
 def test_supcon(case):
     loss = mj.SupConLoss(case["temperature"])
     with jax.enable_x64(True):
-        (value, _), to_x = jax.value_and_grad(loss, argnums=1, has_aux=True)({}, *BATCHES[0], 0.2)
+        differentiate = jax.jit(jax.value_and_grad(loss, argnums=1, has_aux=True))
+        (value, _), to_x = differentiate({}, *BATCHES[0], 0.2)
         assert_golden((value, to_x), case)
 
 
@@ -54,14 +57,16 @@ def test_dynamic_soft_margin(case):
     """Over three batches, each of which leaves its mark on the histogram."""
     loss = mj.DynamicSoftMarginLoss(case["bins"], case["momentum"])
 
-    def value(x, labels, state):
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def differentiate(x, labels, state):
         value, _, after = loss({}, x, labels, 0.2, state=state)
         return value, after
 
     with jax.enable_x64(True):
         state = np.zeros(case["bins"])
         for (x, labels), step in zip(BATCHES, case["steps"], strict=True):
-            (found, state), to_x = jax.value_and_grad(value, has_aux=True)(x, labels, state)
+            (found, state), to_x = differentiate(x, labels, state)
             assert_golden((found, to_x), step)
             np.testing.assert_allclose(state, step["histogram"], rtol=1e-9, atol=1e-15)
 

@@ -1,4 +1,4 @@
-"""The short form of experiments/reliability.py: a process killed at a random moment, and resumed."""
+"""The short form of experiments/reliability.py: a process killed at some moment, and resumed."""
 
 import importlib.util
 import json

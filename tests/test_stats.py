@@ -10,6 +10,8 @@ import pytest
 import margin_jax as mj
 from margin_jax.stats import EpochStats, EpochTotals
 
+triplet_stats, on_the_device = jax.jit(mj.triplet_stats), jax.jit(EpochStats.of)
+
 
 def stats_of(positives, negatives, semihard, hard, sums=None):
     """One batch's statistics by hand; `sums` are those of d(a,p), d(a,n), and of their squares."""
@@ -51,7 +53,7 @@ def test_adding_batches_equals_their_union():
     answers = [oracle.batch_all(x, labels, margin) for x, labels in batches()]
     totals = EpochTotals()
     for x, labels in batches():
-        totals = totals.add(mj.batch_all_triplet_loss(x, labels, margin)[1])
+        totals = totals.add(triplet_stats(x, labels, margin))
 
     union = {name: sum(answer.counts[name] for answer in answers) for name in answers[0].counts}
     assert min(union.values()) > 0
@@ -132,7 +134,7 @@ def test_shares_come_from_exact_integers(easy, valid):
 
 def test_no_triplets_means_nan():
     x = np.eye(4, dtype=np.float32)
-    one_class = mj.batch_all_triplet_loss(x, [0, 0, 0, 0], 0.2)[1]
+    one_class = triplet_stats(x, np.zeros(4, np.int32), 0.2)
     nothing = EpochTotals().stats()
     assert all(math.isnan(value) for value in jax.tree.leaves(nothing))
 
@@ -148,7 +150,7 @@ def test_shares_of_float64_embeddings_are_float32_too():
     schedule = mj.automargin(margin=0.1)
     x, labels = batches()[0]
     with jax.enable_x64(True):
-        _, stats = mj.batch_all_triplet_loss(x.astype(np.float64), labels, 0.5)
+        stats = triplet_stats(x.astype(np.float64), labels, 0.5)
         assert stats.sum_ap.dtype == np.float64
         shares = EpochStats.of(stats)
         assert {v.dtype for v in jax.tree.leaves(shares)} == {np.dtype(np.float32)}
@@ -163,42 +165,42 @@ def test_shares_of_float64_embeddings_are_float32_too():
 def test_equal_distances_have_no_spread():
     # Six points at distance √2 from each other: the variance is a difference of equal numbers,
     # which rounding must not turn into the root of a negative one.
-    stats = mj.batch_all_triplet_loss(np.eye(6, dtype=np.float32), [0, 0, 1, 1, 2, 2], 0.2)[1]
+    stats = triplet_stats(np.eye(6, dtype=np.float32), np.array([0, 0, 1, 1, 2, 2]), 0.2)
     spread = EpochTotals().add(stats).stats()
     np.testing.assert_allclose(spread.mean_effective, 0, atol=1e-6)
     np.testing.assert_allclose(spread.std_effective, 0, atol=1e-3)
 
 
 def corners():
-    """Batches on which a formula could go wrong, as (embeddings, labels, where)."""
+    """Batches on which a formula could go wrong, as (embeddings, labels, real rows)."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(8, 3)).astype(np.float32)
-    yield "random", x, rng.integers(0, 3, 8), None
+    x = rng.normal(size=(8, 7)).astype(np.float32)
+    yield "random", x, rng.integers(0, 3, 8), 8
     for scale in (1.0, 1.1, 5.7, 11.0, 13.0, 1e3):  # rounding makes some of the variances negative
-        points = np.float32(scale) * np.eye(7, dtype=np.float32)
-        yield f"equidistant, {scale}", points[:6], [0, 0, 0, 1, 1, 1], None
-        yield f"equidistant, {scale}", points, [0, 0, 0, 1, 1, 2, 2], None
-        yield f"equidistant, {scale}", points, [0, 0, 0, 0, 1, 1, 1], None
-    yield "one point", np.ones((6, 3), np.float32), [0, 0, 1, 1, 2, 2], None
-    yield "one identity", x, [0] * 8, None
-    yield "no two of one", x, np.arange(8), None
-    yield "one triplet", x[:3], [0, 0, 1], None
-    yield "padded", x, [0, 0, 1, 1, 0, 1, 0, 1], np.arange(8) < 5
-    yield "nothing but padding", x, [0, 0, 1, 1, 0, 1, 0, 1], np.zeros(8, bool)
+        points = np.float32(scale) * np.eye(8, 7, dtype=np.float32)
+        yield f"equidistant, {scale}", points, [0, 0, 0, 1, 1, 1, 1, 1], 6
+        yield f"equidistant, {scale}", points, [0, 0, 0, 1, 1, 2, 2, 2], 7
+        yield f"equidistant, {scale}", points, [0, 0, 0, 0, 1, 1, 1, 1], 7
+    yield "one point", np.ones((8, 7), np.float32), [0, 0, 1, 1, 2, 2, 3, 3], 8
+    yield "one identity", x, [0] * 8, 8
+    yield "no two of one", x, np.arange(8), 8
+    yield "one triplet", x, [0, 0, 1, 1, 0, 1, 0, 1], 3
+    yield "padded", x, [0, 0, 1, 1, 0, 1, 0, 1], 5
+    yield "nothing but padding", x, [0, 0, 1, 1, 0, 1, 0, 1], 0
 
 
 @pytest.mark.parametrize("counted", [True, False])
 def test_the_host_and_the_device_say_the_same(counted):
     """`EpochTotals.stats`, `EpochStats.of` and the share of `TripletStats`, in every corner."""
-    for name, x, labels, where in corners():
-        assert_same_on_host_and_device(name, x, labels, where, counted)
+    for name, x, labels, real in corners():
+        assert_same_on_host_and_device(name, x, np.asarray(labels), real, counted)
 
 
-def assert_same_on_host_and_device(corner, x, labels, where, counted):
-    _, stats = mj.batch_all_triplet_loss(x, labels, 0.2, where=where)
+def assert_same_on_host_and_device(corner, x, labels, real, counted):
+    stats = triplet_stats(x, labels, 0.2, where=np.arange(8) < real)
     bins = np.arange(1024) * bool(stats.totals()["valid"]) if counted else None
     host = EpochTotals().add(stats, bins).stats()
-    device = EpochStats.of(stats, bins if bins is None else jax.numpy.asarray(bins))
+    device = on_the_device(stats, bins)
     scale = float(np.abs(x).max())  # in float32 a spread of 0 is the root of a rounding error
     for name, value in vars(host).items():
         told = getattr(device, name)

@@ -34,11 +34,10 @@ def test_oracle(temperature):
 
 def test_the_margin_only_counts():
     x, labels, _ = batch()
-    (value, stats), to_margin = jax.value_and_grad(mj.SupConLoss(), argnums=3, has_aux=True)(
-        {}, x.astype(np.float32), labels, 0.3
-    )
+    differentiate = jax.jit(jax.value_and_grad(mj.SupConLoss(), argnums=3, has_aux=True))
+    (value, stats), to_margin = differentiate({}, x, labels, 0.3)
+    (other, counted), _ = differentiate({}, x, labels, 1.0)
     assert to_margin == 0
-    other, counted = mj.SupConLoss()({}, x.astype(np.float32), labels, 1.0)
     assert other == value
     assert counted.totals()["easy"] < stats.totals()["easy"]
 
@@ -46,11 +45,13 @@ def test_the_margin_only_counts():
 def test_a_cold_temperature_neither_overflows_nor_is_silent_about_nan():
     x, labels, _ = batch()
     x = x.astype(np.float32)
-    value, to_x = jax.value_and_grad(lambda x: mj.SupConLoss(1e-3)({}, x, labels, 0.3)[0])(x)
+    loss = mj.SupConLoss(1e-3)
+    differentiate = jax.jit(jax.value_and_grad(lambda x: loss({}, x, labels, 0.3)[0]))
+    value, to_x = differentiate(x)
     assert np.isfinite(value)
     assert np.all(np.isfinite(to_x))
     x[3, 1] = np.nan
-    assert np.isnan(mj.SupConLoss()({}, x, labels, 0.3)[0])
+    assert np.isnan(differentiate(x)[0])
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
