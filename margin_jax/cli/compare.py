@@ -34,37 +34,38 @@ def compare(
     schedules: Annotated[
         str | None,
         _comparison_option(
-            "Short for --vary schedule=...: names, NAME:MARGIN to set the first epoch's margin, or "
-            "NAME:KEY=VALUE,KEY=VALUE. all: every one that `margin-jax schedules` lists. "
-            f"Default: {_SCHEDULES}, if nothing is varied.",
+            "The schedules to compare, separated by commas: NAME, NAME:MARGIN (the first epoch's "
+            "margin) or NAME:KEY=VALUE,KEY=VALUE; or all. Short for --vary schedule=.... Default "
+            f"without --vary: {_SCHEDULES}.",
         ),
     ] = None,
     vary: Annotated[
         list[str] | None,
         _comparison_option(
-            "An option of train and its values, separated by commas; a comma before KEY= belongs "
-            "to the value. Values with other commas: by semicolons, --vary "
-            "'mining=all;all,11:semihard'. Said for several options: every combination.",
+            "An option of train and the values to compare, separated by commas, or by semicolons "
+            "if a value has commas of its own: --vary 'mining=all;all,11:semihard'. A comma before "
+            "KEY= always belongs to the value. Give it several times to run every combination.",
             metavar="OPTION=VALUE,VALUE",
         ),
     ] = None,
-    seeds: Annotated[int, _comparison_option("How many: 0, 1, ...")] = 3,
+    seeds: Annotated[int, _comparison_option("The number of seeds for each arm: 0, 1, ...")] = 3,
     baseline: Annotated[
         str | None,
         _comparison_option(
-            "The arm that the others are compared with, by the name that the table gives it, such "
-            "as constant:0.2 or dams/reduction=mean. Default: the first with a constant margin, "
-            "else the first.",
+            "The arm that all others are compared with, named as in the table, such as "
+            "constant:0.2 or dams/reduction=mean. Default: the first arm with a constant margin, "
+            "or else the first arm.",
             metavar="ARM",
         ),
     ] = None,
     compilation_cache: Annotated[str | None, process_option(CACHE)] = None,
     **given: Any,
 ) -> Path:
-    """Compare schedules, losses, networks or other options over seeds, on shared splits and pairs.
+    """Compare schedules, losses, networks or other options over several seeds.
 
-    Leaves a table with 95 % intervals and differences paired by seed, a sentence on what is clear,
-    a picture, and a run folder for every cell. The same command again goes on where it stopped.
+    Arms with the same seed share their split and test pairs. Writes a table with 95 % intervals and
+    differences paired by seed, a sentence on which differences are clear, a plot, and one run
+    folder per arm and seed. If interrupted, run the same command again to continue.
 
     Tuned constants beside DAMS: margin-jax compare --schedules constant:0.05,constant:0.2,dams
 

@@ -28,11 +28,11 @@ def list_datasets(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Where TensorFlow Datasets are prepared. Default: ~/tensorflow_datasets."
+            help="Where prepared TensorFlow Datasets are stored. Default: ~/tensorflow_datasets."
         ),
     ] = None,
 ) -> None:
-    """List the datasets that are known and those that are prepared, or describe one."""
+    """List the datasets and show which are already prepared, or describe one."""
     if context.invoked_subcommand is not None:
         if data_dir is not None:
             raise ValueError("give data_dir after the command: datasets describe NAME --data-dir")
@@ -52,9 +52,9 @@ def list_datasets(
     for name, about, where in lines:
         typer.echo(f"{name:<24} {about:<50} {where}")
     typer.echo(
-        "\nAlso tfds:NAME[:CONFIG], any of TensorFlow Datasets with an image and a label. They "
+        "\nAny other of TensorFlow Datasets with an image and a label: tfds:NAME[:CONFIG]. They "
         f"are prepared when first used, in {data_dir or tfds.default_folder()}.\n"
-        "What one is like: margin-jax datasets describe NAME"
+        "To describe one: margin-jax datasets describe NAME"
     )
 
 
@@ -66,11 +66,11 @@ def describe_dataset(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Also draw a contact sheet, if it has pictures."),
+        typer.Option(help="Also draw a contact sheet of its images to this file."),
     ] = None,
     **given: Any,
 ) -> Path | None:
-    """Identities, images, sizes, split and coverage of a dataset; of vectors their lengths."""
+    """Describe a dataset: identities, images, sizes (of vectors: length), split and coverage."""
     from margin_jax import plots
     from margin_jax.runs.describe import describe
     from margin_jax.runs.run_data import load

@@ -18,87 +18,92 @@ def evaluate(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Another folder of images for each identity, or a list of images; of a run on "
-            "vectors another file of them. Default: the run's test."
+            help="Other images: a folder with a subfolder for each identity, or a list of images; "
+            "for a run on vectors, another file of vectors. Default: the run's test data."
         ),
     ] = None,
     pairs: Annotated[
         str | None,
         typer.Option(
-            help="A file with lines FIRST,SECOND,1 (same) or 0, the files relative to --data-dir, "
-            "or names of vectors; or LFW's pairs.txt, reported by its ten folds, or "
-            "pairsDevTest.txt; or all: every image with every other. Default: the run's saved "
-            "pairs, or drawn evenly from all identities of --data-dir."
+            help="A file with lines FIRST,SECOND,1 (same) or FIRST,SECOND,0 (different): files "
+            "relative to --data-dir, or names of vectors; or LFW's pairs.txt (reported by its ten "
+            "folds) or pairsDevTest.txt; or all: every image with every other. Default: the run's "
+            "saved pairs; with --data-dir, pairs drawn evenly over its identities."
         ),
     ] = None,
     retrieval: Annotated[
         bool,
         typer.Option(
             "--retrieval",
-            help="Also Recall@k and MAP@R: of the run's test images, or all of --data-dir.",
+            help="Also report Recall@k and MAP@R: on the run's test images, or all of --data-dir.",
         ),
     ] = False,
     repeated_names: Annotated[
         str | None,
         typer.Option(
-            help="What folders of one name below different ones of --data-dir are: error, merge "
-            "(one identity) or separate. Default: as the run was trained."
+            help="What to do with folders of the same name in --data-dir: error, merge (one "
+            "identity) or separate. Default: as in training."
         ),
     ] = None,
     strict: Annotated[
         bool,
         typer.Option(
             "--strict",
-            help="A listed picture that is missing or unreadable is an error. Default: its pairs "
-            "are left out and counted.",
+            help="Stop if an image of --pairs is missing or unreadable. Default: leave out its "
+            "pairs and say how many.",
         ),
     ] = False,
     count: Annotated[
         int | None,
-        typer.Option(help="How many pairs to draw at most from --data-dir. Default: 100,000."),
+        typer.Option(help="The most pairs to draw from --data-dir. Default: 100,000."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the pairs that are drawn from --data-dir. Default: 0.")
+        int | None, typer.Option(help="The seed for pairs drawn from --data-dir. Default: 0.")
     ] = None,
     query: Annotated[
         Path | None,
         typer.Option(
-            help="Identification: pictures to look for in --gallery, a folder for each identity "
-            "(or a list, or vectors); those of identities that the gallery has not are unknown."
+            help="Identification: the images to look up in --gallery, with a folder for each "
+            "identity (or a list, or vectors). Identities that are not in the gallery count as "
+            "unknown."
         ),
     ] = None,
     gallery: Annotated[
-        Path | None, typer.Option(help="Identification: pictures of known identities, likewise.")
+        Path | None,
+        typer.Option(help="Identification: the images of known identities, in the same forms."),
     ] = None,
     group_by: Annotated[
         str | None,
         typer.Option(
-            help="Identification: a regular expression whose parentheses find the camera, say, in "
-            "the name of a file, as in '_c([0-9])'; a query is then not looked for in pictures of "
-            "its own identity and camera. Default: in all of them."
+            help="Identification: a regular expression whose parentheses match a part of the file "
+            "name, such as the camera: '_c([0-9])'. A query is not compared with images of its own "
+            "identity and camera. Default: compare with all."
         ),
     ] = None,
     fmr: Annotated[
         float | None,
         typer.Option(
-            help="Choose the threshold anew, on the run's validation pairs, for this false match "
-            "rate, such as 0.001. Default: the run's threshold."
+            help="Choose a threshold for this false match rate on the run's validation pairs, such "
+            "as 0.001. Default: the run's threshold."
         ),
     ] = None,
     mistakes: Annotated[
         Path | None,
         typer.Option(
-            help="Also a folder of pictures and tables: the worst of all pairs, whose they are, "
-            "and a map of the embeddings."
+            help="Also write a folder with plots and tables: the worst of all image pairs, "
+            "errors by identity, and a map of the embeddings."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the results to this file, as JSON.")
+    ] = None,
 ) -> Path | None:
-    """Verify with a run's best weights and threshold: its saved pairs, or other images.
+    """Evaluate a run's best weights and threshold on its test pairs or on other images.
 
-    Figures come with 95 % intervals, by a bootstrap over identities, and FMR and FNMR, the rates of
-    false matches and false non-matches at the threshold. With --query and --gallery: open-set
-    identification, rank-k, and TPIR at FPIR, the rates of true and false positive identifications.
+    Reports 95 % intervals (a bootstrap over identities), and the false match rate (FMR) and false
+    non-match rate (FNMR) at the threshold. With --query and --gallery it reports open-set
+    identification: rank-k, and the true positive identification rate (TPIR) at given false positive
+    identification rates (FPIR).
     """
     from margin_jax.choices import check_choice
     from margin_jax.data.folder import REPEATED_NAMES

@@ -10,18 +10,18 @@ from margin_jax.cli.options import RunFolder
 
 def export(
     run: RunFolder,
-    out: Annotated[Path, typer.Option(help="The folder.")] = Path("model"),
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("model"),
     onnx: Annotated[
-        bool, typer.Option("--onnx", help="Also as ONNX, with the weights inside.")
+        bool, typer.Option("--onnx", help="Also write an ONNX file that includes the weights.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the exported model that is there.")
+        bool, typer.Option("--overwrite", help="Replace an exported model in the folder.")
     ] = False,
 ) -> Path:
-    """Write a run as a folder that is used without margin-jax: StableHLO, weights, a card.
+    """Export a run as a folder that works without margin-jax: StableHLO, weights, model card.
 
-    The card, README.md, has the figures, and the lines of Python that use it. The folder can be
-    given to the other commands in the place of a run, or put on the Hugging Face hub.
+    The model card, README.md, has the test results and the Python code that uses the model. Other
+    commands take the folder in place of a run; it can also go to the Hugging Face hub as it is.
     """
     from margin_jax.runs.run import load_run
 

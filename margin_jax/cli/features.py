@@ -27,26 +27,29 @@ def features(
         typer.Argument(help="Short for --dataset folder --data-dir FOLDER.", metavar="[FOLDER]"),
     ] = None,
     *,
-    out: Annotated[Path, typer.Option(help="The file, NAME.npz.")] = Path("features.npz"),
+    out: Annotated[Path, typer.Option(help="The file to write, NAME.npz.")] = Path("features.npz"),
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", help="Replace the file, or what another command left unfinished."
+            "--overwrite", help="Replace the file, or an unfinished one of another command."
         ),
     ] = False,
     views: Annotated[
-        int, typer.Option(help="Also of so many copies of each picture, changed by --augment.")
+        int,
+        typer.Option(
+            help="Also write features of this many augmented copies of each image (see --augment)."
+        ),
     ] = 0,
     feature_dtype: Annotated[
-        str, typer.Option(help="Of the features in the file: float32, or float16, half as large.")
+        str, typer.Option(help="The dtype in the file: float32, or float16 (half the size).")
     ] = "float32",
-    batch_size: Annotated[int, typer.Option(help="Pictures that are computed at once.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.")] = 64,
     **given: Any,
 ) -> Path:
-    """Write the features of pictures, before an encoder's head, to a file that heads train on.
+    """Compute an encoder's features of images (without its head), to train heads on them.
 
-    Its arrays are features, labels, files, views if there are any, groups of identities if the
-    dataset has them, and about, how it was made. Stopped at any moment, the same command goes on.
+    The file has the arrays features, labels and files; views, groups and splits if there are any;
+    and about, which says how it was made. If interrupted, run the same command again to continue.
 
     Your own images: margin-jax features FOLDER --pretrained --image-size 224
     """

@@ -17,7 +17,7 @@ from margin_jax.files import check_file, local_path
 RunFolder = Annotated[
     Path,
     typer.Argument(
-        help="The folder of a finished run or of an exported one, or hub:USER/NAME.", metavar="RUN"
+        help="The folder of a finished run or an exported model, or hub:USER/NAME.", metavar="RUN"
     ),
 ]
 
@@ -136,8 +136,8 @@ def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator
             annotation=Annotated[
                 str | None,
                 typer.Option(
-                    help="A TOML or JSON file of options by name, such as a run's config.json; "
-                    "those on the command line go over it."
+                    help="A TOML or JSON file of options, such as a run's config.json; the "
+                    "command line overrides it."
                 ),
             ],
         )

@@ -14,7 +14,7 @@ app = typer.Typer(cls=Group)
 
 @app.callback(invoke_without_command=True)
 def list_schedules(context: typer.Context) -> None:
-    """List the margin schedules and their parameters, or plot how they act."""
+    """List the margin schedules and their parameters, or plot them."""
     if context.invoked_subcommand is not None:
         return
     for name, factory in SCHEDULES.items():
@@ -25,9 +25,9 @@ def list_schedules(context: typer.Context) -> None:
         first, *_ = inspect.getdoc(factory).splitlines()  # type: ignore[union-attr]
         typer.echo(f"{name}: {first}\n    {', '.join(shown)}")
     typer.echo(
-        "\nUse one as --schedule NAME, NAME:MARGIN or NAME:KEY=VALUE,KEY=VALUE. Parameters without "
-        "a value are options of train; margins are one for each epoch, as in replay:0.2/0.3.\n"
-        "How they act: margin-jax schedules plot"
+        "\nUse one as --schedule NAME, NAME:MARGIN or NAME:KEY=VALUE,KEY=VALUE. Parameters shown "
+        "without a value are options of train; margins are one for each epoch, as in "
+        "replay:0.2/0.3.\nTo plot them: margin-jax schedules plot"
     )
 
 
@@ -36,25 +36,33 @@ def plot_schedules(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="NAME, NAME:MARGIN or NAME:KEY=VALUE,... each. Default: all.", metavar="SCHEDULE"
+            help="NAME, NAME:MARGIN or NAME:KEY=VALUE,...; several are allowed. Default: all.",
+            metavar="SCHEDULE",
         ),
     ] = None,
     stimulus: Annotated[
-        str | None, typer.Option(help="What they answer to: step (default), ramp or saturation.")
+        str | None, typer.Option(help="The simulated training: step (default), ramp or saturation.")
     ] = None,
     history: Annotated[
         Path | None,
-        typer.Option(help="Instead: the effective margins of a run, its folder or history.jsonl."),
+        typer.Option(
+            help="Use the effective margins of this run instead: its folder or history.jsonl."
+        ),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Length of a stimulus.")] = 40,
-    margin: Annotated[float, typer.Option(help="In the first epoch, unless a name says so.")] = 0.2,
-    margin_end: Annotated[float, typer.Option(help="For those that have one.")] = 1.0,
-    out: Annotated[Path, typer.Option(help="The picture.")] = Path("schedules.png"),
+    epochs: Annotated[int, typer.Option(help="Epochs of the simulated training.")] = 40,
+    margin: Annotated[
+        float, typer.Option(help="The margin in the first epoch, for schedules given without one.")
+    ] = 0.2,
+    margin_end: Annotated[
+        float, typer.Option(help="The margin in the last epoch, for schedules that have one.")
+    ] = 1.0,
+    out: Annotated[Path, typer.Option(help="The image file to write.")] = Path("schedules.png"),
 ) -> Path:
-    """Draw how margin schedules answer to a standard stimulus, or to a recorded run.
+    """Plot how margin schedules respond to a simulated training, or to a recorded run.
 
-    The effective margins of each epoch are taken as normal, of the stimulus' or the run's mean and
-    spread, whatever the margin is: a picture of the rules, not of what they are worth.
+    The effective margins of each epoch are taken as normally distributed, with the mean and spread
+    of the simulation or the run. They do not react to the margin, so the plot shows what a schedule
+    does, not whether it helps.
     """
     from margin_jax import plots
     from margin_jax.runs.folder import HISTORY, read_history

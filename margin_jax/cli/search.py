@@ -9,7 +9,7 @@ import typer
 from margin_jax.cli.options import RunFolder, check_out
 
 GalleryFolder = Annotated[
-    Path, typer.Argument(help="The folder of a gallery, that `index` made.", metavar="GALLERY")
+    Path, typer.Argument(help="The folder of a gallery, made by `index`.", metavar="GALLERY")
 ]
 # Queries that a contact sheet can show.
 _SHEET = 20
@@ -21,13 +21,13 @@ def index(
         Path, typer.Argument(help="A folder of images, nested or not, or a file of vectors.")
     ],
     out: Annotated[
-        Path, typer.Option(help="The gallery; one that is there grows by what it does not have.")
+        Path, typer.Option(help="The gallery; new images are added to an existing one.")
     ] = Path("gallery"),
 ) -> Path:
-    """Make a gallery of the images in a folder, to search others in; or add to one.
+    """Make a searchable gallery of the images in a folder, or add them to one.
 
-    The folder that an image lies in is its identity. The same command again adds the images whose
-    names are new; `margin-jax forget` takes some out.
+    An image's identity is the name of the folder it is in. Run the command again to add images with
+    new names; `margin-jax forget` removes images.
     """
     from margin_jax.runs.gallery import index as index_folder
     from margin_jax.runs.run import load_run
@@ -49,14 +49,14 @@ def forget(
     names: Annotated[
         list[str],
         typer.Argument(
-            help="Images as `search` names them, or identities, with all their images.",
+            help="Images, named as `search` prints them, or identities (all their images).",
             metavar="NAME",
         ),
     ],
 ) -> Path:
-    """Take images out of a gallery, or all images of an identity.
+    """Remove images, or all images of an identity, from a gallery.
 
-    `index` of a folder that still has them brings them back.
+    Running `index` on a folder that still has them adds them again.
     """
     from margin_jax.runs.gallery import load_gallery
 
@@ -72,33 +72,35 @@ def forget(
 def search(
     gallery: GalleryFolder,
     images: Annotated[
-        list[str], typer.Argument(help="Images, or names of vectors.", metavar="IMAGE")
+        list[str], typer.Argument(help="Image files, or names of vectors.", metavar="IMAGE")
     ],
-    count: Annotated[int, typer.Option(help="How many of the nearest to show.", min=1)] = 5,
+    count: Annotated[int, typer.Option(help="How many of the nearest images to show.", min=1)] = 5,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="The largest distance of one identity; beyond it the image is unknown. Default: "
-            "the run's."
+            help="An image is unknown if its nearest is farther than this. Default: the run's "
+            "threshold."
         ),
     ] = None,
     run: Annotated[
         Path | None,
-        typer.Option(help="The run that the gallery was made with, if it has moved."),
+        typer.Option(help="The run that made the gallery, if it has been moved."),
     ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="The file of the vectors. Default: the one that the run was trained on."),
+        typer.Option(help="The file of the vectors. Default: the run's own data."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     sheet: Annotated[
         Path | None,
-        typer.Option(help=f"Also a picture: each image and its nearest, of {_SHEET} at most."),
+        typer.Option(
+            help=f"Also draw the first {_SHEET} images with their nearest ones to this file."
+        ),
     ] = None,
 ) -> Path | None:
-    """Who is it? The nearest images of a gallery, with their distances and identities.
+    """Find the nearest images in a gallery, with their distances and identities.
 
-    An image whose nearest is beyond the threshold is unknown.
+    An image is unknown if its nearest is farther than the threshold.
     """
     from margin_jax.evaluation.verification import check_threshold
     from margin_jax.files import to_json

@@ -32,7 +32,7 @@ def process_option(help: str) -> Any:
     return typer.Option(help=help, rich_help_panel="Process")
 
 
-CACHE = "A folder that keeps compiled programs, so that the next run begins to train at once."
+CACHE = "A folder for compiled programs; the next run reads them instead of compiling."
 
 
 @config_options()
@@ -41,17 +41,17 @@ def train(
     coordinator: Annotated[
         str | None,
         process_option(
-            "HOST:PORT of process 0, for a job of several processes that nobody announces."
+            "HOST:PORT of process 0, for a job of several processes without a known launcher."
         ),
     ] = None,
-    processes: Annotated[int | None, process_option("How many processes the job has.")] = None,
-    process: Annotated[int | None, process_option("Which of them this is, from 0.")] = None,
+    processes: Annotated[int | None, process_option("The number of processes in the job.")] = None,
+    process: Annotated[int | None, process_option("The number of this process, from 0.")] = None,
     multihost: Annotated[
         bool,
         typer.Option(
             "--multihost",
-            help="Let JAX find the other hosts, on a TPU pod. Slurm, Open MPI and TPU slices on "
-            "Kubernetes are noticed without it.",
+            help="On a TPU pod, let JAX find the other hosts. Not needed with Slurm, Open MPI or "
+            "TPU slices on Kubernetes.",
             rich_help_panel="Process",
         ),
     ] = False,
@@ -60,7 +60,7 @@ def train(
         bool,
         typer.Option(
             "--debug-nans",
-            help="Stop at the operation that first gives NaN, and name it. Slow.",
+            help="Stop at the first operation that gives NaN, and name it. Slow.",
             rich_help_panel="Process",
         ),
     ] = False,
@@ -68,27 +68,27 @@ def train(
         bool,
         typer.Option(
             "--tensorboard",
-            help="Also write scalars of every epoch, and the pictures at the end, for TensorBoard, "
-            "in the folder tensorboard of the run.",
+            help="Also write each epoch's scalars and the final plots for TensorBoard, to the "
+            "subfolder tensorboard of the run.",
             rich_help_panel="Process",
         ),
     ] = False,
     quiet: Annotated[
         bool,
-        typer.Option("--quiet", help="Say nothing but what is wrong.", rich_help_panel="Process"),
+        typer.Option("--quiet", help="Print only warnings and errors.", rich_help_panel="Process"),
     ] = False,
     **given: Any,
 ) -> Path:
     """Train a Siamese network and verify it on identities it has never seen.
 
-    Without options: letters of the embedded glyphs dataset, with the margin moved by DAMS, in two
-    to three minutes on two cores. The run folder then holds the configuration, a record of every
-    epoch, the report, the pictures and the weights.
+    Without options it trains on letters (the included glyphs dataset) with the DAMS schedule, in
+    two to three minutes on two cores. The run folder then holds the configuration, a record of
+    each epoch, the report, the plots and the weights.
 
     Your own images: margin-jax train --dataset folder --data-dir FOLDER
 
-    Exits with 0 when the run is finished, 1 when it diverged, 2 for what cannot be done, 130 after
-    Ctrl-C, and 143 after SIGTERM, when its place is saved.
+    Exit status: 0 when the run is finished, 1 when it diverged, 2 for invalid input, 130 after
+    Ctrl-C, and 143 after SIGTERM, once a checkpoint is saved.
     """
     import jax  # and flax and orbax: not needed for --help
 

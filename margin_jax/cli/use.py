@@ -13,13 +13,13 @@ def embed(
     folder: Annotated[
         Path, typer.Argument(help="A folder of images, nested or not, or a file of vectors.")
     ],
-    out: Annotated[Path, typer.Option(help="Arrays files and embeddings.")] = Path(
-        "embeddings.npz"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="The .npz file, with the arrays files and embeddings.")
+    ] = Path("embeddings.npz"),
 ) -> Path:
     """Write the embeddings of all images in a folder, with their file names, to an npz file.
 
-    Or those of all vectors in a file, with their names.
+    For a run on vectors: the embeddings of all vectors in a file, with their names.
     """
     import numpy as np
 
@@ -40,29 +40,31 @@ def embed(
 
 def verify(
     run: RunFolder,
-    first: Annotated[str, typer.Argument(help="An image, or a vector's name.", metavar="IMAGE")],
-    second: Annotated[str, typer.Argument(help="Another one.", metavar="IMAGE")],
+    first: Annotated[
+        str, typer.Argument(help="An image file, or the name of a vector.", metavar="IMAGE")
+    ],
+    second: Annotated[str, typer.Argument(help="The other image or vector.", metavar="IMAGE")],
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="The file of the vectors. Default: the one that the run was trained on."),
+        typer.Option(help="The file of the vectors. Default: the run's own data."),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="At most this distance means the same, such as one of `evaluate --fmr`. Default: "
-            "the run's threshold."
+            help="Distances up to this count as the same identity; `evaluate --fmr` finds one for "
+            "a false match rate. Default: the run's threshold."
         ),
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="The answer as a line of JSON: same, distance, threshold."),
+        typer.Option("--json", help="Print a line of JSON: same, distance, threshold."),
     ] = False,
 ) -> int:
-    """Are two images of the same identity? Their distance, and the threshold.
+    """Tell whether two images show the same identity, with their distance and the threshold.
 
-    Of a run on vectors, two rows by the names in their file, or by their numbers, from 0.
+    For a run on vectors, give two names from its file, or two row numbers, counted from 0.
 
-    Exits with 0 for the same, 1 for different, and 2 for what cannot be compared.
+    Exit status: 0 for the same identity, 1 for different ones, 2 for invalid input.
     """
     from margin_jax.evaluation.verification import check_threshold
     from margin_jax.files import to_json

@@ -41,20 +41,22 @@ class RunConfig:
     out: Annotated[
         str | None,
         Option(
-            "The run folder. Default: runs/DATASET-SCHEDULE-SEED; DATASET is folder-NAME of images "
-            "of your own.",
+            "The run folder. Default: runs/DATASET-SCHEDULE-SEED; for your own images DATASET is "
+            "folder-NAME.",
             is_path=True,
         ),
     ] = None
-    overwrite: Annotated[bool, Option("Replace a run that is in the run folder.")] = False
+    overwrite: Annotated[bool, Option("Replace the run in the run folder, if there is one.")] = (
+        False
+    )
     resume: Annotated[
-        bool, Option("Go on from the last checkpoint, if the run folder has one.")
+        bool, Option("Continue from the last checkpoint in the run folder, if it has one.")
     ] = False
     allow_changes: Annotated[
-        bool, Option("Resume with other options, such as another learning rate or mining.")
+        bool, Option("Allow --resume with different options, such as another learning rate.")
     ] = False
     checkpoint_steps: Annotated[
-        int, Option("Save the place every so many steps, too, not only after epochs.", 1)
+        int, Option("Also save a checkpoint every N steps, not only after each epoch.", 1)
     ] = 1000
 
     def _check_run(self) -> None:

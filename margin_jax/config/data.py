@@ -24,85 +24,89 @@ class DataConfig:
     dataset: Annotated[
         str,
         Option(
-            "glyphs: letters in twelve typefaces, nothing to download; folder: your own images in "
-            "--data-dir; list: pictures that a file lists; vectors: features in a file; "
-            "tfds:NAME[:CONFIG]: of TensorFlow Datasets; `margin-jax datasets` lists some. "
+            "glyphs: letters in twelve typefaces, included; folder: your own images, in "
+            "--data-dir; list: images listed in a file; vectors: features in a file; "
+            "tfds:NAME[:CONFIG]: TensorFlow Datasets (`margin-jax datasets` lists some). "
             f"{one_of(DATASETS)}",
         ),
     ] = "glyphs"
     data_dir: Annotated[
         str | None,
         Option(
-            "folder: a folder of images for each identity; it may be nested. list: a .csv or .tsv "
-            "file with columns path and label, perhaps group and split; paths are relative to its "
-            "folder. vectors: an .npz file of features and labels, perhaps files, groups, splits "
-            "and views; .npy with a label a line in NAME.labels.txt; or .parquet or .csv with "
-            "columns label, perhaps file, group and split, and numbers. tfds: where the prepared "
-            "datasets lie, by default ~/tensorflow_datasets.",
+            "folder: the folder of your images, with a subfolder (nested or not) for each "
+            "identity. list: a .csv or .tsv file with the columns path and label, optionally group "
+            "and split; paths are relative to the file's folder. vectors: an .npz file with the "
+            "arrays features and labels, optionally files, groups, splits and views; or an .npy "
+            "file, with one label per line in NAME.labels.txt; or a .parquet or .csv file with a "
+            "column label, optionally file, group and split, and columns of numbers. tfds: where "
+            "prepared datasets are stored, by default ~/tensorflow_datasets.",
             is_path=True,
         ),
     ] = None
     manual_dir: Annotated[
         str | None,
-        Option(
-            "tfds: a folder of files that would be downloaded, or that only you can.", is_path=True
-        ),
+        Option("tfds: a folder with source files that you downloaded yourself.", is_path=True),
     ] = None
     label_key: Annotated[
         str | None,
-        Option("tfds: the feature that names the identity. Default: the label."),
+        Option("tfds: the feature that holds the identity. Default: the dataset's label."),
     ] = None
     image_size: Annotated[
         int | None,
-        Option("Pixels a side. Default: 28 for glyphs, 64, or the preset's.", 8, 2**14),
+        Option(
+            "Height and width in pixels. Default: 28 for glyphs; for TensorFlow Datasets with a "
+            "preset, that of the preset (96 for tfds:lfw); otherwise 64.",
+            8,
+            2**14,
+        ),
     ] = None
     split: Annotated[
         str | None,
         Option(
-            "Identities of training/validation/test: percentages; halves: the first half of the "
-            "identities trains, the second is the test; or a .json file with lists of names, such "
-            "as a run's data.json. Default: what a list or vectors say themselves, else 40/10/50; "
-            "tfds:mnist and tfds:fashion_mnist 40/20/40.",
+            "How identities are split: percentages for training/validation/test; halves: train and "
+            "validate on the first half of the identities, test on the second; or a .json file "
+            "with lists of names, such as a run's data.json. Default: the split in the list or "
+            "vector file, if it has one, else 40/10/50 (40/20/40 for tfds:mnist and "
+            "tfds:fashion_mnist).",
             is_path=True,
         ),
     ] = None
-    strict: Annotated[bool, Option("An unreadable file is an error instead of being skipped.")] = (
-        False
-    )
+    strict: Annotated[bool, Option("Stop at an unreadable file instead of skipping it.")] = False
     repeated_names: Annotated[
         str,
         Option(
-            "folder: what train/anna and val/anna are. error: they are refused; merge: one "
-            f"identity; separate: two. {one_of(REPEATED_NAMES)}",
+            "folder: what to do with folders of the same name, such as train/anna and val/anna. "
+            "error: refuse them; merge: one identity; separate: two identities. "
+            f"{one_of(REPEATED_NAMES)}",
         ),
     ] = "error"
     fit: Annotated[
         str,
         Option(
-            "How pictures become squares. pad: whole, in their own shape, the rest filled by "
-            "repeating their edge; crop: the middle; stretch: whole, but out of shape. "
+            "How images become square. pad: keep the aspect ratio and fill up by repeating the "
+            "edge; crop: take the centre; stretch: ignore the aspect ratio. "
             f"{one_of(FITS)}",
         ),
     ] = "pad"
     bits: Annotated[
         int,
-        Option("How many of their 16 bits files use, 10 or 12 of many cameras.", 8, 16),
+        Option("Bits used in 16-bit files; many cameras use 10 or 12.", 8, 16),
     ] = 16
     transparency: Annotated[
         str,
         Option(
-            "white: what is transparent is laid on white; ignore: the colours below are taken, "
-            f"which often are all black. {one_of(TRANSPARENCIES)}",
+            "white: draw transparent images on white; ignore: drop the alpha channel, which often "
+            f"leaves black. {one_of(TRANSPARENCIES)}",
         ),
     ] = "white"
     max_identities: Annotated[
-        int | None, Option("Use only the first so many identities, for a quick try.", 6)
+        int | None, Option("Use only the first N identities, for a quick try.", 6)
     ] = None
     memory_limit: Annotated[
         float,
         Option(
-            "Gigabytes (2^30). Images that take more (files counted in colour) are not held in "
-            "memory but decoded anew for every batch.",
+            "In gigabytes (2^30 bytes). A dataset that needs more (files count as colour images) "
+            "is not kept in memory: its images are decoded again for every batch.",
             most=math.inf,
         ),
     ] = 4.0

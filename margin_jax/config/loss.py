@@ -32,10 +32,10 @@ class MarginConfig:
     schedule: Annotated[
         str,
         Option(
-            "How the margin moves: dams raises it by .05 after every epoch with 95 % of easy "
-            "triplets or more; linear, exponential, cosine and litm go from --margin to "
-            "--margin-end over the run; constant stays. NAME:KEY=VALUE,... sets any parameter, as "
-            "in dams:threshold=0.8,increase=0.1; `margin-jax schedules` lists them. "
+            "How the margin changes: dams raises it by 0.05 after each epoch in which at least "
+            "95 % of the triplets are easy; linear, exponential, cosine and litm go from --margin "
+            "to --margin-end over the run; constant keeps it. NAME:KEY=VALUE,... sets any "
+            "parameter, as in dams:threshold=0.8,increase=0.1; `margin-jax schedules` lists them. "
             f"{one_of(SCHEDULES)}",
         ),
     ] = "dams"
@@ -54,47 +54,51 @@ class LossConfig:
     loss: Annotated[
         str,
         Option(
-            "What trains the network: NAME or NAME:KEY=VALUE,..., as in triplet:swap=true. "
-            f"With their parameters: {_known()}. distance, reduction and mining are options too.",
+            "The training loss: NAME or NAME:KEY=VALUE,..., as in triplet:swap=true. Losses and "
+            f"their parameters: {_known()}. distance, reduction and mining can also be set by "
+            "--distance, --reduction and --mining.",
         ),
     ] = "triplet"
     distance: Annotated[
         str,
         Option(
-            f"Between embeddings, unless the loss says which. {one_of(DISTANCES)}",
+            f"The distance between embeddings; some losses fix it. {one_of(DISTANCES)}",
         ),
     ] = _LOSS_OPTIONS["distance"]
     reduction: Annotated[
         str,
         Option(
-            "mean_active: over triplets with a loss; mean: over all valid ones. "
+            "mean_active: the mean over triplets with a loss above 0; mean: over all valid "
+            "triplets. "
             f"{one_of(REDUCTIONS)}",
         ),
     ] = _LOSS_OPTIONS["reduction"]
     mining: Annotated[
         str,
         Option(
-            "Which active triplets train; batch_hard: of each image the hardest one; "
-            f"all,11:semihard changes in epoch 11. {one_of(MININGS)}",
+            "Which active triplets train the network; batch_hard: the hardest one of each image; "
+            f"all,11:semihard: all of them, and from epoch 11 the semihard. {one_of(MININGS)}",
         ),
     ] = _LOSS_OPTIONS["mining"]
     histogram: Annotated[
         bool,
-        Option("Also record quantiles of the effective margins, from a sample, and draw."),
+        Option(
+            "Also record quantiles of the effective margin d(a,n) - d(a,p), estimated from a "
+            "sample, and plot them."
+        ),
     ] = False
     memory: Annotated[
         int | None,
         Option(
-            "So many embeddings of earlier batches, to compare every image with as well: the loss "
-            "is that of the batch plus that of its images with the memory (arXiv 1912.06798). "
-            "Default: no memory.",
+            "How many embeddings of earlier batches to keep; each image is compared with them too, "
+            "and this loss is added to the batch's own (arXiv 1912.06798). Default: none.",
             1,
             92_681,
         ),
     ] = None
     memory_warmup: Annotated[
         int,
-        Option("Steps in which the memory is only filled, as the network still moves fast."),
+        Option("Fill --memory without using it for this many steps, while weights change fast."),
     ] = 0
 
     def _check_loss(self) -> None:

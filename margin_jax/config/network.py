@@ -22,34 +22,32 @@ class NetworkConfig:
     encoder: Annotated[
         str | None,
         Option(
-            "The network: NAME or NAME:KEY=VALUE,..., as in nn2:small_stem=true; --small-stem, "
-            "--width and --dtype set the same. Default: small_cnn; head for vectors. "
+            "The network: NAME or NAME:KEY=VALUE,..., as in nn2:small_stem=true; small_stem, "
+            "width and dtype are also options. Default: small_cnn; head for vectors. "
             f"{one_of(ENCODERS)}",
         ),
     ] = None
     pretrained: Annotated[
         bool,
         Option(
-            "Begin with weights trained on ImageNet, from the Hugging Face hub. For "
+            "Start from pretrained weights of the Hugging Face hub. Available for "
             f"{', '.join(PRETRAINED)}.",
         ),
     ] = False
     weights: Annotated[
         str | None,
-        Option("Begin with the weights of a safetensors file of the same tensors.", is_path=True),
+        Option("Start from the weights in a safetensors file with the same tensors.", is_path=True),
     ] = None
     freeze: Annotated[
         int,
-        Option("Epochs, as long as the first, for the head alone, if there is more."),
+        Option("Train only the head for this many epochs, then the whole network."),
     ] = 0
     small_stem: Annotated[
         bool,
-        Option("The first layer keeps the size, for 28 to 64 pixels; of most convolutional ones."),
+        Option("For images of 28 to 64 pixels: do not downsample in the first layer."),
     ] = False
-    width: Annotated[
-        float, Option("small_cnn: channels, as a multiple of 32, 64, 128 and 128.")
-    ] = 1.0
-    dtype: Annotated[str, Option(f"The dtype to compute in. {one_of(DTYPES)}")] = "float32"
+    width: Annotated[float, Option("small_cnn: multiplies its 32, 64, 128 and 128 channels.")] = 1.0
+    dtype: Annotated[str, Option(f"The dtype of the computation. {one_of(DTYPES)}")] = "float32"
     embedding_size: Annotated[int, Option("Length of an embedding.", 1, 2**16)] = 128
 
     def _check_network(self) -> None:

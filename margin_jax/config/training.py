@@ -18,9 +18,11 @@ class TrainingConfig:
 
     PANEL: ClassVar[str] = "Training"
 
-    epochs: Annotated[int, Option("Times through the training identities.", 1, 10**6)] = 30
+    epochs: Annotated[int, Option("Number of epochs.", 1, 10**6)] = 30
     # Of larger seeds JAX takes 32 bits.
-    seed: Annotated[int, Option("Of weights, split, batches, pairs.", 0, 2**32 - 1)] = 0
+    seed: Annotated[
+        int, Option("The random seed of weights, split, batches and pairs.", 0, 2**32 - 1)
+    ] = 0
     optimizer: Annotated[
         str,
         Option(f"NAME or NAME:KEY=VALUE,..., as in adam:b1=0.8. {one_of(OPTIMIZERS)}"),
@@ -29,68 +31,75 @@ class TrainingConfig:
     learning_rate_schedule: Annotated[
         str,
         Option(
-            "constant; exponential: to 1 % over the run; step97: 3 % less every 2.4 epochs; "
-            f"warmup_linear: up over a tenth, then down to 1 %. {one_of(LEARNING_RATES)}",
+            "exponential: decay to 1 % of the peak over the run; step97: 3 % less every 2.4 "
+            "epochs; warmup_linear: rise for the first tenth of the run, then fall to 1 %. "
+            f"{one_of(LEARNING_RATES)}",
         ),
     ] = "constant"
     identities_per_batch: Annotated[
         int | None,
-        Option("P of the PK sampler. Default: 32, or what fewer identities allow.", 2),
+        Option("P of the PK sampler. Default: 32; fewer if the data has fewer identities.", 2),
     ] = None
     images_per_identity: Annotated[
         int | None,
-        Option("K of the PK sampler. Default: 2, or what makes 64 rows of fewer.", 2),
+        Option(
+            "K of the PK sampler. Default: 2; more if the data has fewer than 32 identities, up to "
+            "64 images a batch.",
+            2,
+        ),
     ] = None
     small_identities: Annotated[
         str,
         Option(
-            f"What to do with identities of fewer than K images. {one_of(SMALL_IDENTITIES)}",
+            "What to do with identities that have fewer than K images: drop them, repeat their "
+            f"images, or stop with an error. {one_of(SMALL_IDENTITIES)}",
         ),
     ] = "drop"
     sampler: Annotated[
         str,
         Option(
-            "pk: an image at most once an epoch, which ends when fewer than P identities have K "
-            "unused images; balanced: every image of identities with at least K of them. "
+            "pk: uses each image at most once per epoch and ends the epoch when fewer than P "
+            "identities have K unused images; balanced: uses every image of each identity that "
+            "has at least K. "
             f"{one_of(SAMPLERS)}",
         ),
     ] = "pk"
     fillers: Annotated[
         int,
-        Option("Images of small identities that every batch has besides P x K."),
+        Option("Images of dropped small identities to add to each batch, as more negatives."),
     ] = 0
     microbatch: Annotated[
         int | None,
         Option(
-            "Rows that go through the network at once, for batches larger than memory: loss and "
-            "gradient stay those of the whole batch, BatchNorm's statistics are those of so many "
-            "rows. It divides the batch. Default: the whole batch.",
+            "How many images go through the network at once, for batches that do not fit into "
+            "memory. Loss and gradient are those of the whole batch, but BatchNorm sees one "
+            "microbatch at a time. Must divide the batch size. Default: the whole batch.",
             1,
         ),
     ] = None
     augment: Annotated[
         str,
         Option(
-            "none, or some of flip, shift:PIXELS, crop:SHARE (least share of the side), separated "
-            "by commas: random changes to the training images.",
+            "Random changes to training images: none, or a comma-separated list of flip, "
+            "shift:PIXELS and crop:SHARE (the smallest crop, as a share of the image's side).",
         ),
     ] = "none"
     devices: Annotated[
         int | None,
-        Option("Devices that share a batch. Default: all accelerators, or one CPU.", 1),
+        Option("How many devices share each batch. Default: all accelerators, or one CPU.", 1),
     ] = None
     select: Annotated[
         str,
         Option(
-            "The best epoch: highest validation AUC, or (the released code's rule) lowest mean "
-            f"batch-all loss at a margin of 1 on validation. {one_of(SELECTIONS)}",
+            "How the best epoch is chosen on validation: auc: highest AUC; loss: lowest mean "
+            f"batch-all loss at margin 1, as in the paper's code. {one_of(SELECTIONS)}",
         ),
     ] = "auc"
     fmr: Annotated[
         float | None,
         Option(
-            "The false match rate for which the threshold is chosen on validation, such as 0.001. "
-            "Default: the point of the ROC nearest to no errors.",
+            "Choose the threshold for this false match rate on validation, such as 0.001. Default: "
+            "the threshold whose ROC point is nearest to (0, 1), no errors.",
             1e-6,
             0.5,
         ),
@@ -98,8 +107,8 @@ class TrainingConfig:
     patience: Annotated[
         int | None,
         Option(
-            "Stop early, after so many epochs without a better one by --select. What is laid out "
-            "over --epochs, such as the learning rate, stays as it is. Default: never.",
+            "Stop after this many epochs without a better one (by --select). Schedules of margin "
+            "and learning rate still span --epochs. Default: never stop early.",
             1,
         ),
     ] = None
