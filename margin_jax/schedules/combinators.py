@@ -1,4 +1,4 @@
-"""Schedules made of schedules: limits, a late or a soft start, one after another."""
+"""Schedules made of other schedules: limits, a later or gradual start, one after another."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,8 @@ from margin_jax.stats import EpochStats
 def clip_schedule(schedule: Schedule, low: float = 0.0, high: float = 2.0) -> Schedule:
     """The schedule's margin, kept between `low` and `high`.
 
-    The schedule itself goes on unlimited, and comes back into sight by its own rule. On unit
-    embeddings no Euclidean distance exceeds 2, so a larger margin teaches nothing more.
+    Only the margin in force is clipped; the schedule's own state is not. On unit embeddings no
+    Euclidean distance exceeds 2, so a margin above 2 gives the same gradient as 2.
 
     Raises:
         ValueError: unless ``low ≤ high``, both finite.
@@ -38,14 +38,14 @@ def clip_schedule(schedule: Schedule, low: float = 0.0, high: float = 2.0) -> Sc
 
 
 def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
-    """One schedule after another; the i-th takes over when ``boundaries[i − 1]`` epochs have ended.
+    """One schedule after another; schedule i takes over after ``boundaries[i − 1]`` epochs.
 
-    Each begins with its own first margin and counts its own epochs, and sees only the statistics of
-    epochs in which its margin was in force.
+    Each schedule starts at its own first margin, counts its own epochs, and sees only the
+    statistics of the epochs in which its margin was in force.
 
     Raises:
-        ValueError: unless there is one boundary fewer than schedules, and they are whole and
-            rise, from at least 1.
+        ValueError: unless there is one boundary fewer than schedules, and the boundaries are whole
+            numbers that increase and are at least 1.
 
     Example:
         >>> import margin_jax as mj
@@ -87,7 +87,7 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
 
 
 def hold_schedule(schedule: Schedule, epochs: int) -> Schedule:
-    """The schedule's first margin for `epochs` epochs; only then does the schedule begin.
+    """Holds the schedule's first margin for `epochs` epochs; then the schedule starts.
 
     Raises:
         ValueError: unless ``epochs ≥ 1``.

@@ -1,4 +1,4 @@
-"""Schedules that answer to what was measured in the epoch."""
+"""Schedules that respond to the statistics of the epoch."""
 
 import math
 
@@ -31,7 +31,7 @@ def dams(
     decrease: float = 0.0,
     lower_threshold: float = 0.0,
 ) -> Schedule:
-    """The Difficulty Adaptive Margin Scheduler: a harder task when the epoch was too easy.
+    """DAMS, the Difficulty Adaptive Margin Scheduler: raises the margin when triplets are too easy.
 
     After each epoch::
 
@@ -39,24 +39,24 @@ def dams(
         elif easy_fraction < lower_threshold: μ ← max(μ − decrease, margin)
 
     where `easy_fraction` is the share of the epoch's valid triplets whose loss was exactly 0. As
-    published, and by default, there is only the first rule and no cap: the margin never decreases,
-    and on unit embeddings, where no distance exceeds 2, no triplet is easy beyond μ = 2 and the
-    rule stops by itself. An epoch without any triplet, or with distances that are not finite (each
-    would count as easy), says nothing and changes nothing. The comparison is between float32
-    numbers.
+    published, and by default, only the first rule applies, without a cap: the margin never
+    decreases. Unit embeddings are at most 2 apart, so with them no triplet is easy once μ exceeds
+    2, and μ rises no further. An epoch without triplets, or with distances that are not finite
+    (they would count as easy), leaves μ as it is. Shares are compared in float32.
 
     Args:
         margin: μ of epoch 0, at least 0.
-        threshold: the share of easy triplets that is too many, in [0, 1].
-        increase: what is then added to μ, at least 0.
+        threshold: μ is raised when at least this share of triplets is easy, in [0, 1].
+        increase: how much is added to μ, at least 0.
         cap: the highest margin, at least `margin`.
-        decrease: what is taken off after an epoch that was too hard, at least 0; 0 is never.
-        lower_threshold: the share of easy triplets below which it was, in [0, threshold]; given
-            with `decrease`.
+        decrease: how much is subtracted after an epoch that was too hard, at least 0.
+        lower_threshold: an epoch is too hard when a smaller share than this is easy, in [0,
+            threshold]. `decrease` and `lower_threshold` must be given together.
 
     Raises:
-        ValueError: for values out of those ranges.
-        TypeError: for what is no number; by `update`, for what is no :class:`EpochStats`.
+        ValueError: for values outside those ranges.
+        TypeError: for an argument that is not a number; `update` raises it for statistics that are
+            not :class:`EpochStats`.
 
     Example:
         >>> import jax.numpy as jnp, margin_jax as mj
@@ -106,7 +106,7 @@ def dams(
 def automargin(
     margin: float = 0.2, k: float = 2.0, deviations: float = 0.0, smoothing: float = 0.0
 ) -> Schedule:
-    """AutoMargin: a fixed part of what the network separates already.
+    """AutoMargin: a fixed share of the mean effective margin.
 
     After each epoch, from the mean and the standard deviation of the effective margins d(a,n) −
     d(a,p) over all its valid triplets::
@@ -115,23 +115,25 @@ def automargin(
         μ ← max(0, m / k + deviations · s)
 
     With ``smoothing = 0``, m and s are those of the last epoch alone, and with ``deviations = 0``
-    the spread has no part: that is the released code, and the default. The first epoch measured
-    sets m and s; one that says nothing changes nothing. The released code measures cosine
-    similarity; here it is whatever distance the loss was given. At μ = 0 a network that maps
-    everything to one point has no loss left to leave it by; :func:`~margin_jax.clip_schedule`
-    keeps μ above. Factors are rounded to 12 bits, for decisions that are alike to the last bit
-    everywhere, so μ is up to 0.05 % off the formula.
+    the spread is not used: these defaults are the released code. The first epoch with usable
+    statistics sets m and s; an epoch without any leaves everything as it is. The released code
+    measures cosine similarity; here it is the distance of the loss. At μ = 0 a network that maps
+    everything to one point has no loss, so it stays there; :func:`~margin_jax.clip_schedule` keeps
+    μ above 0. Factors are rounded to 12 bits, so that every machine computes the same margins to
+    the last bit; μ is therefore up to 0.05 % off the formula.
 
     Args:
         margin: μ of epoch 0, at least 0.
-        k: the larger, the smaller the margin; above 0. At 1 half of the triplets are easy if the
-            effective margins are spread evenly about their mean.
-        deviations: any finite number; −1.28 at k = 1 makes nine in ten easy if they are normal.
-        smoothing: how much of the past is kept, in [0, 1).
+        k: the divisor of the mean, above 0: a larger k gives a smaller margin. At k = 1 half of the
+            triplets are easy if the effective margins are symmetric about their mean.
+        deviations: any finite number. If the effective margins are normally distributed, −1.28 at
+            k = 1 makes 90 % of the triplets easy.
+        smoothing: the weight of the past, in [0, 1).
 
     Raises:
-        ValueError: for values out of those ranges.
-        TypeError: for what is no number; by `update`, for what is no :class:`EpochStats`.
+        ValueError: for values outside those ranges.
+        TypeError: for an argument that is not a number; `update` raises it for statistics that are
+            not :class:`EpochStats`.
 
     References:
         Nguyen et al. 2022, "AdaTriplet: Adaptive Gradient Triplet Loss with Automatic Margin
@@ -177,20 +179,22 @@ def quantile_margin(margin: float = 0.2, quantile: float = 0.1, low: float = 0.0
     """The margin at a quantile of the epoch's effective margins: about 1 − `quantile` are easy.
 
     After each epoch ``μ ← max(low, q)``, where a share `quantile` of the effective margins d(a,n) −
-    d(a,p) lay below q. They are known from a sample of triplets a step, as a histogram
-    (:func:`~margin_jax.effective_margin_histogram`), with a straight line inside a bin. A sample of
-    n triplets gives q a standard error of ``√(quantile · (1 − quantile) / n)`` over the density of
-    effective margins there. Factors are rounded as in :func:`~margin_jax.automargin`.
+    d(a,p) lay below q. They come from a histogram of a sample of triplets in each step
+    (:func:`~margin_jax.effective_margin_histogram`), interpolated linearly inside a bin. A sample
+    of n triplets gives q a standard error of ``√(quantile · (1 − quantile) / n)`` over the density
+    of effective margins there. Factors are rounded as in :func:`~margin_jax.automargin`.
 
     Args:
         margin: μ of epoch 0, at least 0.
-        quantile: in [0, 1]; 0.1 makes about nine in ten easy, if the next epoch is like this one.
-        low: the lowest margin, for as long as the quantile is below it. At 0 or less a network that
-            maps everything to one point has no loss left to leave it by.
+        quantile: in [0, 1]; 0.1 makes about 90 % easy, if the next epoch is like this one.
+        low: the lowest margin. At 0 or less a network that maps everything to one point has no
+            loss, so it stays there.
 
     Raises:
-        ValueError: for values out of those ranges; by `update`, for statistics without histogram.
-        TypeError: for what is no number; by `update`, for what is no :class:`EpochStats`.
+        ValueError: for values outside those ranges; `update` raises it for statistics without a
+            histogram.
+        TypeError: for an argument that is not a number; `update` raises it for statistics that are
+            not :class:`EpochStats`.
     """
     start, lowest = at_least("margin", margin, 0), np.float32(finite("low", low))
     wanted = np.float32(share("quantile", quantile))
@@ -227,40 +231,41 @@ def target_easy_fraction(
 ) -> Schedule:
     """Holds the share of easy triplets at a set point: a proportional-integral controller.
 
-    DAMS only ratchets: it never lowers a margin that has become too hard, and its step is fixed.
-    Here, after each epoch, with ``e = easy_fraction − target`` and σ the standard deviation of the
-    epoch's effective margins d(a,n) − d(a,p)::
+    DAMS only raises the margin, in fixed steps. This schedule also lowers it. After each epoch,
+    with ``e = easy_fraction − target`` and σ the standard deviation of the epoch's effective
+    margins d(a,n) − d(a,p)::
 
         I ← clip(I + integral_gain · σ · e, low, high)
         μ ← clip(I + proportional_gain · σ · e, low, high)
 
-    I begins at `margin`. Measured in σ, the gains are the same for embeddings of any scale. I is
-    itself kept within the bounds, so it does not wind up: when the share crosses the target, μ
-    turns at once. Factors are rounded as in :func:`~margin_jax.automargin`.
+    I starts at `margin`. The factor σ makes the gains independent of the scale of the embeddings.
+    I is itself clipped to the bounds, so there is no integral windup: when the share crosses the
+    target, μ turns at once. Factors are rounded as in :func:`~margin_jax.automargin`.
 
-    Stability: let the network stand still, and p be the density of effective margins at μ. Raising
-    μ by δ then makes pδ fewer triplets easy, so near the set point the margin's error obeys
-    ``x(t+1) = (1 − L) x(t) − P (x(t) − x(t−1))`` with ``L = pσ · integral_gain`` and
-    ``P = pσ · proportional_gain``, and by Jury's criterion it dies out if, and only if, ``L > 0``
-    and ``L + 2P < 2``. The default gains allow pσ up to 0.5. Whatever their scale, it is at most
-    0.40 for normal and 0.29 for uniform margins; at the default target it is 0.18 for normal and
-    0.14 for Laplace distributed ones, so half of an error is gone in one or two epochs. Larger
-    gains follow a moving network sooner, and oscillate sooner. Where many effective margins crowd
-    together within a wide spread, as at the peak of a Laplace distribution (0.71) or of a cluster
-    beside a far one, the default gains go on oscillating: lower them, or move the target away from
-    that peak.
+    Stability: suppose the network does not change, and let p be the density of effective margins at
+    μ. Raising μ by δ then lowers the share of easy triplets by pδ, so near the target the margin's
+    error obeys ``x(t+1) = (1 − L) x(t) − P (x(t) − x(t−1))`` with ``L = pσ · integral_gain`` and
+    ``P = pσ · proportional_gain``. By Jury's criterion it vanishes if and only if ``L > 0`` and
+    ``L + 2P < 2``. The default gains allow pσ up to 0.5. At any scale, pσ is at most 0.40 for
+    normally and 0.29 for uniformly distributed effective margins. At the default target it is 0.18
+    for a normal and 0.14 for a Laplace distribution, so an error halves in one or two epochs.
+    Larger gains follow a changing network faster, but oscillate more easily. Where many effective
+    margins lie close together within a wide spread, as at the peak of a Laplace distribution (0.71)
+    or in one of two distant clusters, the default gains oscillate without end: lower them, or move
+    the target away from that peak.
 
     Args:
-        margin: μ of epoch 0, at least 0. The bounds hold from the next one on.
-        target: the share of easy triplets to hold, in [0, 1]. At 0 or 1 the error has one sign: μ
-            moves until no, or every, triplet is easy, or to a bound.
+        margin: μ of epoch 0, at least 0. The bounds apply from epoch 1 on.
+        target: the share of easy triplets to hold, in [0, 1]. At 0 (or 1) μ only rises (or falls),
+            until no triplet (or every one) is easy or a bound is reached.
         integral_gain, proportional_gain: at least 0, below 4,096.
-        low, high: bounds of μ. At 0 or less a network that maps everything to one point has no loss
-            left to leave it by; on unit embeddings a margin above 2 makes every triplet active.
+        low, high: bounds of μ. At μ = 0 or less a network that maps everything to one point has no
+            loss, so it stays there; on unit embeddings a margin above 2 makes every triplet active.
 
     Raises:
-        ValueError: for values out of those ranges.
-        TypeError: for what is no number; by `update`, for what is no :class:`EpochStats`.
+        ValueError: for values outside those ranges.
+        TypeError: for an argument that is not a number; `update` raises it for statistics that are
+            not :class:`EpochStats`.
 
     Example:
         >>> import jax.numpy as jnp, margin_jax as mj

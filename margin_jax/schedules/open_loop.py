@@ -1,4 +1,4 @@
-"""Schedules that are laid out beforehand, whatever happens in training."""
+"""Schedules that are fixed before training starts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from margin_jax.spec import Numbers
 
 
 def constant(margin: float = 0.2) -> Schedule:
-    """One margin throughout.
+    """The same margin in every epoch.
 
     Raises:
         ValueError: unless the margin is finite and at least 0.
@@ -19,7 +19,7 @@ def constant(margin: float = 0.2) -> Schedule:
 
 
 def linear(margin: float, margin_end: float, epochs: int) -> Schedule:
-    """A straight line, then `margin_end` for good.
+    """A straight line from `margin` to `margin_end`, which then stays.
 
     ``μ(e) = margin + (margin_end − margin) · e / (epochs − 1)``: the first of `epochs` epochs
     trains at `margin`, the last at `margin_end`.
@@ -32,7 +32,7 @@ def linear(margin: float, margin_end: float, epochs: int) -> Schedule:
 
 
 def exponential(margin: float, margin_end: float, epochs: int) -> Schedule:
-    """A constant factor an epoch, then `margin_end` for good.
+    """From `margin` to `margin_end`, which then stays, by the same factor each epoch.
 
     ``μ(e) = margin · (margin_end / margin)^(e / (epochs − 1))``
 
@@ -48,7 +48,7 @@ def exponential(margin: float, margin_end: float, epochs: int) -> Schedule:
 
 
 def cosine(margin: float, margin_end: float, epochs: int) -> Schedule:
-    """Half a cosine, slow at both ends, then `margin_end` for good.
+    """Half a cosine from `margin` to `margin_end`, which then stays: slow at both ends.
 
     ``μ(e) = margin + (margin_end − margin) · (1 − cos(π · e / (epochs − 1))) / 2``
 
@@ -60,15 +60,15 @@ def cosine(margin: float, margin_end: float, epochs: int) -> Schedule:
 
 
 def litm(margin: float, margin_end: float, epochs: int, stages: int = 3) -> Schedule:
-    """Stages of equal length, each with a larger margin than the one before.
+    """Stages of equal length, with equal steps from `margin` to `margin_end`, which then stays.
 
     In epoch e the stage is ``s = ⌊e · stages / epochs⌋``, and
-    ``μ = margin + (margin_end − margin) · s / (stages − 1)``; after the last stage its margin,
-    `margin_end`, stays. With fewer epochs than stages every epoch is one.
+    ``μ = margin + (margin_end − margin) · s / (stages − 1)``. With fewer epochs than stages, each
+    epoch is a stage.
 
-    The source trains in several stages whose margin grows from stage to stage. Equal lengths and
-    equal steps are our reading of it; what else it proposes (features of several levels, a search
-    for hard identities) is not a matter of the margin and is not done here.
+    The paper trains in several stages whose margin grows from stage to stage. Equal lengths and
+    equal steps are our reading of it. Its other proposals (features of several levels, a search
+    for hard identities) do not concern the margin and are not part of this schedule.
 
     Raises:
         ValueError: unless the margins are finite and at least 0, ``stages ≥ 2`` and ``epochs ≥ 1``.
@@ -110,7 +110,7 @@ def replay(margins: Numbers) -> Schedule:
 def from_optax(schedule: Callable[[int], Any], epochs: int) -> Schedule:
     """Any optax schedule, or other function of the epoch: ``μ(e) = schedule(e)``.
 
-    It is asked once for each of `epochs` epochs, from 0 on; then the last margin stays.
+    It is called once for each epoch from 0 to ``epochs − 1``; after that the last margin stays.
 
     Raises:
         ValueError: unless ``epochs ≥ 1`` and every value is a finite scalar.
