@@ -32,16 +32,16 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 class TripletStats:
     """Statistics of one batch, kept per anchor so that int32 counts do not overflow.
 
-    One anchor overflows only in a batch of more than 92,681 rows (46,341² is over 2^31).
+    The count of one anchor can overflow only in a batch of more than 92,681 rows (46,341² > 2^31).
 
-    An anchor's triplets are every one of its positives with every one of its negatives, so the
-    mean and the spread of the effective margin follow in closed form from sums over pairs.
+    Each positive of an anchor forms a triplet with each of its negatives, so the mean and the
+    spread of the effective margin follow in closed form from sums over pairs.
 
     Attributes:
         semihard, hard: int32[batch], active triplets of each kind.
-        positives, negatives: int32[batch], how many of each the anchor has.
-        sum_ap, sum_an: float32[batch], sums of d(a,p) and of d(a,n); of float64 embeddings float64,
-            as the next two.
+        positives, negatives: int32[batch], the number of positives and negatives of each anchor.
+        sum_ap, sum_an: float32[batch], sums of d(a,p) and of d(a,n); like the next two, float64 for
+            float64 embeddings.
         sum_ap_squared, sum_an_squared: float32[batch], sums of their squares.
     """
 
@@ -73,7 +73,7 @@ class TripletStats:
     def easy_fraction(self) -> Array:
         """float32[]: easy / valid of the batch, to float32 rounding; NaN without any triplet.
 
-        For decisions use :meth:`totals`, which are exact.
+        For decisions use :meth:`totals`, which is exact.
         """
         # Summed as floats: the int32 total of a large batch could overflow.
         valid = jnp.sum(self.valid.astype(jnp.float32))
@@ -82,8 +82,8 @@ class TripletStats:
     def totals(self) -> dict[str, int]:
         """Exact Python ints over the batch: valid, easy, semihard, hard. Fetches to the host.
 
-        Of a batch spread over the hosts of a job, whose arrays no host can fetch: the totals of the
-        global batch, on every host. All hosts then have to call it.
+        For a batch that is sharded over several hosts, the totals are those of the global batch, on
+        every host, and all hosts must call this method.
         """
         return EpochTotals().add(self).counts()
 
@@ -91,11 +91,11 @@ class TripletStats:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EpochStats:
-    """What a schedule may see of an epoch: float32 shares and means, never raw counts.
+    """The statistics of an epoch that schedules see: float32 shares and means, never raw counts.
 
     :meth:`EpochTotals.stats` computes each from exact totals on the host and rounds it to float32
-    once, so that the same epoch gives the same decision everywhere. After an epoch without any
-    triplet they are NaN, but the mean of a kind of pairs only without such pairs.
+    once, so that the same epoch gives the same decision everywhere. After an epoch without triplets
+    they are NaN; `mean_ap` and `mean_an` are NaN only without such pairs.
 
     Attributes:
         easy_fraction, semihard_fraction, hard_fraction: shares of the valid triplets, in [0, 1].
@@ -103,8 +103,8 @@ class EpochStats:
         mean_effective, std_effective: mean and standard deviation of d(a,n) − d(a,p) over all
             valid triplets.
         effective_cdf: float32[1024], the share of a sample of triplets whose d(a,n) − d(a,p) lies
-            below each of ``margin_jax.stats.EFFECTIVE_EDGES``, float32[1024], or None where no
-            histogram was kept.
+            below each of ``margin_jax.stats.EFFECTIVE_EDGES``, float32[1024], or None without a
+            histogram.
     """
 
     easy_fraction: Array | np.float32
@@ -120,11 +120,12 @@ class EpochStats:
     def of(cls, stats: TripletStats, histogram: Array | None = None) -> "EpochStats":
         """The same from statistics on the device, for a schedule inside ``jit`` or ``lax.scan``.
 
-        Sums run in float32, so shares have its rounding; those of :class:`EpochTotals`, on the
+        Sums are computed in float32, so shares are rounded; those of :class:`EpochTotals`, on the
         host, are exact.
 
         Args:
-            stats: of one batch, or of several, stacked along leading axes as ``scan`` does.
+            stats: statistics of one batch, or of several, stacked along leading axes as by
+                ``scan``.
             histogram: int32[..., 1024], of :func:`~margin_jax.effective_margin_histogram`.
         """
         npos, nneg = (n.astype(jnp.float32) for n in (stats.positives, stats.negatives))
@@ -178,8 +179,8 @@ class EpochTotals:
 
         Args:
             stats: of the batch.
-            histogram: int32[..., 1024], of :func:`~margin_jax.effective_margin_histogram`; what
-                is stacked is summed, as it is of the statistics.
+            histogram: int32[..., 1024], of :func:`~margin_jax.effective_margin_histogram`; stacked
+                histograms are summed, and so are stacked statistics.
         """
         host = _fetch(stats)
         npos, nneg = (np.asarray(n, np.int64) for n in (host.positives, host.negatives))
@@ -238,14 +239,14 @@ class EpochTotals:
         )
 
     def effective_quantiles(self, shares: Sequence[float]) -> list[float] | None:
-        """Below which effective margins these shares of the sample lie; None without histogram."""
+        """The effective margins at these quantiles of the sample; None without a histogram."""
         if self.histogram is None:
             return None
         quantiles: list[float] = np.interp(shares, self._cdf(), EFFECTIVE_EDGES).tolist()
         return quantiles
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON has it; exact, as Python's integers and shortest decimals are."""
+        """The totals as JSON values; exact, as Python writes integers and floats without loss."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {**values, "histogram": None if self.histogram is None else self.histogram.tolist()}
 

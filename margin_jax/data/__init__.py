@@ -43,27 +43,30 @@ def load_dataset(
     bits: int = 16,
     repeated_names: str = "error",
 ) -> Dataset:
-    """The dataset of that name: glyphs, folder, list, vectors, or tfds:NAME[:CONFIG].
+    """Loads a dataset by name: glyphs, folder, list, vectors, or tfds:NAME[:CONFIG].
 
     Args:
-        name: of the dataset.
-        data_dir: the path of a folder, of a list (:func:`margin_jax.data.listing.load`) or of
-            vectors (:func:`margin_jax.data.vectors.load`); for TensorFlow Datasets, where they are
-            prepared.
+        name: one of these names.
+        data_dir: the path of the folder, the list (:func:`margin_jax.data.listing.load`) or the
+            vectors (:func:`margin_jax.data.vectors.load`); for TensorFlow Datasets, where prepared
+            ones are stored.
         image_size: height and width in pixels. Default: the dataset's own.
-        strict: an unreadable image is an error instead of being skipped and listed.
-        manual_dir: of TensorFlow Datasets, files that would be downloaded, or that only you can.
-        label_key: of TensorFlow Datasets, the feature that names the identity. Default: the label.
-        memory_limit: in bytes; images of larger sets are decoded anew whenever they are asked for.
-        fit: how pictures become squares: "pad" repeats their edge, "crop" takes the middle,
-            "stretch" gives up their shape.
-        transparency: what is transparent is laid on "white", or "ignore": the colours below count.
-        bits: how many of their 16 bits files use.
-        repeated_names: of a folder, what folders of one name below different ones are: an "error",
-            one identity ("merge") or several ("separate").
+        strict: raise an error for an unreadable image instead of skipping it.
+        manual_dir: for TensorFlow Datasets, a folder with source files that you downloaded
+            yourself.
+        label_key: for TensorFlow Datasets, the feature that holds the identity. Default: the
+            dataset's label.
+        memory_limit: in bytes; images of a larger dataset are not kept in memory but decoded
+            whenever they are needed.
+        fit: how images become square: "pad" keeps the aspect ratio and repeats the edge, "crop"
+            takes the centre, "stretch" ignores the aspect ratio.
+        transparency: "white" draws transparent images on white; "ignore" drops the alpha channel.
+        bits: how many bits 16-bit files use.
+        repeated_names: for a folder, what to do with folders of the same name in different places:
+            raise an "error", or treat them as one identity ("merge") or several ("separate").
 
     Raises:
-        ValueError: an unknown name, or what the dataset itself refuses.
+        ValueError: for an unknown name, or data that cannot be read as this dataset.
 
     Example:
         >>> import margin_jax as mj

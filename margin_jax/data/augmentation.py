@@ -42,25 +42,24 @@ class Moves(NamedTuple):
 def make_augment(text: str) -> Augment | None:
     """``augment(images uint8[n, h, w, c], key) -> uint8[n, h, w, c]``, jitted, or None for "none".
 
-    Every image moves by draws of its own, which are independent from part to part and do not
-    depend on the other parts, nor on how the batch is shared out over devices. An image that
-    nothing moves comes out bit for bit. The same parts give the same function, in whatever order:
-    an image is flipped, then shifted, then cropped.
+    Each image has its own random draws. They are independent between parts, and do not depend on
+    which other parts are given or on how the batch is sharded. An image that no part changes stays
+    bit for bit the same. The order of the parts does not matter: an image is flipped, then shifted,
+    then cropped.
 
     Args:
         text: "none", or parts separated by commas, each at most once:
 
-            - ``flip``: left and right change places, with probability 1/2;
-            - ``shift:PIXELS``: down and to the right by whole numbers of pixels, each uniform in
-              [−PIXELS, PIXELS]; pixels of the edge are repeated. PIXELS ≥ 1;
-            - ``crop:SHARE``: a window whose sides are a share of the image's, the same for both
-              and uniform in [SHARE, 1], placed uniformly inside the image and resized to the
-              whole, bilinear. 0 < SHARE < 1.
+            - ``flip``: flip left and right with probability 1/2;
+            - ``shift:PIXELS``: shift down and right by whole pixels, each uniform in [−PIXELS,
+              PIXELS]; edge pixels are repeated. PIXELS ≥ 1;
+            - ``crop:SHARE``: crop to a share of height and width, uniform in [SHARE, 1], at a
+              uniform position, and resize to the full size (bilinear). 0 < SHARE < 1.
 
     Raises:
         ValueError: an unknown or repeated part, a number that is missing, out of range or not
-            asked for, or "none" beside other parts. From the function, when it is traced: images
-            that are not uint8[n, h, w, c], or whose smaller side is not above PIXELS.
+            allowed, or "none" together with other parts. The function raises it when it is traced,
+            for images that are not uint8[n, h, w, c] or whose smaller side is not above PIXELS.
 
     Example:
         >>> import jax, jax.numpy as jnp, margin_jax as mj

@@ -1,4 +1,4 @@
-"""What a dataset is here: examples of identities, pictures or any other arrays."""
+"""A dataset: examples (images or other arrays) with the identity of each."""
 
 import dataclasses
 import hashlib
@@ -28,21 +28,21 @@ class Dataset:
     """Examples with the identity of each.
 
     Attributes:
-        examples: pictures, uint8[n, height, width, channels], channels 1 (grey) or 3 (RGB); or
-            anything else as floats, float[n, ..., features]: vectors, series of vectors, spectra.
-            An array, in memory or mapped from a file; or, for pictures that are not held in
-            memory, what decodes them when rows are asked for.
+        examples: images, uint8[n, height, width, channels], channels 1 (grey) or 3 (RGB); or other
+            data as floats, float[n, ..., features], such as vectors or spectra. An array, in memory
+            or mapped from a file; or, for images that are not kept in memory, an object that
+            decodes rows when they are needed.
         labels: int32[n], an index into `identities`.
         identities: their names, in order.
-        files: where each example comes from, for a person: texts, or what names a row when asked.
-        groups: int32[identities]; identities of one group stay on one side of a split, and pairs
-            across identities of one group are the hard ones.
-        skipped: "file: reason" of each picture that could not be read.
-        left_out: "file: reason" of what lies beside the pictures: hidden files, notes, and so on.
-        notes: what was done to some of the pictures, for a person.
-        views: float[n, v, ...], other versions of each example, which only training sees.
-        parts: int8[n], the part of the split that the source says of each example, an index into
-            "train", "validation", "test".
+        files: the source of each example, as text.
+        groups: int32[identities]; identities of one group stay in the same part of a split, and
+            pairs of different identities of one group are the hard pairs.
+        skipped: "file: reason" for each image that could not be read.
+        left_out: "file: reason" for other files and folders, such as notes or hidden files.
+        notes: remarks on how images were read, as text.
+        views: float[n, v, ...], augmented versions of each example, used only in training.
+        parts: int8[n], the part of the split that the source gives for each example: 0 for "train",
+            1 for "validation", 2 for "test".
     """
 
     examples: Examples
@@ -58,15 +58,15 @@ class Dataset:
 
     @classmethod
     def from_arrays(cls, examples: np.ndarray, labels: np.ndarray) -> "Dataset":
-        """Your own examples.
+        """A dataset of your own examples.
 
         Args:
-            examples: pictures, uint8[n, height, width, channels], channels 1 (grey) or 3 (RGB).
-                Files are read as squares, so a run on other shapes embeds and compares arrays, not
-                files. Or float[n, ..., features] of any float dtype, computed with in float32; the
-                array may be mapped from a file, as by ``np.load(path, mmap_mode="r")``: rows are
-                read when they are asked for.
-            labels: [n], whatever names an identity: numbers or strings.
+            examples: images, uint8[n, height, width, channels], channels 1 (grey) or 3 (RGB). Image
+                files are always read as squares, so a run on other shapes can embed arrays, but not
+                files. Or float[n, ..., features] of any float dtype, which is computed in float32.
+                The array may be mapped from a file, as by ``np.load(path, mmap_mode="r")``: rows
+                are then read when they are needed.
+            labels: [n], the identity of each example, as numbers or text.
 
         Raises:
             ValueError: for other shapes.
@@ -112,13 +112,13 @@ class Dataset:
 
     @property
     def pictures(self) -> bool:
-        """Whether the examples are pictures, uint8 from 0 to 255, and no floats."""
+        """Whether the examples are images (uint8) rather than floats."""
         return self.examples.dtype == np.uint8
 
     def digest(self) -> str:
-        """SHA-256 of the labels and of 256 examples, spread evenly: to tell other sets by.
+        """SHA-256 of the labels and of 256 evenly spaced examples, to tell datasets apart.
 
-        It is the same whether they are held in memory or not, and soon computed.
+        It is fast, and does not depend on whether the examples are in memory.
         """
         some = np.linspace(0, len(self.labels) - 1, min(len(self.labels), 256)).astype(int)
         found = hashlib.sha256(np.ascontiguousarray(self.labels).data)
@@ -128,7 +128,7 @@ class Dataset:
         return found.hexdigest()
 
     def first(self, identities: int) -> "Dataset":
-        """The first so many identities only."""
+        """Only the first `identities` identities."""
         rows = np.flatnonzero(self.labels < identities)
         return dataclasses.replace(
             self,

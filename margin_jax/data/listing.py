@@ -25,22 +25,22 @@ def load(
     memory_limit: float = float("inf"),
     reading: Reading = USUAL,
 ) -> Dataset:
-    """The pictures of a list, read as those of a folder are.
+    """Loads the images that a list names, read in the same way as a folder.
 
     The first line names the columns, in any order: ``path``, relative to the folder of the list;
-    ``label``, what names the identity; and perhaps ``group``, the group of the identity, and
-    ``split``: train, validation (or val) or test, one for all pictures of an identity, which is the
-    split unless another is asked for. Cells may be quoted; spaces around them count for nothing,
-    and nor do blank lines. The text may be UTF-8, UTF-16 with its mark, or Latin-1.
+    ``label``, the identity; and optionally ``group``, the group of the identity, and ``split``:
+    train, validation (or val) or test, the same for all images of an identity. This split is used
+    unless you give another. Cells may be quoted; blank lines and spaces around cells are ignored.
+    The text may be UTF-8, UTF-16 with a byte order mark, or Latin-1.
 
     Args:
-        path: a file ending in .csv, with commas, or .tsv, with tabs.
-        image_size, strict, channels, memory_limit, reading: as of a folder.
+        path: a .csv file (commas) or .tsv file (tabs).
+        image_size, strict, channels, memory_limit, reading: as for a folder.
 
     Raises:
         ValueError: for another file; columns that are missing, unknown or named twice; a line with
             more or fewer cells, or an empty one; files that are missing or listed twice; fewer than
-            two identities; or (strict) an unreadable picture.
+            two identities; or (strict) an unreadable image.
     """
     lines = _read(path)
     columns = {name: [cells[name] for _, cells in lines] for name in lines[0][1]}

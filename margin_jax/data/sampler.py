@@ -92,17 +92,17 @@ def pk_batches(
     "pk" draws without replacement: an image is used at most once. Each batch takes P identities at
     random among those with at least K unused images, and K random images of each. The epoch ends
     when fewer than P such identities remain, as in the code released with arXiv 2603.26389. On
-    long-tailed sets that leaves many images out of an epoch (other ones in the next); the
+    long-tailed data many images are left out of an epoch (different ones in each); the
     :class:`~margin_jax.data.sampler.Coverage` says how many.
 
-    "balanced" uses every image of an identity with at least K of them. The images of each identity
-    are cut at random into groups of K, the last one completed with images of the one before, and
-    the groups of all identities are dealt evenly to ``ceil(groups / P)`` batches: an identity with
-    g groups is in each batch ``g / steps`` times, rounded up or down. So one with many images can
-    be in a batch more than once, with 2K images or more; the labels say so (and if it has nearly
-    all groups there are, some batches hold nobody else). Where groups are missing in the end, some
-    are repeated, in batches without their identity. No image is in a batch twice, unless its
-    identity has fewer than K and small_identities is "repeat".
+    "balanced" uses every image of each identity that has at least K. The images of an identity are
+    divided at random into groups of K; the last group is filled up with images of the one before.
+    The groups of all identities are spread evenly over ``ceil(groups / P)`` batches: an identity
+    with g groups is in each batch ``g / steps`` times, rounded up or down. An identity with many
+    images can therefore be in a batch several times, with 2K images or more; one with nearly all
+    groups can fill some batches alone. If the groups do not fill the last places, some are repeated
+    in batches without their identity. No image is in a batch twice, unless its identity has fewer
+    than K images and small_identities is "repeat".
 
     Args:
         labels: int[images].
@@ -112,17 +112,18 @@ def pk_batches(
         small_identities: what to do with identities of fewer than K images: "drop" them, "repeat"
             their images (they then appear once an epoch), or raise an "error".
         sampler: one of SAMPLERS.
-        fillers: how many images of dropped identities end every batch, as more negatives (two of
-            one identity are a positive pair as well): different ones in a batch, and each equally
-            often, give or take one, in an epoch. The rest of the batches is the same without them.
+        fillers: how many images of dropped identities to add at the end of each batch, as more
+            negatives (two of the same identity also form a positive pair). They are different
+            within a batch, and in an epoch each is used equally often, give or take one. The rest
+            of each batch is the same as without fillers.
 
     Returns:
         ``(batches, coverage)``: int[steps, P·K + fillers], rows of `labels`, K of one identity in a
         row, the fillers last.
 
     Raises:
-        ValueError: if not even one batch can be made, for more fillers than there are images of
-            dropped identities, or by the policy "error".
+        ValueError: if there are too few identities for a batch, more fillers than images of dropped
+            identities, or small identities with "error".
 
     Example:
         >>> import numpy as np, margin_jax as mj

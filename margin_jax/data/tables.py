@@ -16,18 +16,18 @@ _INDEX = "__index_level_"  # how pandas calls the numbers of rows that it writes
 
 
 def read_table(path: Path) -> Columns:
-    """A table with a column ``label``, perhaps ``file``, ``group`` and ``split``, and features.
+    """Reads a table: columns ``label``, optionally ``file``, ``group``, ``split``, and features.
 
-    The features are a column ``features`` of lists of one length (.parquet), or else all other
-    columns, which must be numbers, in the order of the table. They are held as float32, so larger
-    sets belong into an .npy or .npz file.
+    The features are a column ``features`` with lists of equal length (.parquet), or else all other
+    columns, which must be numbers, in the order of the table. They are kept in memory as float32;
+    use an .npy or .npz file for larger datasets.
 
     Args:
-        path: ending in .parquet, or in .csv or .tsv, whose first line names the columns.
+        path: a .parquet file, or a .csv or .tsv file whose first line names the columns.
 
     Raises:
-        ValueError: without pyarrow; for a file that cannot be read; for columns that are missing,
-            named twice, of another kind, or have empty cells.
+        ValueError: if pyarrow is not installed, the file cannot be read, or columns are missing,
+            named twice, of another type, or have empty cells.
     """
     try:
         import pyarrow as pa

@@ -20,21 +20,22 @@ _CHUNK = 2**18  # labels that are numbered together
 
 
 def load(path: Path) -> Dataset:
-    """Vectors from a file, by its ending.
+    """Loads vectors from a file; its ending gives the format.
 
-    - ``.npz``: arrays ``features`` float16, float32 or float64 [n, d]; ``labels`` [n], what names
-      the identity of each row, text or whole numbers; and if they are there ``files`` text [n], a
-      name for each row; ``groups`` text or whole numbers [n], the group of each row's identity;
-      ``splits`` text [n], one of train, validation, test, likewise; ``views`` float [n, v, d],
-      other versions of the same examples, such as features of augmented pictures, which only
-      training sees. Written by ``np.savez`` they are mapped: rows are read when they are asked for.
-    - ``.npy``: the features, mapped, with ``NAME.labels.txt`` beside ``NAME.npy``, a label a line.
-    - ``.parquet``, ``.csv``, ``.tsv``: as :func:`~margin_jax.data.tables.read_table` has it.
+    - ``.npz``: arrays ``features`` float16, float32 or float64 [n, d]; ``labels`` [n], the identity
+      of each row, text or whole numbers; and optionally ``files`` text [n], a name for each row;
+      ``groups`` text or whole numbers [n], the group of each row's identity; ``splits`` text [n],
+      train, validation or test for each row's identity; ``views`` float [n, v, d], features of
+      augmented versions, used only in training. Arrays written by ``np.savez`` are mapped: rows are
+      read when they are needed.
+    - ``.npy``: the features, mapped, with one label per line in ``NAME.labels.txt`` next to
+      ``NAME.npy``.
+    - ``.parquet``, ``.csv``, ``.tsv``: see :func:`~margin_jax.data.tables.read_table`.
 
-    Rows have the names of ``files``, or else their number, from 0.
+    Rows are named by ``files``, or else by their number, counted from 0.
 
     Raises:
-        ValueError: for a file of another kind, or that does not hold this.
+        ValueError: for a file of another kind, or with other contents.
     """
     try:
         mode = path.stat().st_mode

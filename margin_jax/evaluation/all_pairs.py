@@ -50,13 +50,14 @@ def all_pairs_report(
 ) -> VerificationReport:
     """Verification of every pair of images, in bounded memory.
 
-    Up to `exact_up_to` pairs this is :func:`verification_report` of them all. Beyond, the accuracy
-    is still exact, and so are the points of the ROC, but there is one only at the upper edge of
-    each bin that holds a pair, and the pairs of a bin count as ties:
+    Up to `exact_up_to` pairs, this is the :func:`verification_report` of all pairs. With more
+    pairs, distances are binned: the accuracy is still exact, but the ROC only has points at the
+    upper edges of bins that hold a pair (these points are exact), and pairs in the same bin count
+    as ties:
 
     * AUC is off by at most ``Σ_b same_b · different_b / (2 · S · D)``, with ``same_b`` of the S
       same and ``different_b`` of the D different pairs in bin b.
-    * TPR at a FPR is never too high, and too low by less than the share of S in one bin.
+    * TPR at an FPR is never too high, and too low by less than the share of same pairs in one bin.
 
     Args:
         embeddings: float[n, dim].
@@ -64,15 +65,15 @@ def all_pairs_report(
         threshold: chosen on other pairs, by :func:`choose_threshold`.
         distance: as in :func:`~margin_jax.batch_all_triplet_loss`; the first of its two arguments
             is the image with the lower index.
-        exact_up_to: a number of pairs; each takes about 60 bytes, and a point of the ROC if no
-            other pair is as far apart.
-        intervals: also the 95 % intervals of :func:`verification_report`. Of more than 100,000
-            pairs of a kind they are those of so many, drawn evenly (always the same), moved to lie
-            about the figures of all: a little too wide.
+        exact_up_to: a number of pairs; each takes about 60 bytes, and each different distance adds
+            a point to the ROC.
+        intervals: also compute the 95 % intervals of :func:`verification_report`. If there are more
+            than 100,000 same (or different) pairs, they come from 100,000 evenly drawn ones (always
+            the same), shifted to the results of all pairs; they are then a little too wide.
 
     Raises:
         ValueError: shapes that do not fit, embeddings or distances that are not finite, a threshold
-            that is NaN, or pairs of one kind only.
+            that is NaN, or only same or only different pairs.
 
     Example:
         >>> import numpy as np, margin_jax as mj

@@ -25,11 +25,11 @@ class Evaluation:
 
     Attributes:
         verification: with intervals.
-        retrieval: of every image against all others.
-        threshold_from: "validation", or "test" if it was chosen on the pairs that are reported.
-        pairs: "all" of them are verified, or some that were "drawn" evenly over identities.
-        fmr: the false match rate that the threshold was chosen for; None for the point of the ROC
-            nearest to (0, 1).
+        retrieval: each image as a query against all others.
+        threshold_from: "validation", or "test" if the threshold was chosen on the reported pairs.
+        pairs: "all" pairs are verified, or pairs "drawn" evenly over identities.
+        fmr: the false match rate that the threshold was chosen for; None if it is the one of the
+            ROC point nearest to (0, 1).
     """
 
     verification: VerificationReport
@@ -39,7 +39,7 @@ class Evaluation:
     fmr: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, ready for ``json.dumps``."""
+        """The results, ready for ``json.dumps``."""
         return {
             "verification": self.verification.to_json(),
             "retrieval": self.retrieval.to_json(),
@@ -78,23 +78,23 @@ def evaluate(
 ) -> Evaluation:
     """Verification with intervals, at a threshold chosen on validation, and retrieval.
 
-    Of up to 2,896 images every pair is verified (4 million pairs), and an identity weighs by its
-    pairs; of more, `count` pairs that are drawn evenly over identities, half of them the same. The
-    same holds for the pairs that choose the threshold.
+    With up to 2,896 images (4 million pairs), all pairs are verified, so identities count by their
+    number of pairs. With more, `count` pairs are drawn evenly over identities, half of them same
+    pairs. The pairs that choose the threshold are selected in the same way.
 
     Args:
         embeddings: float[n, dim], numpy or jax.
         labels: [n], numbers or text.
-        validation: embeddings and labels of other identities, which choose the threshold. Without
-            them the pairs that are reported choose it themselves, and the result says so.
+        validation: embeddings and labels of other identities, on which the threshold is chosen.
+            Without them it is chosen on the reported pairs, and the result says so.
         distance: as in :func:`~margin_jax.batch_all_triplet_loss`.
-        fmr: choose the threshold of this false match rate, as :func:`choose_threshold` does, and
-            not the point of the ROC nearest to (0, 1).
-        count, seed: of pairs that are drawn.
+        fmr: choose the threshold for this false match rate (see :func:`choose_threshold`) instead
+            of that of the ROC point nearest to (0, 1).
+        count, seed: the number of drawn pairs, and their random seed.
 
     Raises:
-        ValueError: shapes that do not fit, embeddings or distances that are not finite, identities
-            of one image each, one identity alone, or too few different pairs for `fmr`.
+        ValueError: shapes that do not fit, embeddings or distances that are not finite, no identity
+            with two images, a single identity, or too few different pairs for `fmr`.
 
     Example:
         >>> import numpy as np, margin_jax as mj

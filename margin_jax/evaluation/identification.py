@@ -29,22 +29,23 @@ _TILE = 2**22
 
 @dataclass(frozen=True)
 class IdentificationReport:
-    """How well queries find their identity in a gallery, and unknown ones find none.
+    """How well queries find their identity in a gallery, and how often unknown ones find one.
 
     Attributes:
         rank_at: for each k the share of mated queries with their identity among the k nearest
-            gallery images (the cumulative match characteristic); whatever the distance.
+            gallery images (the cumulative match characteristic), at any distance.
         tpir_at_fpir: for each of 0.01 and 0.001 the highest TPIR at a threshold with at most that
             FPIR. TPIR (true positive identification rate) is the share of mated queries whose
             nearest image is of their identity and at most the threshold away; FPIR (false positive
-            identification rate) the share of unmated queries with any image so near. None without
-            unmated queries.
-        threshold: a distance chosen elsewhere, such as that of a run; None if none is given.
+            identification rate) is the share of unmated queries with any image at most the
+            threshold away. None without unmated queries.
+        threshold: a distance chosen on other images, such as that of a run; None if not given.
         tpir, fpir: at that threshold.
-        mated, unmated: numbers of queries.
-        left_out: queries whose identity is in the gallery only in images of their own group.
-        gallery, identities: images in the gallery, and whose.
-        warnings: figures that rest on too few queries.
+        mated, unmated: numbers of queries whose identity is in the gallery, and is not.
+        left_out: number of queries whose identity is in the gallery only with images of the query's
+            group.
+        gallery, identities: numbers of images and of identities in the gallery.
+        warnings: results that are based on too few queries.
     """
 
     rank_at: dict[int, float]
@@ -60,7 +61,7 @@ class IdentificationReport:
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, ready for ``json.dumps``."""
+        """The results, ready for ``json.dumps``."""
         return {
             "rank_at": {str(k): share for k, share in self.rank_at.items()},
             "tpir_at_fpir": {f"{fpir:g}": tpir for fpir, tpir in self.tpir_at_fpir.items()},
@@ -76,7 +77,7 @@ class IdentificationReport:
         }
 
     def lines(self) -> list[str]:
-        """The figures in words."""
+        """The results as lines of text."""
         ranks = ", ".join(f"rank-{k} {share:.2%}" for k, share in self.rank_at.items())
         found = [
             f"{self.mated:,} mated and {self.unmated:,} unmated queries in {self.gallery:,} images "
@@ -116,28 +117,29 @@ def identification_report(
 ) -> IdentificationReport:
     """Open-set identification of queries in a gallery: rank-k, and TPIR at FPIR.
 
-    Exact and in bounded memory: distances are made a block of queries at a time.
+    Exact, and in bounded memory: distances are computed in blocks of queries.
 
-    With groups, such as cameras, a gallery image of the query's identity *and* of its group is no
-    candidate for it, as in Market-1501: the same camera sees the same person again a moment later.
-    All others are, those of other identities in its group too. A query for which no image of its
-    identity is left is left out, as there.
+    With groups, such as cameras, a query is not compared with gallery images of its own identity
+    *and* group, as in Market-1501: they may show the same person a moment later. Images of other
+    identities in its group are still compared. A query is left out if no image of its identity
+    remains.
 
     Args:
         gallery: float[n, dim].
         gallery_labels: [n], numbers or text.
-        queries: float[m, dim]. An image that is in the gallery too finds itself.
-        query_labels: [m], of the same kind as `gallery_labels`; one that the gallery has not is
-            unmated.
-        distance: as in :func:`~margin_jax.batch_all_triplet_loss`, of a query and a gallery image.
-        threshold: chosen on other images, such as ``run.threshold``; without it there is no TPIR
-            and FPIR at one.
-        gallery_groups, query_groups: [n] and [m], numbers or text; both or none.
+        queries: float[m, dim]. An image that is also in the gallery finds itself.
+        query_labels: [m], of the same type as `gallery_labels`; a query whose label is not in the
+            gallery is unmated.
+        distance: as in :func:`~margin_jax.batch_all_triplet_loss`, called with queries and gallery
+            images.
+        threshold: chosen on other images, such as ``run.threshold``; needed for `tpir` and `fpir`.
+        gallery_groups, query_groups: [n] and [m], numbers or text; give both or neither.
         ranks: the k of rank-k, each at least 1.
 
     Raises:
-        ValueError: shapes that do not fit, nothing in the gallery, embeddings or distances that are
-            not finite, no mated query, a k below 1, a threshold that is NaN, or groups on one side.
+        ValueError: shapes that do not fit, an empty gallery, embeddings or distances that are not
+            finite, no mated query, a k below 1, a threshold that is NaN, or groups for one side
+            only.
 
     Example:
         >>> import numpy as np, margin_jax as mj

@@ -32,12 +32,12 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Intervals:
-    """95 % intervals of the figures of a verification; what :class:`VerificationReport` has.
+    """95 % intervals of the results in a :class:`VerificationReport`.
 
     Attributes:
         auc, eer, fmr, fnmr: the lower and the upper end of each.
         tpr_at_fpr: likewise, for each FPR.
-        identities: how many were resampled.
+        identities: the number of resampled identities.
     """
 
     auc: Interval
@@ -48,7 +48,7 @@ class Intervals:
     identities: int
 
     def to_json(self) -> dict[str, Any]:
-        """The ends, ready for ``json.dumps``."""
+        """The results, ready for ``json.dumps``."""
         return {
             **{name: list(getattr(self, name)) for name in ("auc", "eer", "fmr", "fnmr")},
             "tpr_at_fpr": {f"{fpr:g}": list(ends) for fpr, ends in self.tpr_at_fpr.items()},

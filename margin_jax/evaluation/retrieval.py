@@ -23,15 +23,16 @@ _TILE = 2**22
 
 @dataclass(frozen=True)
 class RetrievalReport:
-    """How well nearest neighbours share the identity of a query.
+    """How often nearest neighbours have the identity of the query.
 
     Attributes:
-        recall_at: for each k the share of queries with their identity among the k nearest.
+        recall_at: for each k, the share of queries with an image of their identity among the k
+            nearest.
         map_at_r: mean over queries of ``1/R · Σ_{i ≤ R} precision(i) · [i-th nearest is right]``,
             R the number of other images of the query's identity.
-        r_precision: mean share of the R nearest that are right.
-        queries: images with at least one other of their identity.
-        images: all of them.
+        r_precision: mean share of the R nearest images that have the query's identity.
+        queries: number of images with at least one other image of their identity.
+        images: number of all images.
     """
 
     recall_at: dict[int, float]
@@ -41,7 +42,7 @@ class RetrievalReport:
     images: int
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, ready for ``json.dumps``."""
+        """The results, ready for ``json.dumps``."""
         return {
             "recall_at": {str(k): recall for k, recall in self.recall_at.items()},
             "map_at_r": self.map_at_r,
@@ -69,13 +70,13 @@ def retrieval_report(
 ) -> RetrievalReport:
     """Recall@k, MAP@R and R-precision of every image against all others.
 
-    Exact and in bounded memory: the N × N distances are made a block of queries at a time.
+    Exact, and in bounded memory: the N × N distances are computed in blocks of queries.
 
     Args:
         embeddings: float[n, dim].
         labels: int[n].
         distance: as in :func:`~margin_jax.batch_all_triplet_loss`.
-        ks: the k of Recall@k, each at least 1; beyond n − 1 nothing more can be found.
+        ks: the k of Recall@k, each at least 1; values above n − 1 give the same as n − 1.
 
     Raises:
         ValueError: shapes that do not fit, embeddings or distances that are not finite, no two

@@ -24,21 +24,22 @@ _ENOUGH = 10
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """How well distances tell same from different pairs.
+    """How well distances separate same from different pairs.
 
     Attributes:
         auc: area under the ROC, in [0, 1].
-        eer: equal error rate: where the ROC, its points joined by lines, has FPR = 1 − TPR.
-        threshold: a distance, chosen on other pairs; at most it means "same".
-        accuracy: share of the pairs decided rightly at `threshold`.
-        fmr: false match rate at `threshold`: share of the different pairs that are called the same.
-        fnmr: false non-match rate: share of the same pairs that are not.
-        tpr_at_fpr: for each of 0.01 and 0.001 the highest TPR of a threshold with at most that FPR.
+        eer: equal error rate, FPR = 1 − TPR, on the linearly interpolated ROC.
+        threshold: a distance, chosen on other pairs; pairs at most this far apart count as same.
+        accuracy: share of pairs classified correctly at `threshold`.
+        fmr: false match rate at `threshold`: share of the different pairs that count as same.
+        fnmr: false non-match rate at `threshold`: share of the same pairs that count as different.
+        tpr_at_fpr: for each of 0.01 and 0.001 the highest TPR at any threshold with at most that
+            FPR.
         same, different: numbers of pairs.
-        warnings: figures that rest on too few pairs.
-        fpr, tpr, thresholds: the ROC, from (0, 0) to (1, 1); a threshold is a distance.
-        intervals: where the figures lie with 95 % confidence, by a bootstrap over identities; None
-            if it is not known whose the images are, or they are too few.
+        warnings: results that are based on too few pairs.
+        fpr, tpr, thresholds: the ROC, from (0, 0) to (1, 1); thresholds are distances.
+        intervals: 95 % confidence intervals, by a bootstrap over identities; None if identities are
+            not known or too few.
     """
 
     auc: float
@@ -57,7 +58,7 @@ class VerificationReport:
     intervals: Intervals | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The figures without the curve, ready for ``json.dumps``."""
+        """All results except the curve, ready for ``json.dumps``."""
         return {
             "auc": self.auc,
             "eer": self.eer,
@@ -80,19 +81,19 @@ class VerificationReport:
 
 
 def choose_threshold(distances: np.ndarray, same: np.ndarray, fmr: float | None = None) -> float:
-    """A distance to decide by: at most it means "same".
+    """A threshold: pairs at most this far apart count as same.
 
-    By default that at the ROC point nearest to (0, 1), the smallest one if several are as near.
-    With `fmr` the largest of these distances at which the false match rate of these pairs is at
-    most that, or, if even the smallest has more, the number just below it, at which none match.
+    By default that of the ROC point nearest to (0, 1), or the smallest one in a tie. With `fmr`,
+    the largest of the distances at which the false match rate of these pairs is at most `fmr`; if
+    even the smallest distance exceeds it, the number just below, at which no pair matches.
 
-    Use it on validation pairs, and give the result to :func:`verification_report` on test pairs.
-    There the rate will be another one, as other people are looked at: the report says which.
+    Choose it on validation pairs, and pass it to :func:`verification_report` for test pairs. On
+    their identities the false match rate will differ; the report contains it.
 
-    A rate is refused unless ten false matches make it. Were different pairs independent, a rate
-    that ten make would be known to about a third (one standard error); Doddington's "rule of 30"
-    (ISO/IEC 19795-1), which asks for ± 30 % with 90 % confidence, would take 30, and the "rule of
-    3" could not tell the rate from 0. As pairs are not, the interval of the report is what counts.
+    A rate is refused if it would be based on fewer than ten false matches. If different pairs were
+    independent, ten would give the rate a standard error of about a third. Doddington's "rule of
+    30" (ISO/IEC 19795-1), ± 30 % with 90 % confidence, would need 30, and the "rule of 3" could not
+    distinguish the rate from 0. Pairs are not independent, so rely on the intervals of the report.
 
     Args:
         distances: float[pairs].
@@ -100,8 +101,8 @@ def choose_threshold(distances: np.ndarray, same: np.ndarray, fmr: float | None 
         fmr: a false match rate, above 0 and below 1.
 
     Raises:
-        ValueError: as :func:`verification_report`; for a rate that is none, or needs more different
-            pairs.
+        ValueError: as :func:`verification_report`; for an `fmr` out of range, or one that needs
+            more different pairs.
 
     Example:
         >>> import numpy as np, margin_jax as mj
@@ -172,19 +173,19 @@ def verification_report(
     threshold: float,
     identities: np.ndarray | None = None,
 ) -> VerificationReport:
-    """AUC, EER, errors at `threshold`, TPR at low FPR, and the ROC itself.
+    """AUC, EER, errors at `threshold`, TPR at low FPR, and the ROC.
 
     Args:
-        distances: float[pairs], small for pairs that look the same.
+        distances: float[pairs], smaller for more similar pairs.
         same: bool[pairs].
         threshold: chosen on other pairs, by :func:`choose_threshold`.
-        identities: [pairs, 2], whose the two images of each pair are. With them the report has
-            95 % intervals, by a bootstrap over identities: they are drawn with replacement 1,000
-            times (always the same draws), a same pair weighs by how often its identity came, a
-            different one by the product of both numbers, and the interval is from the 2.5th to the
-            97.5th percentile. Intervals are rather too wide than too narrow, by up to √3 where an
-            identity is in few different pairs; of fewer than 40 identities they are somewhat too
-            narrow, and of fewer than ten there are none.
+        identities: [pairs, 2], the identities of the two images of each pair. With them the report
+            has 95 % intervals by a bootstrap over identities: identities are drawn with replacement
+            1,000 times (always the same draws); a same pair is weighted by how often its identity
+            was drawn, a different pair by the product of both numbers; the interval is from the
+            2.5th to the 97.5th percentile. Intervals tend to be too wide, by up to √3 where
+            identities are in few different pairs. With fewer than 40 identities they are somewhat
+            too narrow, and with fewer than ten there are none.
 
     Raises:
         ValueError: shapes that differ, a distance that is not finite, a threshold that is NaN,

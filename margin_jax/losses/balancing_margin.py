@@ -22,33 +22,33 @@ class BalancingMarginLoss(Classifier):
         m = K · (n_y / min n)^(−τ) · (1 + λ · [some cosθ_j > cosθ_y] · (1 − cosθ_y) / 2)
         z_y = s · cos(θ_y + m),   z_j = s · cosθ_j
 
-    and the loss is the cross-entropy of z, averaged over the rows. K, the margin of the rarest
-    class before its difficulty counts, is what the schedule drives; a K of 0 leaves the cosine
-    softmax. The difficulty has a gradient; whether the row is misclassified has none, and is seen
-    without margin. At that border m jumps by up to K/2.
+    and the loss is the cross-entropy of z, averaged over the rows. The schedule sets K, the margin
+    of a correctly classified row of the rarest class; K = 0 gives the cosine softmax. Gradients
+    flow through the difficulty (1 − cosθ_y) / 2, but not through the bracket, which is 1 for
+    misclassified rows (without any margin) and otherwise 0. Where it changes, m jumps by up to K/2.
 
     With `balanced` (DBM-BS), log(n_j / Σ n) is added to every z_j. With `reweight_from` (DBM-DRW),
     a row of class y weighs (1 − β) / (1 − β^n_y) from that epoch on, and the loss is the weighted
-    mean. Both hold in the softmax only: triplets are counted by the cosines, as for
-    :class:`~margin_jax.ArcFaceLoss`, with θ_y + m. Beyond π the own logit is ArcFace's, which goes
-    on falling; the released code's rises again. That code relates margins to the last class of a
-    list, which is the rarest one where the list is sorted; here it is the rarest wherever it
-    stands.
+    mean. Both change the softmax only: triplets are counted by cosines, as for
+    :class:`~margin_jax.ArcFaceLoss`, with θ_y + m. Where θ_y + m > π, the row's own logit is that
+    of ArcFace, which keeps falling; in the released code it rises again. The released code takes
+    min n from the last class, which is the rarest if classes are sorted by size; here it is always
+    the rarest class.
 
     Attributes:
         scale: s.
         tau: τ; at 0 all classes have the margin K.
-        instance: λ, of the part for misclassified rows.
-        balanced: whether the softmax knows how frequent the classes are.
+        instance: λ, the weight of the difficulty of misclassified rows.
+        balanced: whether to add log class frequencies to the logits.
         reweight_from: the first epoch, from 1, in which rows are weighted by class; 0 for never.
-            By itself a loss is one of epoch 1; see :meth:`in_epoch`.
+            Outside :func:`~margin_jax.fit` a loss is that of epoch 1; see :meth:`in_epoch`.
         beta: β.
-        counts: the training images of each class, at least 1. In :func:`~margin_jax.fit` they are
-            those of the run, and need not be said.
+        counts: the number of training images of each class, at least 1. :func:`~margin_jax.fit`
+            fills them in.
 
     Raises:
-        ValueError: values out of range, a class without images; when it is called, counts of
-            another number than the proxies, or a K below 0 that is known.
+        ValueError: values out of range, or a class without images; when called, a number of counts
+            other than that of the proxies, or a margin known to be below 0.
 
     Example:
         >>> import jax.numpy as jnp, margin_jax as mj
@@ -89,7 +89,7 @@ class BalancingMarginLoss(Classifier):
         object.__setattr__(self, "counts", check_counts(self.counts))
 
     def in_epoch(self, epoch: int, counts: Sequence[int]) -> "BalancingMarginLoss":
-        """The loss as it trains in an epoch, from 1, on so many images of each class."""
+        """The loss for an epoch, counted from 1, with `counts` training images of each class."""
         begun = 0 < self.reweight_from <= epoch
         return dataclasses.replace(self, reweight_from=int(begun), counts=tuple(counts))
 

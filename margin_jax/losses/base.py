@@ -16,10 +16,10 @@ OWN = "own"
 
 @runtime_checkable
 class Loss(Protocol):
-    """What a network is trained by: a value, called with embeddings and the margin in force.
+    """A training loss: an object that is called with embeddings and the margin in force.
 
-    Whatever it sums, it counts triplets: schedules, epochs and reports go by these. One that has
-    none of its own takes :func:`~margin_jax.triplet_stats`::
+    Every loss also counts triplets, as schedules and reports are based on these counts. A loss
+    without triplets gets them from :func:`~margin_jax.triplet_stats`::
 
         @dataclasses.dataclass(frozen=True)
         class CenterLoss:
@@ -35,21 +35,21 @@ class Loss(Protocol):
 
         mj.fit(mj.TrainConfig(loss="own"), loss=CenterLoss())
 
-    It is hashable, as a frozen dataclass is, since programs are compiled for it.
+    It must be hashable, as a frozen dataclass is, since programs are compiled for it.
 
-    One that depends on the training set, or changes in the course of a run, says how by a method
-    ``in_epoch(epoch, counts)``, which returns the loss of an epoch, from 1, where `counts` are the
-    training images of each class (:class:`~margin_jax.BalancingMarginLoss` has one). What it learns
-    so is a part of its value: neither is it trained, nor does it decay or need to be saved.
+    A loss that depends on the training set, or changes during a run, has a method ``in_epoch(epoch,
+    counts)`` that returns the loss for an epoch, counted from 1; `counts` are the numbers of
+    training images of each class (see :class:`~margin_jax.BalancingMarginLoss`). Such values are
+    part of the loss itself: they are not trained and need not be saved.
 
-    One that remembers something from step to step which is not trained has a *state*: a method
-    ``init_state()`` returns the first one, a pytree of arrays, and it is called with ``state=`` and
-    returns ``(loss, stats, state)`` (:class:`~margin_jax.DynamicSoftMarginLoss`). The state is the
-    same on every device; the train state holds it beside the parameters, out of the optimiser's
-    reach, and it is saved and resumed.
+    A loss that carries untrained values from step to step has a *state*: its method
+    ``init_state()`` returns the first one, a pytree of arrays; the loss is called with ``state=``
+    and returns ``(loss, stats, state)`` (see :class:`~margin_jax.DynamicSoftMarginLoss`). The state
+    is the same on every device. It is kept in the train state, where no optimiser changes it, and
+    is saved and restored with it.
 
     Attributes:
-        distance: between its embeddings, a name or a function as for
+        distance: the distance between embeddings, a name or a function as for
             :func:`~margin_jax.batch_all_triplet_loss`.
     """
 
@@ -63,7 +63,7 @@ class Loss(Protocol):
         ...
 
     def init(self, key: Array, embedding_size: int, classes: int) -> Any:
-        """Parameters of its own, which are trained with the network's; ``{}`` for none."""
+        """The loss's own parameters, trained with the network's; ``{}`` for none."""
         ...
 
     def __call__(
@@ -79,7 +79,7 @@ class Loss(Protocol):
         """``(loss, stats)`` of a batch; the loss is a float scalar.
 
         Args:
-            params: as :meth:`init` drew them, or as they were trained since.
+            params: from :meth:`init`, or as trained since.
             embeddings: float[batch, embedding_size].
             labels: int[batch]; in :func:`~margin_jax.fit` the training identities are 0 to
                 `classes` − 1.

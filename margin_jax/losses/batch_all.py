@@ -45,73 +45,73 @@ def batch_all_triplet_loss(
     A triplet is *easy* when its loss is 0 (a tie counts as easy), else *active*: *semihard* if
     d(a,n) > d(a,p), *hard* if not. Counts are exact integers and never depend on `mining`.
 
-    Pure; works under ``jit``, ``vmap``, ``shard_map`` and ``grad`` (once, reverse mode). Nothing is
-    static but the shapes and the options: a new margin or other labels never recompile. Memory
-    grows with batch × block, not with the number of triplets.
+    Pure; works under ``jit``, ``vmap``, ``shard_map`` and ``grad`` (once, reverse mode). Only
+    shapes and options are static: a new margin or other labels never recompile. Memory grows with
+    batch × block, not with the number of triplets.
 
     Args:
-        embeddings: float[batch, dim], any float type; narrower ones than float32 are computed in
+        embeddings: float[batch, dim], any float type; types narrower than float32 are computed in
             float32. They are *not* normalised for you. Arrays sharded over mesh axes of the type
-            Explicit are gathered, and every device does all the work; `axis_name` shares it.
+            Explicit are gathered, and every device does all the work; to share it, use `axis_name`.
         labels: int[batch].
         margin: μ, a number or float[]; it may be traced and differentiated. Any finite value. Or
-            float[batch], one for each anchor, of whose triplets it decides the loss and the kinds.
+            float[batch]: one margin for each anchor, used for all triplets of that anchor.
         distance: "euclidean", "squared_euclidean", "cosine" (1 − cos), "manhattan", "chebyshev", or
-            a pure function ``f(x[B, D], y[N, D]) -> [B, N]``, whose derivative must be finite also
-            where two rows are equal, as an anchor and itself are. On an accelerator its blocks are
-            D times smaller, as it may hold the differences of all coordinates.
+            a pure function ``f(x[B, D], y[N, D]) -> [B, N]``, whose derivative must be finite even
+            where two rows are equal (an anchor is also compared with itself). On an accelerator a
+            function gets blocks D times smaller, as it may hold the differences of all coordinates.
         reduction: "mean_active", the mean over the active triplets of the selected kind; "mean",
-            over all valid triplets; or "sum". A mean over nothing is 0, with gradient 0.
+            over all valid triplets; or "sum". Without triplets a mean is 0, with gradient 0.
         mining: which active triplets train the network: "all", "semihard" or "hard". The released
             code of the paper calls these "hard", "semihard" and "superhard", each as a mean over
             the selected triplets; its "none" is (reduction="mean", mining="all"). Or "batch_hard":
-            of each anchor the one triplet of its farthest positive and its nearest negative, the
-            first of equals; a mean is then over anchors, those with a loss or all that have a
-            triplet. The counts remain those of all triplets.
+            for each anchor, only the triplet of its farthest positive and nearest negative (the
+            first one of equals). A mean is then over anchors: "mean_active" over those with a loss
+            above 0, "mean" over those with a triplet. Counts are still those of all triplets.
         where: bool[batch], True for real rows, False for padding. Default: all real.
         references: float[refs, dim], other rows to draw positives and negatives from, instead of
-            the batch itself. No row of it counts as the anchor itself.
+            the batch. None of them counts as the anchor itself.
         reference_labels: int[refs], required with `references`.
         reference_where: bool[refs].
         axis_name: name or names of the mesh axes over which the batch is sharded, inside
             ``jax.shard_map``. Triplets are then those of the global batch, as if it were on one
-            device: every device gathers the rows of all (and the references, of which each brings
-            its share), scans its own anchors, and returns the global loss and the statistics of
-            its own rows. See *Gradients over devices*.
+            device: every device gathers all rows (and all references, of which each passes its
+            share), computes the triplets of its own anchors, and returns the global loss and the
+            statistics of its own rows. See *Gradients over devices*.
         swap: measure the negative from the nearer of anchor and positive, min(d(a,n), d(p,n)), in
             the loss and in the kinds of triplet. `sum_an` of the statistics stays that of d(a,n).
-            A tie sends the gradient to d(a,n). It needs a tile of distances and its vjp for each
-            positive: several times the time of the plain loss (``experiments/results/loss.md``).
+            In a tie the gradient goes to d(a,n). It takes several times as long as the plain loss,
+            as each positive needs its own block of distances (``experiments/results/loss.md``).
         soft: replace the hinge by ``log(1 + exp(d(a,p) − d(a,n) + μ))``. Every valid triplet then
             has a loss, so mining="all" selects all of them; the counts are still defined by the
-            margin. An exponential for every triplet: about twice the time.
+            margin. It computes an exponential for every triplet and takes about twice as long.
         implementation: "loop" or "sorted", for tests and benchmarks: how positives are compared
-            with negatives. They count alike and differ by rounding in the loss. "auto" takes the
-            faster one for each block, by its largest class, at run time. With swap or soft only the
-            loop is there.
+            with negatives. Both give the same counts; losses differ by rounding. "auto" chooses the
+            faster one for each block at run time, by its largest class. Swap and soft always use
+            the loop.
 
     Returns:
         ``(loss, stats)``: the loss, a float32 scalar (float64 for float64 embeddings), and a
         :class:`~margin_jax.TripletStats` of per-anchor int32 counts in the order of the batch.
 
     Gradients over devices:
-        Taken outside ``shard_map``, the gradient is that of the global loss, and there is nothing
-        to do. So it is inside with ``check_vma=True``, the default: with respect to embeddings, and
-        with respect to parameters that are the same on every device, over which ``shard_map`` has
-        already summed it (a ``pmean`` does no harm, a ``psum`` would multiply it).
+        Outside ``shard_map`` the gradient is that of the global loss; nothing has to be done. The
+        same holds inside with ``check_vma=True``, the default, for embeddings and for parameters
+        that are the same on every device: ``shard_map`` has already summed their gradient (a
+        ``pmean`` then does no harm, a ``psum`` would multiply it).
 
-        With ``check_vma=False``, and under ``pmap``, JAX does not know what is the same on every
-        device, and what is taken inside comes out as a device's part times the number of devices.
-        ``pmean`` makes a gradient with respect to parameters right; one with respect to embeddings
-        is to be divided by the number of devices.
+        With ``check_vma=False``, and under ``pmap``, JAX does not know which values are the same on
+        every device, and a gradient taken inside is the device's part times the number of devices.
+        Apply ``pmean`` to a gradient with respect to parameters; divide one with respect to
+        embeddings by the number of devices.
 
     Raises:
         ValueError: wrong shapes, an unknown option, swap with batch_hard, a margin known to be NaN
-            or infinite, labels known not to fit int32, more rows to draw from than 92,681, beyond
-            which the triplets of one anchor could exceed an int32.
-        TypeError: embeddings that are not floating point, labels that are not integers, or of two
-            types that no third one holds, a mask that is not boolean; when the loss is
-            differentiated twice or in forward mode.
+            or infinite, labels known not to fit int32, or more than 92,681 rows to draw from (one
+            anchor's triplets could then exceed an int32).
+        TypeError: embeddings that are not floating point, labels that are not integers, labels and
+            reference labels without a common integer type, a mask that is not boolean; or when the
+            loss is differentiated twice or in forward mode.
 
     Example:
         >>> import jax.numpy as jnp, margin_jax as mj
@@ -212,10 +212,10 @@ def triplet_stats(
     where: ArrayLike | None = None,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> TripletStats:
-    """Statistics of all triplets of a batch, for a loss that counts none; without any gradient.
+    """Statistics of all triplets of a batch, for losses without triplets; has no gradient.
 
-    With them, a margin schedule watches whatever trains the network: which triplets would be easy
-    at the margin in force.
+    They let a margin schedule follow any loss: they say which triplets would be easy at the current
+    margin.
 
     Args:
         embeddings, labels, margin, distance, where, axis_name: as for

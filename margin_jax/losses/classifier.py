@@ -45,7 +45,7 @@ class Classifier:
     """What ArcFace, CosFace and the balancing margin share: a softmax over cosines.
 
     Attributes:
-        scale: s, the softmax's inverse temperature.
+        scale: s, the inverse temperature of the softmax.
     """
 
     scale: float = 64.0
@@ -84,13 +84,13 @@ class Classifier:
         Args:
             params: float[classes, dim], the proxies; the same on every device.
             embeddings: float[batch, dim]; they need not be of length 1.
-            labels: int[batch], from 0 to classes − 1. One beyond makes the loss NaN.
-            margin: float[], as the class says, at least 0; traced.
+            labels: int[batch], from 0 to classes − 1. A label outside makes the loss NaN.
+            margin: float[], at least 0, in the unit that the class names; traced.
             where, axis_name: as for :class:`~margin_jax.Loss`.
 
         Raises:
             ValueError, TypeError: for other shapes or types, fewer than two proxies, labels known
-                to lie beyond, or a margin known to be below 0.
+                to be out of range, or a margin known to be below 0.
         """
         compared = compare(params, embeddings, labels, where)
         if isinstance(margin, numbers.Real) and margin < 0:
@@ -130,26 +130,25 @@ class Classifier:
 
 @dataclasses.dataclass(frozen=True)
 class ArcFaceLoss(Classifier):
-    """Additive angular margin: softmax cross-entropy, the angle to the own class μ wider.
+    """Additive angular margin: softmax cross-entropy with μ added to the angle of the own class.
 
-    With cosθ_j the cosine between an embedding and proxy j, and y its class::
+    With cosθ_j the cosine between an embedding and proxy j, and y the class of the embedding::
 
         loss = −log( e^{s·cos(θ_y + μ)} / (e^{s·cos(θ_y + μ)} + Σ_{j≠y} e^{s·cosθ_j}) )
 
-    averaged over the rows. Where θ_y + μ > π, cosθ_y − μ·sinμ stands for cos(θ_y + μ), as in the
-    authors' code, so that it falls as θ_y grows. No angle is computed, so that gradients are finite
-    at cosθ = ±1.
+    averaged over the rows. Where θ_y + μ > π, cos(θ_y + μ) is replaced by cosθ_y − μ·sinμ, as in
+    the authors' code, so that it keeps falling as θ_y grows. Angles are never computed, so
+    gradients are finite at cosθ = ±1.
 
-    As a triplet (x, W_y, W_j) is counted: easy if cos(θ_y + μ) ≥ cosθ_j, hard if it is not and
-    cosθ_j ≥ cosθ_y, else semihard. Distances in the statistics are 1 − cosθ. A softmax is never 0,
-    so easy triplets have a gradient, if a small one. Quantiles of effective margins (`histogram`)
-    remain those of the batch's triplets.
+    Each (x, W_y, W_j) counts as a triplet: easy if cos(θ_y + μ) ≥ cosθ_j, hard if cosθ_j ≥ cosθ_y
+    and it is not easy, else semihard. Distances in the statistics are 1 − cosθ. A softmax is never
+    0, so easy triplets also have a (small) gradient. Quantiles of effective margins (`histogram`)
+    are still those of triplets of batch rows.
 
-    A :class:`~margin_jax.Loss`, and by itself a pure function:
-    ``ArcFaceLoss()(proxies, embeddings, labels, margin)``.
+    A :class:`~margin_jax.Loss`; alone it is a pure function: ``ArcFaceLoss()(proxies, embeddings,
+    labels, margin)``.
 
-    The margin: radians, from 0 to π; what a schedule says beyond them is cut. Published runs have
-    0.5.
+    The margin is in radians and is clipped to [0, π]. Published runs use 0.5.
 
     Attributes:
         scale: s.
@@ -182,10 +181,10 @@ class CosFaceLoss(Classifier):
 
         loss = −log( e^{s·(cosθ_y − μ)} / (e^{s·(cosθ_y − μ)} + Σ_{j≠y} e^{s·cosθ_j}) )
 
-    averaged over the rows. A triplet (x, W_y, W_j) is easy if cosθ_y − μ ≥ cosθ_j: with distances
-    1 − cosθ, as in a triplet loss.
+    averaged over the rows. A triplet (x, W_y, W_j) is easy if cosθ_y − μ ≥ cosθ_j, as in a triplet
+    loss with distances 1 − cosθ.
 
-    The margin: a difference of cosines; published runs have 0.35.
+    The margin is a difference of cosines. Published runs use 0.35.
 
     Attributes:
         scale: s.

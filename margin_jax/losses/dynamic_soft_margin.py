@@ -20,36 +20,36 @@ _MOST = 2.0  # between vectors of length 1
 
 @dataclasses.dataclass(frozen=True)
 class DynamicSoftMarginLoss(WithoutParameters):
-    """Dynamic soft margin: no margin and no hinge, a running distribution in their place.
+    """Dynamic soft margin: a running distribution in place of margin and hinge.
 
-    Embeddings are brought to length 1, d is Euclidean; and over all T valid triplets of a batch ::
+    Embeddings are normalised to length 1, and d is Euclidean. Over all T valid triplets of a batch
+    ::
 
         loss = (1 / T) Σ F(d(a,p) − d(a,n)) · (d(a,p) − d(a,n))
 
-    where F is the distribution function of those differences: of a histogram over [−2, 2], of which
-    each triplet shares its 1 between the two nearest bins, and which becomes
-    ``(1 − momentum) · before + momentum · batch``, the batch's own included before it is used. The
-    first batch with a triplet is taken whole. F is a constant to differentiation. The hardest
-    triplets weigh 1, the easiest next to nothing.
+    where F is the cumulative distribution of those differences. It comes from a histogram over [−2,
+    2], in which each triplet is split between the two nearest bins. Before each use it is updated
+    to ``(1 − momentum) · before + momentum · batch``; the first batch with a triplet replaces it.
+    No gradient flows through F. The hardest triplets have weight 1, the easiest almost 0.
 
-    The margin only counts: triplets are counted at the one in force, as
-    :func:`~margin_jax.triplet_stats` does, and none is without a weight.
+    The margin has no effect on the loss; triplets are only counted with it, as
+    :func:`~margin_jax.triplet_stats` does.
 
     The histogram is the loss's *state*: :func:`~margin_jax.make_train_step` keeps it in the train
-    state, where no optimiser sees it, and it is saved and resumed. By itself the loss is the pure
+    state, where no optimiser changes it, and it is saved and restored. Alone the loss is the pure
     function ``loss({}, embeddings, labels, margin, state=state) -> (loss, stats, state)``.
 
-    It takes O(batch · global batch) memory on each device, and looks at every triplet twice. The
-    paper takes of each pair the hardest negative of the batch; here it is all, as in PyTorch Metric
-    Learning. There a batch enters the histogram with the weight of its number of triplets, and its
-    differences have a gradient through F; here as in the authors' code.
+    It takes O(batch · global batch) memory on each device, and visits every triplet twice. The
+    paper uses only the hardest negative of each pair; here all negatives are used, as in PyTorch
+    Metric Learning. That library weights a batch in the histogram by its number of triplets and
+    lets gradients flow through F; here both are as in the authors' code.
 
     Attributes:
-        bins: of the histogram, from −2 to 2 with both ends.
+        bins: the number of histogram bins from −2 to 2, both included.
         momentum: the weight of a batch, in (0, 1].
 
     Raises:
-        ValueError: values out of range; when it is called, a state of another shape.
+        ValueError: values out of range; when called, a state of another shape.
 
     Example:
         >>> import jax.numpy as jnp, margin_jax as mj
@@ -77,7 +77,7 @@ class DynamicSoftMarginLoss(WithoutParameters):
             raise ValueError(f"momentum must be above 0 and at most 1; got {self.momentum}")
 
     def init_state(self) -> Array:
-        """float32[bins], the histogram before the first batch: 0."""
+        """float32[bins], the histogram before the first batch: all 0."""
         return jnp.zeros(self.bins, jnp.float32)
 
     def __call__(

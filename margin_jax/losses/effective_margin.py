@@ -28,22 +28,23 @@ def effective_margin_histogram(
 ) -> Array:
     """Histogram of d(a,n) − d(a,p) over valid triplets drawn uniformly, with replacement.
 
-    Pure, and without effect on any gradient. Bin k counts the values from edge k − 1 to just below
-    edge k of ``margin_jax.stats.EFFECTIVE_EDGES``, float32[1024] from about −1,000 to 1,000; the
-    last takes all beyond. The standard error of a share x is ``√(x (1 − x) / samples)``, over an
-    epoch's steps divided by the root of their number. Takes O(samples · batch) time and memory.
+    Pure, and has no effect on gradients. Bin k counts the values from edge k − 1 to just below edge
+    k of ``margin_jax.stats.EFFECTIVE_EDGES``, float32[1024] from about −1,000 to 1,000; the last
+    bin counts all larger values. The standard error of a share x is ``√(x (1 − x) / samples)``, and
+    over the steps of an epoch it falls with the square root of their number. Takes O(samples ·
+    batch) time and memory.
 
     Args:
         embeddings: float[batch, dim], as given to :func:`~margin_jax.batch_all_triplet_loss`.
         labels: int[batch].
-        stats: what the loss returned for this very batch, without references and `axis_name`.
+        stats: what the loss returned for this batch, called without references and `axis_name`.
         key: the same key draws the same triplets.
         distance, where: as given to the loss.
         samples: triplets drawn, at least 1.
 
     Returns:
-        int32[1024], of sum `samples`; all 0 if there is no valid triplet. A triplet whose distances
-        are not finite is not counted.
+        int32[1024] that sum to `samples`; all 0 if there is no valid triplet. A triplet whose
+        distances are not finite is not counted.
 
     Raises:
         ValueError: fewer than one sample, or an unknown distance.

@@ -92,30 +92,31 @@ class Fisher(WithoutParameters):
 
 @dataclasses.dataclass(frozen=True)
 class FisherTripletLoss(Fisher):
-    """Fisher discriminant triplet loss (FDT): one hinge for a batch.
+    """Fisher discriminant triplet loss (FDT): one hinge for the whole batch.
 
-    With W the mean squared distance over all pairs of one class in the batch, and B that over all
-    pairs of two classes::
+    With W the mean squared distance over all same-class pairs in the batch, and B that over all
+    pairs of different classes::
 
         loss = max(0, μ + (2 − λ) · W − λ · B)
 
-    in O(batch · dim) time, by class means: no scatter matrix is formed, and no pair. A batch
-    without triplets has no loss. To count these takes the time of the counts of the triplet loss.
+    It takes O(batch · dim) time, as it is computed from class means, without scatter matrices or
+    pairs. A batch without triplets has loss 0. Counting triplets takes as long as for the triplet
+    loss.
 
-    To a schedule, a triplet is easy if λ · ‖a − n‖² − (2 − λ) · ‖a − p‖² ≥ μ, which is our reading:
-    the paper has one event a batch, its loss. Distances in the statistics bear these weights;
-    quantiles of effective margins (`histogram`) are of the plain squares.
+    In the counts, a triplet is easy if λ · ‖a − n‖² − (2 − λ) · ‖a − p‖² ≥ μ. This is our reading,
+    since the paper has a single hinge for the batch. Distances in the statistics include these
+    weights; quantiles of effective margins (`histogram`) are of squared distances without weights.
 
-    The authors sum over the b triplets of a batch, so that their margin (0.25 with b = 32) and
-    their ε (1e-4) are b times these; with means, the number of pairs does not change λ. With U the
-    last layer's weights, their hinge also has (2 − 2λ) · ε · ‖U‖². In one's own loop it is added
-    where `params` is ``{"ridge": eps * jnp.sum(U**2)}``; :func:`~margin_jax.fit` has no such term,
-    which is a weight decay.
+    The authors sum over the b triplets of a batch, so their margin (0.25 with b = 32) and their ε
+    (1e-4) are b times those here; with means, λ does not depend on the number of pairs. With U the
+    last layer's weights, their hinge also contains (2 − 2λ) · ε · ‖U‖², a weight decay. In your own
+    loop, ``{"ridge": eps * jnp.sum(U**2)}`` as `params` adds it; :func:`~margin_jax.fit` leaves it
+    out.
 
-    Hazards: the length of embeddings is free, so that μ only sets their scale and not a difficulty:
-    where λ · B > (2 − λ) · W, longer ones satisfy any μ, and where not, length 0 is best. With
-    `unit` (and with the networks here, whose embeddings have length 1), μ is a difficulty. At the
-    published λ of 0.01 the loss is 0 only where B is 199 times W and more.
+    Caution: if embeddings are not normalised, μ only sets their scale, not a difficulty: where λ ·
+    B > (2 − λ) · W, longer embeddings satisfy any μ, and otherwise length 0 is best. With `unit`
+    (and with the networks here, whose embeddings have length 1), μ is a difficulty. At the
+    published λ of 0.01 the loss cannot be 0 unless B is at least 199 times W.
 
     Attributes:
         lam: λ, in (0, 1].
@@ -143,14 +144,13 @@ class FisherTripletLoss(Fisher):
 
 @dataclasses.dataclass(frozen=True)
 class FisherContrastiveLoss(Fisher):
-    """Fisher discriminant contrastive loss (FDC): the hinge is that of the pairs of two classes.
+    """Fisher discriminant contrastive loss (FDC): a hinge on pairs of different classes only.
 
-    With W and B as for :class:`~margin_jax.FisherTripletLoss`, and all else as there::
+    With W and B as in :class:`~margin_jax.FisherTripletLoss`, and everything else as there::
 
         loss = (2 − λ) · W + max(0, μ − λ · B)
 
-    Of the last layer's weights, (2 − λ) · ε · ‖U‖² stands outside of the hinge, and −λ · ε · ‖U‖²
-    in it.
+    The ridge term adds (2 − λ) · ε · ‖U‖² outside the hinge and −λ · ε · ‖U‖² inside it.
 
     Attributes:
         lam: λ, in (0, 1].

@@ -7,17 +7,17 @@ from margin_jax.losses.tile import MININGS
 
 
 def mining_schedule(kinds: str | Mapping[int, str]) -> Callable[[int], str]:
-    """A function from the epoch, counted from 1, to the kind of triplets that train in it.
+    """A function from the epoch, counted from 1, to the kind of triplets to train on.
 
-    The kind is static: each one compiles once. The easy share counts the same triplets whatever is
-    trained on, so a margin schedule is not disturbed.
+    The kind is static, so each kind compiles once. Triplets are counted regardless of the kind, so
+    margin schedules do not notice a change.
 
     Args:
         kinds: one kind for all epochs ("all"), or the first epoch of each: ``{1: "all", 11:
             "semihard", 21: "hard"}``, or the same as text, ``"all,11:semihard,21:hard"``.
 
     Raises:
-        ValueError: an unknown kind, epochs that do not rise, or nothing said of epoch 1.
+        ValueError: an unknown kind, epochs that do not increase, or no kind for epoch 1.
 
     Example:
         >>> import margin_jax as mj

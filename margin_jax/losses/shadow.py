@@ -15,32 +15,32 @@ from margin_jax.stats import TripletStats
 
 @dataclass(frozen=True)
 class ShadowLoss(WithoutParameters):
-    """Shadow loss: batch-all triplets, positive and negative measured on the anchor's own axis.
+    """Shadow loss: batch-all triplets with distances measured along the anchor.
 
     ::
 
         δ_a(x) = | ‖a‖ − a·x / ‖a‖ |
         loss(a, p, n) = max(0, δ_a(p) − δ_a(n) + μ)
 
-    Of embeddings of length 1, as the networks here give them and as the paper normalises them, δ is
-    1 − cos: it *is* the triplet loss with cosine distance (``TripletLoss("cosine")``), to rounding.
-    It is another loss only for embeddings of any length. There what of x is orthogonal to the
-    anchor gets no gradient, and growing lengths satisfy any margin, so that a schedule which
-    follows the easy share raises it without limit.
+    For embeddings of length 1, as in the paper and from the networks here, δ is 1 − cos: up to
+    rounding it *is* the triplet loss with cosine distance (``TripletLoss("cosine")``). It differs
+    only for embeddings that are not normalised. There the part of x that is orthogonal to the
+    anchor gets no gradient, and longer embeddings satisfy any margin, so a schedule that follows
+    the easy share raises the margin without limit.
 
-    After training, images are compared by the cosine, since δ is not symmetric. Its gradient is 0
-    for anchors of length 0, and large for short ones.
+    After training, images are compared by cosine distance, since δ is not symmetric. The gradient
+    is 0 for anchors of length 0, and large for short ones.
 
     Attributes:
-        reduction, mining, soft: as in :func:`~margin_jax.batch_all_triplet_loss`. Its swap would
-            measure the negative on the positive's axis, which the paper does not.
+        reduction, mining, soft: as in :func:`~margin_jax.batch_all_triplet_loss`. There is no swap:
+            it would measure negatives along the positive, which the paper does not do.
 
     Raises:
-        ValueError: for what that function refuses of them.
+        ValueError: for values that that function refuses.
 
     References:
-        `arXiv 2311.14012 <https://arxiv.org/abs/2311.14012>`_; no code of the authors' was found.
-        The formula is as audits of the paper give it.
+        `arXiv 2311.14012 <https://arxiv.org/abs/2311.14012>`_; we found no code by the authors. The
+        formula is taken from audits of the paper.
     """
 
     reduction: str = "mean_active"

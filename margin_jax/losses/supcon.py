@@ -18,18 +18,18 @@ from margin_jax.stats import TripletStats
 
 @dataclasses.dataclass(frozen=True)
 class SupConLoss(WithoutParameters):
-    """Supervised contrastive loss: a softmax over all other rows finds those of the label.
+    """Supervised contrastive loss: a softmax over all other rows that favours those of the label.
 
-    With s_ik the cosine of rows i and k, and P(i) the other rows of the label of i::
+    With s_ik the cosine of rows i and k, and P(i) the other rows with the label of i::
 
         loss(i) = −(1 / |P(i)|) Σ_{p ∈ P(i)} log( e^{s_ip / T} / Σ_{k ≠ i} e^{s_ik / T} )
 
-    averaged over the rows that have a positive and a negative (L_out of the paper). It has no
-    margin: triplets are counted beside it, by cosine distances and the margin in force, as
+    averaged over the rows that have a positive and a negative (L_out of the paper). It does not use
+    the margin; triplets are only counted with it, by cosine distances, as
     :func:`~margin_jax.triplet_stats` does. It takes O(batch · global batch) memory on each device.
 
-    A :class:`~margin_jax.Loss`, and by itself a pure function:
-    ``SupConLoss()({}, embeddings, labels, margin)``.
+    A :class:`~margin_jax.Loss`; alone it is a pure function: ``SupConLoss()({}, embeddings, labels,
+    margin)``.
 
     Attributes:
         temperature: T, above 0.

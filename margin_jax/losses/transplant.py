@@ -25,32 +25,33 @@ from margin_jax.stats import TripletStats
 
 @dataclasses.dataclass(frozen=True)
 class TransplantLoss(WithoutParameters):
-    """Triplet transplant: batch-all, each anchor's margin by class frequency and difficulty.
+    """Triplet transplant: batch-all with a margin per anchor, by class frequency and difficulty.
 
-    Ours, after the balancing margin (:class:`~margin_jax.BalancingMarginLoss`). With n_j the
-    training images of class j and d the cosine distance, an anchor of class y has the margin ::
+    Our own variant of the balancing margin (:class:`~margin_jax.BalancingMarginLoss`); unpublished.
+    With n_j the number of training images of class j and d the cosine distance, an anchor of class
+    y has the margin ::
 
         μ_a = K · (n_y / min n)^(−τ) · (1 + λ · h_a · mean_p d(a,p) / 2)
 
-    where h_a is the share of its triplets with d(a,n) < d(a,p). That part is a constant to
-    differentiation. Rare classes and hard anchors are pushed farther; K, the margin of the rarest
-    class before its difficulty counts, is what the schedule drives. Triplets are easy, semihard and
-    hard by their anchor's own margin. In a set of classes of one size only the difficulty is left;
-    and batches of as many images of each class, as the sampler draws them, already correct the same
-    thing.
+    where h_a is the share of the anchor's triplets with d(a,n) < d(a,p). No gradient flows through
+    the last factor. Rare classes and hard anchors get larger margins; the schedule sets K, the
+    margin of an anchor of the rarest class with h_a = 0. Each anchor's triplets are easy, semihard
+    or hard by its own margin. If all classes have the same size, only the difficulty is left.
+    Batches with equally many images of each class, as the sampler draws them, already correct for
+    class frequency.
 
-    It takes the time of :class:`~margin_jax.TripletLoss` and once more that of its counts.
+    It takes as long as :class:`~margin_jax.TripletLoss` plus a second count of its triplets.
 
     Attributes:
         reduction, mining: as in :func:`~margin_jax.batch_all_triplet_loss`.
         tau: τ; at 0 all classes have the margin K.
-        instance: λ; at 0 difficulty is of no effect.
-        counts: the training images of each class, at least 1. In :func:`~margin_jax.fit` they are
-            those of the run, and need not be said.
+        instance: λ; at 0 difficulty has no effect.
+        counts: the number of training images of each class, at least 1. :func:`~margin_jax.fit`
+            fills them in.
 
     Raises:
-        ValueError: values out of range, a class without images; when it is called, without counts.
-            A label that has none makes the loss NaN.
+        ValueError: values out of range, or a class without images; when called, if there are no
+            counts. A label without a count makes the loss NaN.
 
     Example:
         >>> import jax.numpy as jnp, margin_jax as mj

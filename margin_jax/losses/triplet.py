@@ -20,7 +20,7 @@ class TripletLoss(WithoutParameters):
         distance, reduction, mining, swap, soft: as in that function.
 
     Raises:
-        ValueError: for what that function refuses of them.
+        ValueError: for values that that function refuses.
 
     Example:
         >>> import margin_jax as mj

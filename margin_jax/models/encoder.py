@@ -18,12 +18,12 @@ import margin_jax.models.linen as linen
 class Encoder:
     """A module of Linen or NNX with the normalisation of its examples, as pure functions.
 
-    Any module will do that takes float32 examples [batch, ..., features] of mean 0 and spread 1,
-    pictures being [batch, height, width, channels], and returns embeddings [batch, dim].
+    The module takes float32 examples [batch, ..., features] with mean 0 and standard deviation 1
+    (images are [batch, height, width, channels]) and returns embeddings [batch, dim].
 
-    **Linen**: it is called as ``module(examples, train=...)``. It may own "batch_stats" and use a
-    "dropout" key; its attributes can be hashed (tuples, not lists), since programs are compiled for
-    it::
+    **Linen**: it is called as ``module(examples, train=...)``. It may have "batch_stats" and use a
+    "dropout" key. Its attributes must be hashable (tuples, not lists), since programs are compiled
+    for it::
 
         class MyNet(nn.Module):
             @nn.compact
@@ -34,7 +34,7 @@ class Encoder:
         mj.fit(mj.TrainConfig(encoder="own"), encoder=mj.Encoder(MyNet()))
 
     **NNX**: it is called as ``module(examples)``, in the mode of ``module.train()`` or
-    ``module.eval()``, and told ``train=`` if its ``__call__`` has a parameter of that name::
+    ``module.eval()``, and gets ``train=`` if its ``__call__`` has a parameter of that name::
 
         class MyNet(nnx.Module):
             def __init__(self, rngs):
@@ -46,25 +46,26 @@ class Encoder:
 
         mj.fit(mj.TrainConfig(encoder="own"), encoder=mj.Encoder(MyNet))
 
-    That is the class, or any function of ``nnx.Rngs``: each run then draws weights by its seed, as
-    it does for Linen. A module that is made, ``mj.Encoder(MyNet(nnx.Rngs(0)))``, has weights,
-    perhaps learned elsewhere: they are what every run begins with, whatever its seed. It is copied,
-    and stays as it is; what was learned is in the run's ``params``. Of its variables ``nnx.Param``
-    is trained, batch statistics and any others are kept with the run, and random streams begin
-    anew at each step, at a key that is a function of the seed and the step.
+    Give the class, or any function of ``nnx.Rngs``: each run then draws its weights from its seed,
+    as for Linen. You can also give a module that already has weights,
+    ``mj.Encoder(MyNet(nnx.Rngs(0)))``: every run then starts from them, whatever its seed. The
+    module is copied and does not change; the trained weights are in the run's ``params``.
+    ``nnx.Param`` variables are trained; batch statistics and all other variables are saved with the
+    run; random streams restart at each step from a key that depends on the seed and the step.
 
-    A run or a comparison that goes on knows its network by attributes and the number of parameters;
-    when only the code of a network has changed, give another ``out``.
+    A run or comparison that is resumed recognises its network by its attributes and number of
+    parameters. If only the code of the network has changed, choose another ``out``.
 
-    The mean and the spread of the training examples are kept with the batch statistics, so that
-    they are saved with the weights and another data set needs no other compilation.
+    The mean and standard deviation of the training examples are kept with the batch statistics:
+    they are saved with the weights, and another dataset does not cause a recompilation.
 
     Attributes:
-        module: of Linen, or of NNX, or a function of ``nnx.Rngs`` that makes one of NNX.
-        colour: it has three channels even if images are grey, as networks trained on colour do.
+        module: a Linen module, an NNX module, or a function of ``nnx.Rngs`` that makes an NNX
+            module.
+        colour: whether the network takes three channels even for grey images.
 
     Raises:
-        TypeError: something else, or a module of Linen with an attribute that cannot be hashed.
+        TypeError: for anything else, or a Linen module with an attribute that cannot be hashed.
     """
 
     module: Any
@@ -84,7 +85,7 @@ class Encoder:
         return nnx
 
     def description(self, example_shape: Sequence[int]) -> str:
-        """What it can be told from others by: its attributes, and how many parameters it has."""
+        """A text that identifies the network: its attributes and number of parameters."""
         drawn = jax.eval_shape(lambda key: self.init(key, example_shape), jax.random.key(0))
         count = sum(leaf.size for leaf in jax.tree.leaves(drawn[0]))
         attributes = self._form.attributes(self.module)
@@ -95,7 +96,7 @@ class Encoder:
     ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
         """``(params, batch_stats)`` for examples of a shape, such as [height, width, channels].
 
-        The normalisation is one that changes nothing; see :meth:`with_normalisation`.
+        Examples are not normalised yet; see :meth:`with_normalisation`.
         """
         features = jnp.zeros(3 if self.colour else example_shape[-1], jnp.float32)
         examples = jnp.zeros((1, *example_shape[:-1], len(features)), jnp.float32)
@@ -105,9 +106,9 @@ class Encoder:
     def with_normalisation(
         self, batch_stats: chex.ArrayTree, mean: ArrayLike, std: ArrayLike
     ) -> chex.ArrayTree:
-        """`batch_stats` with a mean and a spread of examples, float[features] of the last axis.
+        """`batch_stats` with a mean and standard deviation of examples, float[features] each.
 
-        Those of pictures are of their channels, for values 0 to 1.
+        For images they are per channel, for values from 0 to 1.
         """
         shape = batch_stats["mean"].shape  # three channels, perhaps, of images in grey
         return {
@@ -123,7 +124,7 @@ class Encoder:
         trunk: chex.ArrayTree,
         trunk_stats: chex.ArrayTree,
     ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
-        """``(params, batch_stats)`` with others for what is before the head."""
+        """``(params, batch_stats)`` with those of the trunk, before the head, replaced."""
         module = batch_stats["module"]
         if trunk_stats:  # a transformer has none
             module = {**module, "trunk": trunk_stats}
@@ -138,12 +139,13 @@ class Encoder:
         train: bool,
         key: chex.PRNGKey | None,
     ) -> tuple[Array, chex.ArrayTree]:
-        """``(embeddings, batch_stats)``, as :func:`~margin_jax.make_train_step` wants it.
+        """``(embeddings, batch_stats)``, as :func:`~margin_jax.make_train_step` needs it.
 
         Args:
             params, batch_stats: from :meth:`init`.
             examples: uint8[batch, height, width, channels], or float32[batch, ..., features].
-            train: batch statistics of this batch, updated, instead of the running ones.
+            train: whether to use (and update) the statistics of this batch instead of the running
+                ones.
             key: for dropout, when training.
         """
         x = examples.astype(jnp.float32)

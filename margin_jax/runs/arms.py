@@ -48,15 +48,15 @@ def vary(config: TrainConfig, **values: Sequence[Any]) -> dict[str, TrainConfig]
     """An arm for every combination of values: ``vary(config, schedule=["constant:0.2", "dams"])``.
 
     Args:
-        config: what they have in common.
-        values: by field of the configuration; at least one value, each once.
+        config: what the arms have in common.
+        values: for each field of the configuration to vary, its values: at least one, each once.
 
     Returns:
-        The arms by name, which says what differs: a schedule by itself, anything else as
-        ``reduction=mean``; several as ``dams/reduction=mean``.
+        The arms by name. A name says what differs: only the schedule, or another option as
+        ``reduction=mean``, or several as ``dams/reduction=mean``.
 
     Raises:
-        ValueError: for other fields or values.
+        ValueError: for unknown fields or invalid values.
     """
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
     for name, own in values.items():
@@ -88,31 +88,32 @@ def compare(
     on_cell: OnCell | None = None,
     progress: bool = False,
 ) -> Comparison:
-    """Trains every arm with every seed, and leaves the table, the picture and the cells.
+    """Trains every arm with every seed, and writes a table, a plot and the run folders.
 
     Args:
         arms: configurations by name, such as those of :func:`vary`. They share the data, the split
             and `out`, the folder of the comparison, by default runs/compare-DATASET. `overwrite`
-            starts every cell anew; otherwise finished cells are kept, and an unfinished one goes
-            on from its last checkpoint.
-        seeds: one split, one set of pairs and one initialisation each; instead of the arms' own.
+            restarts every run; otherwise finished runs are kept, and an unfinished one continues
+            from its last checkpoint.
+        seeds: each gives a split, a set of pairs and an initialisation; they replace the arms' own
+            seeds.
         baseline: the arm that the others are compared with; by default the first with a constant
             schedule, else the first.
         dataset: your own images, with ``TrainConfig(dataset="own")``.
         encoder: your own network, for arms with ``TrainConfig(encoder="own")``.
         loss: your own loss, for arms with ``TrainConfig(loss="own")``.
-        on_cell: called with (arm, seed, report) after each cell.
+        on_cell: called with (arm, seed, report) after each run.
         progress: show progress bars.
 
     Returns:
-        The figures of all cells, which are in the folder too: ``comparison.json``, ``.md`` and
-        ``.png``, and a run folder a cell.
+        The results of all runs. They are also in the folder: ``comparison.json``, ``.md`` and
+        ``.png``, and one run folder per arm and seed.
 
     Raises:
-        TypeError: for arms that are no mapping.
-        ValueError: as :func:`~margin_jax.fit`; for no or equal arms, arms whose data differ, no or
-            repeated seeds, or another baseline; if a finished cell was trained on other images, or
-            with another network or loss.
+        TypeError: if arms are not a mapping.
+        ValueError: as :func:`~margin_jax.fit`; if there are no arms, equal arms, arms with
+            different data, no or repeated seeds, or an unknown baseline; if a finished run was
+            trained on other images, or with another network or loss.
     """
     arms = _checked(arms, dataset, encoder, loss)
     (first, *_) = arms.values()

@@ -19,15 +19,14 @@ _FEW = 3
 
 @dataclass(frozen=True)
 class Summary:
-    """One figure of one arm over all seeds.
+    """One result of one arm over all seeds.
 
     Attributes:
         mean: over the seeds.
         interval: half the width of its 95 % confidence interval (Student's t); NaN for one seed.
-        difference: mean over the seeds of this arm's figure minus the baseline's.
-        difference_interval: half the width of the 95 % interval of that paired difference.
-        p_value: how often chance alone would give so large a difference (paired t test, two-sided);
-            1 if there is none with any seed, NaN for one seed.
+        difference: mean over the seeds of this arm's result minus the baseline's.
+        difference_interval: half the width of the 95 % interval of the paired difference.
+        p_value: of a two-sided paired t test; 1 if no seed shows a difference, NaN for one seed.
     """
 
     mean: float
@@ -42,9 +41,9 @@ class Comparison:
     """Runs of several arms over the same seeds.
 
     Attributes:
-        arms: their names.
-        seeds: of every arm.
-        reports, histories: by arm, then by seed; as in the run folders.
+        arms: the names of the arms.
+        seeds: the seeds, the same for every arm.
+        reports, histories: those of the run folders, by arm, then by seed.
         baseline: the arm that the others are compared with.
     """
 
@@ -55,11 +54,11 @@ class Comparison:
     baseline: str
 
     def values(self, arm: str, figure: str) -> np.ndarray:
-        """float64[seeds]: a test figure ("auc", "eer", "accuracy") of every seed."""
+        """float64[seeds]: a test result ("auc", "eer", "accuracy") for every seed."""
         return np.array([self.reports[arm][seed]["test"][figure] for seed in self.seeds])
 
     def differences(self, arm: str, figure: str) -> np.ndarray:
-        """float64[seeds]: that figure minus the baseline's with the same seed."""
+        """float64[seeds]: a test result minus the baseline's with the same seed."""
         difference: np.ndarray = self.values(arm, figure) - self.values(self.baseline, figure)
         return difference
 
@@ -73,7 +72,7 @@ class Comparison:
         )
 
     def table(self) -> str:
-        """Markdown: a row an arm."""
+        """A Markdown table with one row per arm."""
         n = len(self.seeds)
         lines = [
             f"Test figures, mean ± half the 95 % interval over {n} seed{'s' if n > 1 else ''}; "
@@ -97,9 +96,9 @@ class Comparison:
         return "\n".join(lines)
 
     def verdict(self) -> str:
-        """In words, which differences in AUC are clear: those that chance would hardly give.
+        """A sentence that says which differences in AUC are clear.
 
-        That is a chance below 5 %, corrected for the number of comparisons (Holm).
+        Clear means a p-value below 5 % after Holm's correction for the number of comparisons.
         """
         others = [name for name in self.arms if name != self.baseline]
         if not others:

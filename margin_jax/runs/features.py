@@ -53,50 +53,51 @@ def extract_features(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Writes the features of all examples to an npz file, in batches, with bounded memory.
+    """Writes the features of all examples to an npz file, in batches and bounded memory.
 
     The arrays of the file: ``features`` float[n, d]; ``labels`` and ``files``, text[n]; ``groups``
-    int32[n], if the dataset has groups of several identities; ``splits`` text[n], if it says who
-    trains; ``views`` float[n, views, d], if any are asked for; and ``about``, how all this was
-    made, in JSON. None is compressed, and ``load_dataset("vectors", OUT)`` reads them.
+    int32[n], if the dataset has groups of several identities; ``splits`` text[n], if it has its own
+    split; ``views`` float[n, views, d], if requested; and ``about``, which describes in JSON how
+    the file was made. Nothing is compressed, and ``load_dataset("vectors", OUT)`` reads the file.
 
-    Killed at any moment, the same call goes on where it was, from the folder ``OUT.partial``. A
-    view is a function of the seed, its number and the row, whatever batches and devices are.
+    If it is interrupted, the same call continues from the folder ``OUT.partial``. A view depends
+    only on the seed, its number and the row, not on batches or devices.
 
     Args:
-        dataset: the examples, from :func:`load_dataset`, say; or a function that loads them.
+        dataset: the examples, for instance from :func:`load_dataset`; or a function that loads
+            them.
         encoder: one of these:
 
-            - a name, ``NAME`` or ``NAME:KEY=VALUE,...``, as a configuration has it: the features
-              are those of the trunk, before the head;
-            - an :class:`Encoder`, such as one around a module of NNX that has learned: what it
-              returns, its input being normalised by all examples;
+            - a name, ``NAME`` or ``NAME:KEY=VALUE,...``, as in a configuration: features are the
+              outputs of the trunk, before the head;
+            - an :class:`Encoder`, such as one with a trained NNX module: features are its outputs;
+              its input is normalised by the statistics of all examples;
             - a function of uint8[batch, height, width, channels] or float32[batch, ...], a NumPy
               array, that returns floats [batch, d]: ``run.embed``, or a network of another
-              framework. It normalises by itself, and gets up to `batch_size` rows.
+              framework. It gets at most `batch_size` rows, which are not normalised.
         out: the file, ``NAME.npz``.
-        pretrained: of an encoder by name, with published weights from the Hugging Face hub.
-        weights: likewise, with those of a safetensors file of the same tensors. To published
-            weights belongs the normalisation that they were trained with. Else they are drawn, and
-            the input is normalised by all examples.
-        views: how many augmented copies of each picture to make features of as well.
-        augment: how they are made, as :func:`make_augment` has it.
-        seed: of the views, and of weights that are drawn.
-        feature_dtype: "float32", or "float16", which takes half the space.
-        batch_size: examples that are computed with at once.
-        devices: how many share a batch. Default: all accelerators, or one CPU.
-        about: more for the record, as JSON values: where the examples come from,
-            or which weights a function has. A job that goes on is known by it, too.
-        overwrite: replace the file that is there, or what another job has left unfinished.
+        pretrained: for an encoder given by name, use pretrained weights from the Hugging Face hub.
+        weights: for an encoder given by name, a safetensors file with the same tensors. With
+            either, the input is normalised as in pretraining. Without, weights are drawn at random,
+            and the input is normalised by the statistics of all examples.
+        views: how many augmented copies of each image to compute features for.
+        augment: how the copies are made; see :func:`make_augment`.
+        seed: the random seed of views and random weights.
+        feature_dtype: "float32" or "float16" (half the size).
+        batch_size: examples per batch.
+        devices: how many devices share a batch. Default: all accelerators, or one CPU.
+        about: further entries for the array ``about``, as JSON values, such as the source of the
+            examples or the weights of a function. To continue, a call must give the same.
+        overwrite: replace an existing file, or an unfinished one of another call.
         progress: show a progress bar.
 
     Returns:
         The path of the file.
 
     Raises:
-        ValueError: for a file that exists, another job that is unfinished, an encoder that has no
-            trunk, examples that it does not take, or features that are not finite.
-        TypeError: for an encoder that is none of these.
+        ValueError: if the file exists, an unfinished one is of another call, the encoder has no
+            trunk or does not take the examples, or features are not finite.
+        TypeError: for any other encoder.
 
     Example:
         >>> import tempfile, numpy as np, margin_jax as mj

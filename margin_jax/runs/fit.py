@@ -47,14 +47,15 @@ def fit(
     on_epoch: OnEpoch | None = None,
     progress: bool = False,
 ) -> Run:
-    """Trains as `config` says, reports on the test identities, and leaves a run folder.
+    """Trains as `config` says, evaluates on the test identities, and writes the run folder.
 
     Args:
-        config: what to do. ``MARGIN_JAX_SMALL=1`` in the environment makes any run short.
-        dataset: your own examples, with ``TrainConfig(dataset="own")``; or those that the
-            configuration names, if they are loaded already.
+        config: the configuration. ``MARGIN_JAX_SMALL=1`` in the environment makes any run short.
+        dataset: your own examples, with ``TrainConfig(dataset="own")``; or the dataset that the
+            configuration names, if you have loaded it already.
         encoder: your own network, with ``TrainConfig(encoder="own")``.
-        loss: your own loss, with ``TrainConfig(loss="own")``; its distance is the configuration's.
+        loss: your own loss, with ``TrainConfig(loss="own")``; its distance must be the
+            configuration's.
         on_epoch: called after each epoch with its record (a line of ``history.jsonl``).
         progress: show a progress bar.
 
@@ -63,12 +64,12 @@ def fit(
 
     Raises:
         ValueError: for data or a run folder that cannot be used; nothing is written then.
-        DivergedError: when a loss or a gradient is not finite; the last good state is kept.
-        OSError: when the run folder cannot be written to any more; likewise.
-        SystemExit: with status 143 after SIGTERM, once the place of the training is saved.
+        DivergedError: if a loss or gradient is not finite; the last good state is kept.
+        OSError: if the run folder can no longer be written; the last good state is kept.
+        SystemExit: with status 143 after SIGTERM, once a checkpoint is saved.
 
     Warns:
-        UserWarning: when the embeddings have collapsed to nearly one point.
+        UserWarning: if the embeddings have collapsed to nearly one point.
     """
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig; got {type(config).__name__}")

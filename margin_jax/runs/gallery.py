@@ -39,13 +39,13 @@ _MEANING = "the run's own, chosen on its validation pairs: up to it two examples
 
 
 class Neighbour(NamedTuple):
-    """One of the nearest in a gallery.
+    """One of the nearest images in a gallery.
 
     Attributes:
         distance: to the query.
-        name: of the picture, relative to the folder that it was read from; or of the vector.
-        identity: whose it is.
-        row: in the gallery.
+        name: the image's path, relative to the folder that it was read from; or the vector's name.
+        identity: its identity.
+        row: its row in the gallery.
     """
 
     distance: float
@@ -55,11 +55,11 @@ class Neighbour(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a gallery says of a query.
+    """The result for one query.
 
     Attributes:
-        identity: that of the nearest; None, unknown, if even that one is beyond the threshold.
-        neighbours: the nearest first.
+        identity: that of the nearest image; None (unknown) if it is farther than the threshold.
+        neighbours: nearest first.
     """
 
     identity: str | None
@@ -68,19 +68,20 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Gallery:
-    """Embeddings of known pictures, with the name and the identity of each.
+    """Embeddings of known images, with the name and the identity of each.
 
     Attributes:
         path: its folder.
-        run: the folder of the run whose embeddings they are, when it was made.
+        run: the folder of the run that made the embeddings, at the time.
         weights: SHA-256 of the weights of that run.
         distance: the run's.
-        threshold: the run's; the largest distance at which two examples are the same.
+        threshold: the run's; examples at most this far apart count as the same identity.
         vectors: float32[n, dim], mapped from a file.
-        names: of the pictures, relative to the folders that they were read from; or of the vectors.
-        identities: the folder that a picture lies in; of one that lies in none its own name.
-        folders: that the pictures were read from, or files of the vectors.
-        sources: int[n], which of them each was.
+        names: paths of the images, relative to the folders that they were read from; or names of
+            vectors.
+        identities: the name of the folder that an image is in, or its own name if it is in none.
+        folders: the folders that images were read from, or the files of vectors.
+        sources: int[n], indices into `folders`.
     """
 
     path: Path
@@ -97,9 +98,9 @@ class Gallery:
     def search(
         self, embeddings: np.ndarray, count: int = 5, *, threshold: float | None = None
     ) -> list[Answer]:
-        """Who is it? The nearest to each query, and the identity of the first, if it is near.
+        """The nearest images of each query, and the identity of the first if it is near enough.
 
-        Exact. The vectors are read from their file a block at a time, once for each 1,024 queries.
+        Exact. The vectors are read from their file in blocks, once for every 1,024 queries.
 
         Args:
             embeddings: float[queries, dim], as from ``run.embed`` of the gallery's run.
@@ -123,10 +124,10 @@ class Gallery:
         return answers
 
     def check_run(self, run: Run) -> None:
-        """Refuses another run than the one whose embeddings these are.
+        """Checks that a run is the one that made these embeddings.
 
         Raises:
-            ValueError: likewise.
+            ValueError: if it is not.
         """
         if weights_digest(run) != self.weights:
             raise ValueError(
@@ -135,13 +136,13 @@ class Gallery:
             )
 
     def forget(self, names: Collection[str]) -> "Gallery":
-        """The gallery without some pictures, or without all pictures of some identities.
+        """Removes some images, or all images of some identities; returns the gallery that is left.
 
         Args:
-            names: of pictures or of identities; one that is both is the picture alone.
+            names: names of images or identities; a name that is both means the image.
 
         Raises:
-            ValueError: for a name that is neither; nothing is forgotten then.
+            ValueError: for an unknown name; nothing is removed then.
         """
         with locked(self.path):
             here = load_gallery(self.path)  # another process could have had it
@@ -166,7 +167,7 @@ class Gallery:
 
 
 def load_gallery(path: str | Path) -> Gallery:
-    """The gallery in a folder.
+    """Loads the gallery in a folder.
 
     Raises:
         ValueError: if there is none, or it is damaged.
@@ -216,13 +217,13 @@ def _opened(folder: Path, said: dict[str, Any]) -> Gallery:
 
 
 class Indexed(NamedTuple):
-    """What :func:`~margin_jax.index` did.
+    """The result of :func:`~margin_jax.index`.
 
     Attributes:
-        gallery: as it is now.
-        added: how many are new in it.
-        skipped: "path: reason" of each picture that could not be read.
-        remarks: on other files of the folder, a line each.
+        gallery: the gallery after the additions.
+        added: how many images were added.
+        skipped: "path: reason" for each image that could not be read.
+        remarks: remarks on other files in the folder, one line each.
     """
 
     gallery: Gallery
@@ -232,18 +233,18 @@ class Indexed(NamedTuple):
 
 
 def index(run: Run, folder: str | Path, out: str | Path) -> Indexed:
-    """Makes a gallery of a folder's pictures, or adds those that it does not have yet.
+    """Makes a gallery of the images in a folder, or adds those that it does not have yet.
 
     Args:
         run: from :func:`~margin_jax.load_run`.
-        folder: of pictures, nested or not; the folder that a picture lies in is its identity. Of a
-            run on vectors a file of them.
-        out: the gallery. One that is there grows by pictures of names that it does not have.
+        folder: a folder of images, nested or not; an image's identity is the name of the folder
+            that it is in. For a run on vectors, a file of vectors.
+        out: the folder of the gallery. Images with new names are added to an existing gallery.
 
     Raises:
-        ValueError: for a gallery of another run, a folder that is no gallery, or one without a
-            readable picture; for vectors of one name.
-        OSError: if it cannot be written; it is as it was then.
+        ValueError: if `out` is a gallery of another run or another kind of folder, `folder` has no
+            readable image, or several vectors have the same name.
+        OSError: if it cannot be written; the old gallery is kept.
     """
     target, source = local_path("out", out), local_path("folder", folder)
     _check_vacant(target)

@@ -46,13 +46,13 @@ from margin_jax.training.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Run:
-    """A trained encoder with all that was measured on the way.
+    """A trained encoder with its configuration, records and results.
 
     Attributes:
         path: the run folder.
-        config: what was run.
-        history: one record an epoch, as in ``history.jsonl``.
-        report: as in ``report.json``; the test figures are under "test".
+        config: the configuration.
+        history: one record per epoch, as in ``history.jsonl``.
+        report: as in ``report.json``; the test results are under "test".
         data: as in ``data.json``.
         encoder: the network and the normalisation of its examples, as pure functions.
         params, batch_stats: the weights of the best epoch.
@@ -74,7 +74,7 @@ class Run:
 
     @property
     def embeds_pictures(self) -> bool:
-        """Whether it was trained on pictures, uint8, and no floats."""
+        """Whether it was trained on images (uint8) rather than floats."""
         return bool(self.data["example_dtype"] == "uint8")
 
     @property
@@ -83,17 +83,16 @@ class Run:
         return not self.embeds_pictures and len(self.data["example_shape"]) == 1
 
     def embed(self, examples: Examples, rows: np.ndarray | None = None) -> np.ndarray:
-        """float32[n, embedding_size]: embeddings, of length 1 unless your own network says else.
+        """float32[n, embedding_size]: embeddings, of length 1 unless your own network differs.
 
         Args:
-            examples: such as the run was trained on: pictures, uint8[n, height, width, channels],
-                of its size and channels, or float[n, ...] of its shape, and of any float dtype.
-            rows: int[rows], which of them, at least one. Default: all.
+            examples: of the same kind as in training: images, uint8[n, height, width, channels], of
+                the same size and channels, or float[n, ...] of the same shape and any float dtype.
+            rows: int[rows], the rows to embed, at least one. Default: all.
 
         Raises:
-            TypeError: examples that are no uint8, or no floats, as those of the run are.
-            ValueError: examples of another shape or that are not finite, or rows that are not
-                among them.
+            TypeError: examples that are not uint8, or not floats, if those of the run are.
+            ValueError: examples of another shape or that are not finite, or rows out of range.
         """
         if not isinstance(examples, Examples):
             examples = np.asarray(examples)
@@ -115,10 +114,10 @@ class Run:
 
         Args:
             examples: as in :meth:`embed`.
-            pairs: int[pairs, 2], indices of `examples`; only what they name is embedded.
+            pairs: int[pairs, 2], rows of `examples`; only these are embedded.
 
         Raises:
-            TypeError, ValueError: as :meth:`embed`, and pairs of another shape.
+            TypeError, ValueError: as :meth:`embed`, and for pairs of another shape.
         """
         pairs = np.asarray(pairs)
         if pairs.ndim != 2 or pairs.shape[1] != 2:
@@ -136,12 +135,12 @@ class Run:
         identities: np.ndarray | None = None,
         threshold: float | None = None,
     ) -> VerificationReport:
-        """The figures of pairs whose distances are known.
+        """The verification report of pairs with known distances.
 
         Args:
             distances: float[pairs], as from :meth:`distances`.
             same: bool[pairs].
-            identities: [pairs, 2], whose the images are, for intervals: as of
+            identities: [pairs, 2], the identities of the images, for intervals; see
                 :func:`~margin_jax.verification_report`.
             threshold: a distance. Default: the run's own.
         """
@@ -149,52 +148,51 @@ class Run:
         return verification_report(distances, same, threshold=threshold, identities=identities)
 
     def export(self, path: str | Path, *, onnx: bool = False, overwrite: bool = False) -> Path:
-        """Writes a model folder with the encoder as StableHLO, which needs JAX and no margin-jax.
+        """Writes a model folder with the encoder as StableHLO, which runs without margin-jax.
 
-        The folder holds what :meth:`save_pretrained` writes, and ``encoder.jaxexport``, a program
-        of ``jax.export`` for CPU, CUDA and TPU, for any number of examples at once. Its arguments
-        are the arrays of ``weights.safetensors``, by name, and the examples. The card has the lines
-        of Python that use it.
+        The folder holds what :meth:`save_pretrained` writes, and ``encoder.jaxexport``, a
+        ``jax.export`` program for CPU, CUDA and TPU, which needs only JAX and takes any number of
+        examples. Its arguments are the arrays of ``weights.safetensors``, by name, and the
+        examples. The model card has the Python code that runs it.
 
         Args:
-            path: the folder; it is whole or not there.
-            onnx: also write ``encoder.onnx``, for runtimes of ONNX, with the weights inside; it
-                computes in float32.
+            path: the folder; it is written completely or not at all.
+            onnx: also write ``encoder.onnx``, which includes the weights and computes in float32.
             overwrite: replace the model that is there.
 
         Raises:
-            ValueError: for a folder that holds something, a network of your own that cannot be
-                exported, or (onnx) if the package onnx is missing.
+            ValueError: if the folder is not empty, your own network cannot be exported, or (with
+                `onnx`) the package onnx is missing.
             OSError: if it cannot be written.
         """
         return self._save(path, program=True, onnx=onnx, overwrite=overwrite)
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Writes a model folder, from which :func:`load_pretrained` makes this run again.
+        """Writes a model folder, from which :func:`load_pretrained` loads this run.
 
-        It holds ``weights.safetensors``, ``model.json`` and a card, ``README.md``: the weights of
-        the best epoch, the figures, and how it was trained; no pairs, no checkpoint, no path, and
-        no name of an identity or of a file.
+        It holds ``weights.safetensors``, ``model.json`` and a model card, ``README.md``: the
+        weights of the best epoch, the results, and how it was trained. It contains no pairs,
+        checkpoints or paths, and no names of identities or files.
 
         Args:
-            folder: it is whole or not there.
+            folder: it is written completely or not at all.
             overwrite: replace the model that is there.
 
         Raises:
-            ValueError: for a folder that holds something.
+            ValueError: if the folder is not empty.
             OSError: if it cannot be written.
         """
         return self._save(folder, program=False, onnx=False, overwrite=overwrite)
 
     def push_to_hub(self, name: str, *, private: bool | None = None) -> str:
-        """Exports to a repository of the Hugging Face hub, made if need be; returns its address.
+        """Exports to a Hugging Face repository, creating it if needed; returns its address.
 
         Args:
             name: "USER/NAME"; ``load_pretrained("hub:USER/NAME")`` reads it.
-            private: whether others cannot see it. Default: as the hub does.
+            private: whether to make it private. Default: the hub's default.
 
         Raises:
-            ValueError: if it cannot be done: no network, no login, or huggingface_hub is missing.
+            ValueError: if it fails: no network, no login, or huggingface_hub is missing.
         """
         with tempfile.TemporaryDirectory() as room:
             return hub.push(self.export(Path(room, "model")), name, private)
@@ -221,18 +219,18 @@ class Run:
 
 
 def load_pretrained(path: str | Path, *, encoder: Encoder | None = None) -> Run:
-    """The run in a model folder, as :meth:`Run.export` and :meth:`Run.save_pretrained` write it.
+    """Loads a model folder that :meth:`Run.export` or :meth:`Run.save_pretrained` wrote.
 
-    Nothing in the folder can run code: the weights are numbers in safetensors, and all that
-    ``model.json`` says is checked. Its examples did not come along, nor did names of identities.
+    Nothing in the folder can run code: weights are in safetensors, and every value in
+    ``model.json`` is checked. Training examples and names of identities are not in the folder.
 
     Args:
         path: the folder, or "hub:USER/NAME", a repository of the Hugging Face hub;
-            "hub:USER/NAME@REVISION" is one that does not change.
+            "hub:USER/NAME@REVISION" fixes the revision.
         encoder: your own network, if it was trained with ``TrainConfig(encoder="own")``.
 
     Raises:
-        ValueError: if there is no model of this version, it is damaged, or the hub has none.
+        ValueError: if there is no model of this version, or it is damaged.
     """
     name = os.fspath(path)
     folder = hub.fetch(name) if name.startswith(hub.PREFIX) else local_path("model", path)
@@ -261,7 +259,7 @@ def _weights_like(encoder: Encoder, model: Model) -> Any:
 
 
 def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
-    """The run in a folder, with its best weights; or that in a model folder, or on the hub.
+    """Loads a run with its best weights from a run folder, a model folder or the hub.
 
     Args:
         path: the run folder, or what :func:`load_pretrained` takes.

@@ -22,12 +22,12 @@ from margin_jax.stats import EpochStats
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ScheduleState:
-    """The state of a schedule, all of it float32 and int32 scalars.
+    """The state of a schedule: float32 and int32 scalars.
 
     Attributes:
         margin: float32[], the margin in force.
         epoch: int32[], how many epochs have ended.
-        memory: what else the schedule remembers, by name; empty for most.
+        memory: further values that the schedule needs, by name; empty for most.
     """
 
     margin: Array
@@ -46,12 +46,12 @@ class Schedule(NamedTuple):
     Attributes:
         init: ``init() -> state``.
         update: ``update(state, stats) -> state``, called once at the end of an epoch. After an
-            epoch that says nothing (without any triplet its statistics are NaN), schedules that
-            answer to statistics leave the margin as it is.
-        needs_histogram: whether `update` reads ``stats.effective_cdf``, which costs a sample of
-            triplets a step and is measured on demand.
-        easy_share: the share of easy triplets at which it acts, or that it holds; None for those
-            that answer to something else. Pictures show it.
+            epoch without usable statistics (they are NaN if it had no triplet), schedules that use
+            statistics leave the margin as it is.
+        needs_histogram: whether `update` reads ``stats.effective_cdf``, which is only measured on
+            request, from a sample of triplets in each step.
+        easy_share: the share of easy triplets at which the schedule acts, or which it holds; None
+            for other schedules. Plots show it.
     """
 
     init: Callable[[], ScheduleState]
@@ -63,8 +63,8 @@ class Schedule(NamedTuple):
         """The state that :meth:`ScheduleState.to_json` wrote, bit for bit.
 
         Raises:
-            ValueError: if its numbers have other names than those of this schedule. States of
-                schedules without a memory are all alike.
+            ValueError: if the names of the numbers are not those of this schedule. States of
+                schedules without a memory have the same names.
 
         Example:
             >>> import json, margin_jax as mj

@@ -38,21 +38,21 @@ def train_epoch(
 ) -> tuple[TrainState, EpochRecord]:
     """Trains one epoch, counts its triplets exactly, and applies the schedule once.
 
-    Pure but for the clock: neither `state` nor anything else passed in is changed. The host never
-    waits for a step that it has just queued; it reads figures a few steps old.
+    Pure except for the clock: the arguments are not changed. The host never waits for a step that
+    it has just queued; it reads results a few steps late.
 
     Args:
         state: the state before the epoch.
         train_step: from :func:`make_train_step`, or any function of the same form.
         batches: pairs ``(images, labels)``, all of one shape.
-        schedule: asked once, after the last batch, with the epoch's :class:`EpochStats`.
+        schedule: updated once, after the last batch, with the epoch's :class:`EpochStats`.
         on_step: called with (steps read, loss, easy fraction so far), a few steps late.
 
     Returns:
         The state after the epoch, holding the next margin, and the :class:`EpochRecord`.
 
     Warns:
-        UserWarning: if no batch had a valid triplet, with labels all alike or all different.
+        UserWarning: if no batch had a valid triplet, as its labels were all equal or all different.
 
     Raises:
         ValueError: if `batches` is empty, or the schedule needs a histogram that `train_step` does
@@ -171,7 +171,7 @@ def end_epoch(
         The state with the next margin, and the :class:`EpochRecord`.
 
     Warns:
-        UserWarning: if no batch had a valid triplet, with labels all alike or all different.
+        UserWarning: if no batch had a valid triplet, as its labels were all equal or all different.
 
     Raises:
         ValueError: if nothing was trained.

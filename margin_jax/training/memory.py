@@ -15,12 +15,12 @@ from jax import Array
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """The newest rows that a training has embedded, as arrays; the oldest come first.
+    """The embeddings of the last rows of training, as arrays, oldest first.
 
     Attributes:
-        embeddings: float32[rows, dim], as they were when they were embedded.
+        embeddings: float32[rows, dim], as computed at the time.
         labels: int32[rows].
-        real: bool[rows], False for what has never been filled, or with numbers that are not finite.
+        real: bool[rows], False for rows that are not filled yet or not finite.
     """
 
     embeddings: Array
@@ -29,14 +29,14 @@ class Memory:
 
     @classmethod
     def empty(cls, rows: int, dim: int) -> "Memory":
-        """A memory of nothing yet.
+        """An empty memory.
 
         Args:
             rows: how many embeddings it holds, at least 1.
-            dim: numbers of an embedding.
+            dim: the length of an embedding.
 
         Raises:
-            ValueError: for fewer than one row or number.
+            ValueError: for `rows` or `dim` below 1.
         """
         if rows < 1 or dim < 1:
             raise ValueError(f"a memory needs at least 1 row of 1 number; got {rows} of {dim}")
@@ -45,15 +45,16 @@ class Memory:
         )
 
     def push(self, embeddings: Array, labels: Array) -> "Memory":
-        """The memory after a batch, whose last row is the newest; the oldest rows are forgotten.
+        """The memory after a batch, whose last row is the newest; the oldest rows are dropped.
 
         Args:
-            embeddings: float[batch, dim]; a batch larger than the memory leaves its last rows.
-            labels: int[batch], of values that fit int32.
+            embeddings: float[batch, dim]; of a batch larger than the memory, only the last rows are
+                kept.
+            labels: int[batch]; values must fit int32.
 
         Raises:
             ValueError: for embeddings of another length.
-            TypeError: for labels of a type that int32 does not hold.
+            TypeError: for labels of a type that does not fit int32.
         """
         rows, dim = self.embeddings.shape
         if embeddings.shape[1:] != (dim,):

@@ -43,7 +43,7 @@ class EpochPart:
     idle_steps: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON has it; exact, as Python's integers and shortest decimals are."""
+        """The same as JSON values; exact, as Python writes integers and floats without loss."""
         memory = None if self.memory is None else self.memory.to_json()
         return {**dataclasses.asdict(self), "totals": self.totals.to_json(), "memory": memory}
 
@@ -62,15 +62,15 @@ class EpochPart:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch of training was like; all of it plain Python numbers.
+    """The record of one epoch of training, in plain Python numbers.
 
     Attributes:
         epoch: from 1.
         margin: the margin in force during the epoch.
-        next_margin: what the schedule made of it.
-        loss: mean of the steps' losses, with those of the memory if there is one.
-        gradient_norm: mean of the lengths of the steps' gradients; NaN if the steps do not tell.
-        valid, easy, semihard, hard: triplets, exact, as counted while the weights moved.
+        next_margin: the margin of the next epoch.
+        loss: mean loss of the steps, including that of the memory if there is one.
+        gradient_norm: mean norm of the steps' gradients; NaN if the steps do not report it.
+        valid, easy, semihard, hard: exact numbers of triplets, counted during training.
         easy_fraction: easy / valid. NaN if there was no triplet, like the effective margins below.
         mean_ap, mean_an: mean distance over positive and over negative pairs; NaN without any.
         mean_effective, std_effective: of d(a,n) − d(a,p) over all valid triplets.
@@ -81,13 +81,12 @@ class EpochRecord:
         seconds: wall time of training, without validation.
         images_per_second: images / seconds.
         data_wait: share of `seconds` in which the host waited for `batches`, 0 to 1.
-        collapsed: whether all embeddings are nearly one: the mean distances are at most a tenth of
-            the margin, so that no triplet is ordered and the loss is stuck near μ.
-        memory: counts of the triplets whose positive and negative are in a cross-batch memory,
-            which are in none of the figures above: valid, easy, semihard and hard, exact; None
-            without a memory.
-        idle_steps: steps whose loss was exactly 0, so that they trained nothing. A loss with one
-            hinge for a batch (:class:`~margin_jax.FisherTripletLoss`) has no other easy event.
+        collapsed: whether all embeddings are nearly the same: the mean distances are at most a
+            tenth of the margin, so the loss is stuck near μ.
+        memory: exact numbers of triplets with positive and negative in a cross-batch memory: valid,
+            easy, semihard and hard. They are not included above. None without a memory.
+        idle_steps: steps whose loss was exactly 0, so they trained nothing. Of interest for a loss
+            with one hinge per batch, such as :class:`~margin_jax.FisherTripletLoss`.
     """
 
     epoch: int

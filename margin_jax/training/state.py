@@ -23,11 +23,11 @@ class TrainState:
         key: a typed PRNG key; step s uses ``fold_in(key, s)``.
         params: the encoder's parameters.
         batch_stats: its running statistics, ``{}`` if it has none.
-        opt_state: the optimiser's state, of :attr:`trained`.
+        opt_state: the optimiser's state, for :attr:`trained`.
         schedule: the schedule's state, which holds the margin in force.
-        memory: of embeddings of earlier batches; None without one.
+        memory: the embeddings of earlier batches; None without a cross-batch memory.
         loss_params: the loss's own parameters, ``{}`` if it has none.
-        loss_state: what the loss remembers and is not trained, ``{}`` if it remembers nothing.
+        loss_state: the loss's state, which is not trained, ``{}`` if it has none.
     """
 
     step: Array
@@ -42,7 +42,7 @@ class TrainState:
 
     @property
     def trained(self) -> Any:
-        """All that the optimiser updates, `params` or, with any, ``(params, loss_params)``."""
+        """`params`, or ``(params, loss_params)`` if the loss has any: what is optimised."""
         return _trained(self.params, self.loss_params)
 
     def with_trained(self, trained: Any) -> "TrainState":
@@ -76,14 +76,14 @@ def create_state(
     """The state before the first step.
 
     Args:
-        params, batch_stats: any pytrees, ``{}`` without batch statistics; they may be NumPy arrays,
-            such as those of a run.
-        optimizer: the one that is given to :func:`~margin_jax.make_train_step`.
-        schedule: the one that is given to :func:`~margin_jax.train_epoch`.
-        key: ``jax.random.key(...)``, of dropout and augmentation.
+        params, batch_stats: any pytrees of JAX or NumPy arrays, such as those of a run;
+            `batch_stats` may be ``{}``.
+        optimizer: the same as for :func:`~margin_jax.make_train_step`.
+        schedule: the same as for :func:`~margin_jax.train_epoch`.
+        key: ``jax.random.key(...)``, for dropout and augmentation.
         memory: ``Memory.empty(rows, dim)``, to train with a cross-batch memory.
-        loss_params: of a loss that has parameters, from its ``init``; default: none.
-        loss_state: of a loss that has a state, from its ``init_state``; default: none.
+        loss_params: from the ``init`` of a loss that has parameters. Default: none.
+        loss_state: from the ``init_state`` of a loss that has a state. Default: none.
     """
     loss_params = {} if loss_params is None else loss_params
     params, batch_stats, loss_params = jax.tree.map(

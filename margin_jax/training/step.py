@@ -25,15 +25,15 @@ from margin_jax.training.state import TrainState
 
 
 class StepOutput(NamedTuple):
-    """What a step tells, still on the device.
+    """The results of a step, still on the device.
 
     Attributes:
-        loss: float32[], with that of the memory if there is one.
+        loss: float32[], including that of the memory if there is one.
         stats: statistics of the batch the step trained on.
-        histogram: of a sample of its effective margins, if the step was made to keep one.
+        histogram: of a sample of its effective margins, if requested.
         gradient_norm: float32[], Euclidean length of the gradient, before the optimiser.
-        memory_stats: statistics of the batch's rows as anchors, compared with those of the memory,
-            if there is one.
+        memory_stats: statistics of the batch's rows as anchors with positives and negatives from
+            the memory, if there is one.
     """
 
     loss: Array
@@ -61,81 +61,78 @@ def make_train_step(
 ) -> TrainStep:
     """A jitted ``train_step(state, images, labels) -> (state, StepOutput)``.
 
-    The margin is read from the state, so a run compiles once whatever the schedule does.
+    The margin is read from the state, so changing it never recompiles.
 
     Args:
         apply_fn: ``apply_fn(params, batch_stats, images, *, train, key) -> (embeddings,
             batch_stats)``, pure.
-        optimizer: any optax gradient transformation; those that want the loss get it as `value`.
-        loss: what trains the network, such as ``TripletLoss(reduction="mean")``, or one of your own
-            (:class:`~margin_jax.Loss`). Its parameters, if it has any, are those of a state of
-            ``create_state(..., loss_params=loss.init(key, embedding_size, classes))``; so is its
-            state, if it keeps one, of ``create_state(..., loss_state=loss.init_state())``.
+        optimizer: any optax gradient transformation; it gets the loss as `value` if it needs it.
+        loss: the training loss, such as ``TripletLoss(reduction="mean")``, or your own
+            (:class:`~margin_jax.Loss`). If it has parameters, create the train state by
+            ``create_state(..., loss_params=loss.init(key, embedding_size, classes))``; if it has a
+            state, with ``loss_state=loss.init_state()``.
         histogram: also sample the batch's effective margins, as
             :func:`~margin_jax.effective_margin_histogram` does, for a schedule that
             ``needs_histogram``, or for the record.
-        augment: changes the images of a batch before they are embedded, with a key that is a
-            function of the state's key and step; from :func:`~margin_jax.make_augment`.
-        microbatch: rows that go through the network at once, for batches whose activations do not
-            fit into memory. Loss, triplets and gradient remain those of the whole batch; the
-            network runs forward twice. Default: the whole batch. See *Microbatches*.
-        memory_warmup: the first step, from 0, that compares with the memory of a state that has
-            one. See *Cross-batch memory*.
-        mesh: devices that share the work, by a batch that is sharded over its axis "data". The
-            network runs on each device's rows and the loss scans each device's anchors, while
-            triplets, batch statistics, dropout and augmentation are those of the global batch.
-            Default: wherever the arguments are.
+        augment: a function from :func:`~margin_jax.make_augment`, which changes the images of a
+            batch before they are embedded. Its key depends on the state's key and step.
+        microbatch: how many rows go through the network at once, for batches whose activations do
+            not fit into memory. Loss, triplets and gradient are those of the whole batch; the
+            forward pass runs twice. Default: the whole batch. See *Microbatches*.
+        memory_warmup: the first step, counted from 0, that uses the memory, if the state has one.
+            See *Cross-batch memory*.
+        mesh: the devices that share the work; the batch is sharded over the mesh axis "data". Each
+            device runs the network on its rows and the loss on its anchors, while triplets, batch
+            statistics, dropout and augmentation are those of the global batch. Default: run where
+            the arguments are.
 
     Microbatches:
-        The batch is embedded in parts of `microbatch` rows; the loss is taken of all embeddings;
-        then each part is embedded again, to pull the loss's gradient back to the parameters
-        (GradCache, `arXiv 2101.06983 <https://arxiv.org/abs/2101.06983>`_). Memory is that of one
-        part's activations, and of the images and embeddings of all. Part i of k has the rows i,
-        i + k, i + 2k, ..., whatever the devices, each of which holds an equal share of it.
+        The batch is embedded in parts of `microbatch` rows, and the loss is computed from all
+        embeddings. Then each part is embedded again to propagate the gradient of the loss to the
+        parameters (GradCache, `arXiv 2101.06983 <https://arxiv.org/abs/2101.06983>`_). This needs
+        memory for the activations of one part, and for all images and embeddings. Part i of k has
+        the rows i, i + k, i + 2k, ..., on any number of devices, each of which holds an equal share
+        of it.
 
-        - A network that treats every row for itself: the same step as without, to rounding. So are
-          augmentation and the histogram, whatever the network.
-        - Dropout: each part has a key of its own, the same in both passes. The gradient is exact
-          for the masks so drawn, which are not those of a step without microbatches.
-        - BatchNorm: in training it normalises a part by the part's own statistics, as in batches
-          of `microbatch` rows, and the gradient is exact for that network, of which the loss sees
-          all parts. Running statistics go through the parts in order, an update each, once: after
-          a step they are what that network would have after k batches.
+        - A network that treats each row independently takes the same step as without microbatches,
+          up to rounding. Augmentation and histogram are the same for any network.
+        - Dropout: each part has its own key, the same in both passes. The gradient is exact for
+          these masks, but they differ from those of a step without microbatches.
+        - BatchNorm normalises each part by the part's own statistics, as in batches of `microbatch`
+          rows, and the gradient is exact for that network. Running statistics are updated once by
+          each part, in order: after a step they are those of k batches.
 
-        ``microbatch`` equal to the batch is the step without. By parts, `apply_fn` must return
-        batch statistics of the structure and types that it was given.
+        If ``microbatch`` is the batch size, the step is the same as without. Otherwise `apply_fn`
+        must return batch statistics with the structure and types that it received.
 
     Cross-batch memory:
         With a state of ``create_state(..., memory=Memory.empty(rows, dim))`` the loss is ::
 
             L(batch, batch) + L(batch, memory)
 
-        both as :class:`~margin_jax.TripletLoss` has them, with the same options, each reduced over
-        its own triplets: the anchors of both are the batch's rows, positives and negatives are the
-        batch's other rows in the first and the memory's rows in the second (Wang et al. 2020,
-        `arXiv 1912.06798 <https://arxiv.org/abs/1912.06798>`_). The memory is a constant to
-        differentiation. It holds the last `rows` embeddings of earlier steps, as they were then;
-        those of this step are added after the loss, in the order of the batch, so no anchor meets
-        itself (in the released code, which adds them before, it does). An image that was embedded
-        before, and is still in the memory, is a positive of itself at another time. Embeddings that
-        are not finite are never compared with.
+        where both terms have the same options, and each is reduced over its own triplets. The
+        anchors are the batch's rows in both terms; positives and negatives are the batch's other
+        rows in the first term and the memory's rows in the second (Wang et al. 2020, `arXiv
+        1912.06798 <https://arxiv.org/abs/1912.06798>`_). No gradient flows through the memory. It
+        holds the last `rows` embeddings of earlier steps, unchanged. Those of this step are added
+        after the loss, in the order of the batch, so no anchor meets itself (in the released code,
+        which adds them before, it does). An older embedding of the same image counts as a positive.
+        Embeddings that are not finite are never used.
 
-        `memory_warmup`: from the first step on, rows are added, but only from this step on they
-        are compared with; before, `memory_stats` are those of no triplet. While a network changes
-        fast, old embeddings mislead it. (The released code begins after 1,000 steps, with an empty
-        memory.)
+        Before step `memory_warmup`, rows are added but not used, and `memory_stats` count no
+        triplets: while the network changes fast, old embeddings mislead it. (The released code
+        starts after 1,000 steps, with an empty memory.)
 
-        Schedules see the statistics of the batch; those of the memory are kept apart.
+        Schedules see the statistics of the batch only.
 
     Raises:
-        TypeError: for a loss that is none or cannot be hashed; from the step, for labels that a
-            memory's int32 does not hold, as int64 are.
-        ValueError: for a negative `memory_warmup`; from the step, for a memory with a loss that
-            takes no references, for embeddings that are not as long as the memory's, and for a
-            batch and a memory of more rows than :func:`~margin_jax.batch_all_triplet_loss` draws
-            from.
-        ValueError: for a microbatch below 1, or that the mesh's devices do not divide; from the
-            step, for one that does not divide the batch.
+        TypeError: for a loss that is not a :class:`~margin_jax.Loss` or cannot be hashed; the step
+            raises it for a memory with labels of a wider type than int32.
+        ValueError: for a negative `memory_warmup`; the step raises it for a memory with a loss that
+            takes no references, for embeddings of another length than the memory's, and for more
+            rows in batch and memory than :func:`~margin_jax.batch_all_triplet_loss` can draw from.
+        ValueError: for a microbatch below 1, or one that is not a multiple of the number of
+            devices; the step raises it for one that does not divide the batch.
         ValueError: for a mesh without an axis "data", or whose axes are not of the type Auto, as
             ``jax.make_mesh((n,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))`` makes it.
     """
