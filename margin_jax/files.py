@@ -49,7 +49,7 @@ def parse_json(text: str) -> Any:
     """
 
     def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no JSON")
+        raise ValueError(f"{name} is not allowed")
 
     try:
         return json.loads(text, parse_constant=refuse)

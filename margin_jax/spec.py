@@ -14,11 +14,11 @@ Numbers = tuple[float, ...]
 # Of each parameter: float, int, bool, str or Numbers.
 Kinds = Mapping[str, Any]
 _REFUSED: dict[Any, str] = {
-    float: "is no number",
-    int: "is no whole number",
+    float: "is not a number",
+    int: "is not a whole number",
     bool: "is neither true nor false",
     str: "is empty",
-    Numbers: "is no list of numbers, such as 0.1/0.2",
+    Numbers: "is not a list of numbers such as 0.1/0.2",
 }
 
 
@@ -61,7 +61,7 @@ def parse(
             key, value = first, key
         check_choice(f"a parameter of {name}", key, known[name])
         if key in values:
-            raise ValueError(f"{what} says each parameter once; got {text!r}, {key} twice")
+            raise ValueError(f"{what} takes each parameter once; got {text!r}, {key} twice")
         kind = known[name][key]
         try:
             values[key] = _value(kind, value)

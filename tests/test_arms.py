@@ -358,10 +358,10 @@ def test_a_command_varies_nothing_but_what_it_says(tmp_path, monkeypatch):
         (["dams"], [0, 0], "seeds must be at least one, each once"),
         (["dams"], [0.5], "seed must be a whole number; got 0.5"),
         (["dams"], "31", "seed must be a whole number; got '3'"),
-        (["dams:high"], [0], "NAME:KEY=VALUE,...; got 'dams:high', where margin is no number"),
+        (["dams:high"], [0], "NAME:KEY=VALUE,...; got 'dams:high', where margin is not a number"),
         (["dasm"], [0], "Did you mean 'dams'"),
         (["constant:-1"], [0], "margin must be at least 0; got -1.0"),
-        (["litm:stages=2.5"], [0], "where stages is no whole number"),
+        (["litm:stages=2.5"], [0], "where stages is not a whole number"),
         (["dams:treshold=0.9"], [0], "a parameter of dams must be one of .* 'threshold'"),
     ],
 )
@@ -407,10 +407,10 @@ OWN = SMALL.replace(encoder="own")
             {},
             "arms must differ; reduction=mean and reduction=sum are the same configuration",
         ),
-        ({"a": SMALL, "b": OWN}, {}, "an encoder is given if, and only if"),
-        ({"a": SMALL}, {"encoder": True}, "an encoder is given if, and only if"),
-        ({"a": SMALL, "b": SMALL.replace(loss="own")}, {}, "a loss is given if, and only if"),
-        ({"a": SMALL}, {"loss": mj.TripletLoss()}, "a loss is given if, and only if"),
+        ({"a": SMALL, "b": OWN}, {}, "an encoder object and"),
+        ({"a": SMALL}, {"encoder": True}, "an encoder object and"),
+        ({"a": SMALL, "b": SMALL.replace(loss="own")}, {}, "a loss object and"),
+        ({"a": SMALL}, {"loss": mj.TripletLoss()}, "a loss object and"),
     ],
 )
 def test_arms_that_can_not_be_compared(

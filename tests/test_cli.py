@@ -98,7 +98,7 @@ BAD = {
         ["train", "--batch-size", "64"],
         "that is --identities-per-batch ti",
     ),
-    "a preset": (["train", "--dataset", "lfw"], "say tfds:lfw"),
+    "a preset": (["train", "--dataset", "lfw"], "use tfds:lfw"),
     "a folder as a dataset": (["train", "--dataset", "."], "--dataset folder --data-dir ."),
     "a bucket": (["train", "--out", "s3://runs/a"], "out must be a path of this machine; got s3:"),
     "another bucket": (["train", "--out", "gs://runs/a", "--resume"], "out must be a path of"),
@@ -167,7 +167,7 @@ BAD = {
     "weights for a network without any": (["train", "--pretrained"], "got 'small_cnn'"),
     "two sources of weights": (
         ["train", "--encoder", "efficientnet_b0", "--pretrained", "--weights", "x"],
-        "--pretrained and --weights exclude each other",
+        "--pretrained and --weights cannot be used together",
     ),
     "no file of weights": (
         ["train", "--encoder", "efficientnet_b0", "--weights", "no.safetensors"],
@@ -184,7 +184,7 @@ BAD = {
         "width is for small_cnn",
     ),
     "a stem it does not have": (["train", "--small-stem", "--encoder", "mlp"], "--small-stem is"),
-    "both": (["train", "--overwrite", "--resume"], "exclude each other"),
+    "both": (["train", "--overwrite", "--resume"], "cannot be used together"),
     "a save every 0 steps": (["train", "--checkpoint-steps", "0"], "must be at least 1; got 0"),
     "a coordinator without a port": (["train", "--coordinator", "host"], "HOST:PORT; got host"),
     "a job of nobody knows whom": (["train", "--processes", "2"], "cannot join the job"),

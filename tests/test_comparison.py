@@ -68,7 +68,7 @@ def test_the_verdict_says_what_is_clear_and_what_is_not():
     assert said == (
         "AUC: up (+0.0120 ± 0.0020) is clearly ahead of base; down (-0.0202 ± 0.0006) is clearly "
         "behind base; noise and other are not clearly different from base; equal is equal to base "
-        "with every seed. 5 seeds, paired; what is clear is so for 4 comparisons together (Holm)."
+        "with every seed. 5 seeds, paired; corrected for 4 comparisons (Holm)."
     )
 
 
@@ -84,7 +84,9 @@ def test_what_is_clear_alone_may_not_be_among_many():
 
 def test_few_seeds_are_told():
     two = comparison(base=BASE[:2], up=[0.95, 0.96])
-    assert two.verdict().endswith("So few seeds give a direction at best: 3 or more would tell.")
+    assert two.verdict().endswith(
+        "With so few seeds differences are a hint at best: use 3 or more."
+    )
     three = comparison(base=BASE[:3], up=[0.95, 0.96, 0.98])
     assert three.verdict().endswith("3 seeds, paired.")
     one = comparison(base=BASE[:1], up=[0.99])

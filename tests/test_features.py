@@ -310,7 +310,7 @@ def test_features_of_examples_that_are_no_pictures(out):
     [
         ("small_cnn", {}, "encoders with a head of their own; got small_cnn"),
         ("mpl", {}, "Did you mean 'mlp'"),
-        ("mlp", {"pretrained": True}, "encoder with weights must be one of"),
+        ("mlp", {"pretrained": True}, "--encoder with pretrained weights must be one of"),
         (flat, {"pretrained": True}, "for an encoder by name"),
         (flat, {"views": 2}, "views and augment need each other, .*; got 2 and 'none'"),
         (flat, {"augment": "flip"}, "views and augment need each other"),

@@ -211,7 +211,7 @@ def test_damage_is_refused(made):
     said = json.loads(path.read_text())
     for changes, what in (
         ({"count": 12}, "its vectors and names are not 12"),
-        ({"vectors": {"file": "../x", "sha256": ""}}, "'../x' is no file of it"),
+        ({"vectors": {"file": "../x", "sha256": ""}}, "'../x' is not one of its files"),
         ({"names": None}, ""),
     ):
         path.write_text(json.dumps({**said, **changes}))
@@ -294,7 +294,10 @@ BAD = {
         "--data-dir is for runs on vectors",
     ),
     "no name": (lambda g, p: ["forget", g, "X"], "no picture and no identity"),
-    "a folder of pictures": (lambda g, p: ["index", "RUN", p, "--out", p], "is no gallery: it has"),
+    "a folder of pictures": (
+        lambda g, p: ["index", "RUN", p, "--out", p],
+        "is not a gallery: it has",
+    ),
     "a file": (lambda g, p: ["index", "RUN", p, "--out", p / "alone.png"], "is a file"),
     "nothing": (
         lambda g, p: ["index", "RUN", p / "none", "--out", g],

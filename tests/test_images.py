@@ -227,7 +227,7 @@ def test_16_bits_that_are_not_all_used_are_said_and_can_be_scaled(tmp_path, bits
         assert len(np.unique(scaled)) == 256
     bright = Image.fromarray(np.full((4, 4), 65535, np.uint16))
     bright.save(tmp_path / "b" / "2.png")
-    with pytest.warns(UserWarning, match=f"above {2**bits - 1:,} is white, by --bits {bits}"):
+    with pytest.warns(UserWarning, match=f"above {2**bits - 1:,} become white with --bits {bits}"):
         images = folder.load(tmp_path, 64, reading=Reading(bits=bits)).examples
     assert (images[-1] == 255).all()
     folder.load(tmp_path, 64)  # one that uses all of them tells that all may be used

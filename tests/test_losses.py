@@ -291,8 +291,8 @@ def test_one_s_own_loss_trains_validates_and_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("config", "loss", "message"),
     [
-        (CONFIG, None, "a loss is given if, and only if, .* loss 'own'; it says 'own'"),
-        (CONFIG.replace(loss="triplet"), Centers(), "it says 'triplet'"),
+        (CONFIG, None, "a loss object and loss='own' .* together; .* says 'own'"),
+        (CONFIG.replace(loss="triplet"), Centers(), "the configuration says 'triplet'"),
         (CONFIG, Centers("cosine"), "distance, 'euclidean', .*; got 'cosine'"),
     ],
 )

@@ -311,6 +311,6 @@ def test_a_name_that_is_no_text_is_named(tiny_encoder, tmp_path):
     mine = dataclasses.replace(mine, identities=("caf\udce9", *mine.identities[1:]))
     asked = mj.TrainConfig(dataset="own", encoder="own", out=str(tmp_path), identities_per_batch=8)
     with pytest.raises(
-        ValueError, match=r"must be text; caf\\udce9 has bytes that are none: rename"
+        ValueError, match=r"must be text; caf\\udce9 has bytes that are not text: rename"
     ):
         mj.fit(asked, dataset=mine, encoder=tiny_encoder)

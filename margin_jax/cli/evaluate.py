@@ -124,7 +124,7 @@ def evaluate(
         raise ValueError("--query and --gallery must be given together; --group-by is for them")
     others = {data_dir, pairs, count, seed, mistakes}
     if query is not None and (retrieval or strict or others != {None}):
-        raise ValueError("--query and --gallery are all that is evaluated: give no other pictures")
+        raise ValueError("--query and --gallery cannot be combined with other images or pairs")
     loaded = load_run(run)
     drawn = {name: value for name, value in (("count", count), ("seed", seed)) if value is not None}
     if drawn and (data_dir is None or pairs is not None):

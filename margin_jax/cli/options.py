@@ -62,7 +62,7 @@ _FIELDS |= {"group_by", "query", "gallery"}
 _FIELDS |= {"views", "batch_size", "feature_dtype"}
 _LONG = "|".join(sorted((name for name in _FIELDS if "_" in name), key=len, reverse=True))
 _IN_A_SENTENCE = re.compile(rf"(?<![\w./'-])({_LONG})(?![\w./'-])")
-_SUBJECT = re.compile(r"([a-z]+)( and )?(?(2)([a-z]+))(?= (?:must|is|are|needs?|exclude) )")
+_SUBJECT = re.compile(r"([a-z]+)( and )?(?(2)([a-z]+))(?= (?:must|is|are|needs?|cannot) )")
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

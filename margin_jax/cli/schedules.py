@@ -70,7 +70,7 @@ def plot_schedules(
 
     check_out(out, picture=True)
     if history is not None and stimulus is not None:
-        raise ValueError("--stimulus and --history exclude each other")
+        raise ValueError("--stimulus and --history cannot be used together")
     if history is None:
         stimulus = stimulus or "step"
         world = response.stimulus(stimulus, epochs)

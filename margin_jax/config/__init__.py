@@ -61,7 +61,7 @@ class RunConfig:
 
     def _check_run(self) -> None:
         if self.overwrite and self.resume:
-            raise ValueError("overwrite and resume exclude each other")
+            raise ValueError("overwrite and resume cannot be used together")
 
 
 # As --help shows them.

@@ -146,15 +146,15 @@ def _dataset_as_meant(name: str) -> str:
         ValueError: with what to say instead.
     """
     if isinstance(name, str) and name in PRESETS:
-        raise ValueError(f"dataset {name} is one of TensorFlow Datasets: say tfds:{name}")
+        raise ValueError(f"dataset {name} is one of TensorFlow Datasets: use tfds:{name}")
     if isinstance(name, str) and Path(name).is_dir():
         raise ValueError(
-            f"dataset must be one of {', '.join(DATASETS)}; got the folder {name}: say "
+            f"dataset must be one of {', '.join(DATASETS)}; got the folder {name}: use "
             f"--dataset folder --data-dir {name}"
         )
     if isinstance(name, str) and Path(name).is_file():
         raise ValueError(
-            f"dataset must be one of {', '.join(DATASETS)}; got the file {name}: say --dataset "
+            f"dataset must be one of {', '.join(DATASETS)}; got the file {name}: use --dataset "
             f"vectors --data-dir {name}, or list for a list of pictures"
         )
     return name

@@ -32,7 +32,7 @@ def read_options(path: Path) -> dict[str, Any]:
     except ValueError as error:  # of either format, or of its signs
         raise ValueError(f"config must be TOML or JSON; {path}: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"config must have options by name; got {path} of {values!r}")
+        raise ValueError(f"config must hold options by name; {path} holds {values!r}")
     tables = {part.PANEL.lower(): set(part.__annotations__) - {"PANEL"} for part in PARTS}
     known = [name for names in tables.values() for name in names]
     found: dict[str, Any] = {}
@@ -42,7 +42,7 @@ def read_options(path: Path) -> dict[str, Any]:
             name = name.replace("-", "_")
             check_choice(f"an option {where}of {path}", name, names)
             if name in found:
-                raise ValueError(f"{path} says each option once; got {name} twice")
+                raise ValueError(f"{path} must set each option once; got {name} twice")
             found[name] = value
 
     add({k: v for k, v in values.items() if not isinstance(v, dict)}, known, "")

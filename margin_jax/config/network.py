@@ -70,9 +70,9 @@ class NetworkConfig:
         if self.width <= 0:
             raise ValueError(f"width must be above 0; got {self.width}")
         if self.begins_with_weights:
-            check_choice("encoder with weights", self.encoder_name, PRETRAINED)
+            check_choice("--encoder with pretrained weights", self.encoder_name, PRETRAINED)
         if self.pretrained and self.weights is not None:
-            raise ValueError("pretrained and weights exclude each other")
+            raise ValueError("pretrained and weights cannot be used together")
 
     @property
     def encoder_name(self) -> str:

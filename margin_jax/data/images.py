@@ -156,7 +156,7 @@ def _told_of_depth(count: int, highest: int, bits: int) -> str:
         greys = (highest >> (bits - 8)) + 1
         return f"{of}: they have {greys} greys left; --bits {used} scales them"
     if highest >= 2**bits:
-        return f"{of}: what is above {2**bits - 1:,} is white, by --bits {bits}"
+        return f"{of}: values above {2**bits - 1:,} become white with --bits {bits}"
     return ""
 
 

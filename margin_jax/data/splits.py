@@ -79,13 +79,13 @@ def split_by_parts(parts: np.ndarray, labels: np.ndarray, identities: Sequence[s
         names = [Split._fields[part] for part in sorted({part_of[identity], parts[wrong[0]]})]
         raise ValueError(
             f"an identity must be in one part of the split; {identities[identity]!r} is in "
-            f"{' and '.join(names)}: --split 40/10/50, say, splits all anew"
+            f"{' and '.join(names)}: choose another split, such as --split 40/10/50"
         )
     split = Split(*(np.flatnonzero(part_of == part) for part in range(3)))
     if min(map(len, split)) < 2:
         raise ValueError(
-            "each part of the split needs at least two identities; the data say "
-            f"{_counts([len(part) for part in split])}: --split 40/10/50, say, splits all anew"
+            "each part of the split needs at least two identities; the data have "
+            f"{_counts([len(part) for part in split])}: choose another, such as --split 40/10/50"
         )
     return split
 

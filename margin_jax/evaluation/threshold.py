@@ -35,7 +35,8 @@ def threshold_pairs(saved: Pairs, labels: np.ndarray, fmr: float, *, seed: int) 
     except ValueError as error:
         people = len(np.unique(labels))
         raise ValueError(
-            f"{error} of {people:,} validation identities: a larger rate, or more of them (--split)"
+            f"{error} of {people:,} validation identities: choose a larger rate, or more "
+            "identities (--split)"
         ) from None
     same = saved.rows[saved.same]
     return Pairs(

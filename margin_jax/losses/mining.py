@@ -47,7 +47,8 @@ def mining_starts(kinds: str | Mapping[int, str]) -> dict[int, str]:
     starts = [start for start, _ in first_epochs]
     if starts[:1] != [1] or starts != sorted(set(starts)):
         raise ValueError(
-            f"mining must say what trains from epoch 1 on, in rising order; got {kinds!r}"
+            "mining must give the kind of triplets from epoch 1 on, by increasing epochs; got "
+            f"{kinds!r}"
         )
     for _, kind in first_epochs:
         check_choice("mining", kind, MININGS)

@@ -85,7 +85,7 @@ def check_removable(folder: Path) -> None:
         if path.is_symlink():
             raise ValueError(f"not removing {path}, a link to somewhere else")
         if path.exists() and not path.is_dir():
-            raise ValueError(f"not removing {path}, which is no folder")
+            raise ValueError(f"not removing {path}, which is not a folder")
     for file in _files(folder):
         if file.is_dir() and not file.is_symlink():
             raise ValueError(f"not removing {file}, which is a folder")

@@ -104,7 +104,7 @@ class Comparison:
         if not others:
             return "One arm alone: there is nothing to compare it with."
         if len(self.seeds) < 2:
-            return f"One seed shows no spread, so nothing is clear: {_FEW} or more would tell."
+            return f"One seed shows no spread, so nothing is clear: use {_FEW} seeds or more."
         found = {name: self.summary(name, "auc") for name in others}
         same = [name for name in others if not self.differences(name, "auc").any()]
         tried = {name: found[name].p_value for name in others if name not in same}
@@ -124,10 +124,10 @@ class Comparison:
             said.append(f"{_are(same)} equal to {self.baseline} with every seed")
         parts = [f"AUC: {'; '.join(said)}.", f"{len(self.seeds)} seeds, paired"]
         if len(tried) > 1:
-            parts[1] += f"; what is clear is so for {len(tried)} comparisons together (Holm)"
+            parts[1] += f"; corrected for {len(tried)} comparisons (Holm)"
         parts[1] += "."
         if len(self.seeds) < _FEW:
-            parts.append(f"So few seeds give a direction at best: {_FEW} or more would tell.")
+            parts.append(f"With so few seeds differences are a hint at best: use {_FEW} or more.")
         return " ".join(parts)
 
     def markdown(self) -> str:

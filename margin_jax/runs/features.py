@@ -230,9 +230,9 @@ def _by_name(
     told = {"name": name, **parameters}
     if not pretrained and weights is None:
         return functools.partial(_drawn, Encoder(trunk), told, seed)
-    check_choice("encoder with weights", name, PRETRAINED)
+    check_choice("--encoder with pretrained weights", name, PRETRAINED)
     if pretrained and weights is not None:
-        raise ValueError("pretrained and weights exclude each other")
+        raise ValueError("pretrained and weights cannot be used together")
     path = published.fetch(name) if weights is None else local_path("weights", weights)
     params, trunk_stats = published.load_weights(name, path)
     told |= {"weights": f"sha256:{sha256(path.read_bytes())}"}

@@ -69,7 +69,7 @@ def check_sealed(folder: Path, name: str) -> None:
         OSError: if there is none.
     """
     if read_json(folder / REPORT)[SEAL].get(name) != _digest(folder, name):
-        raise ValueError(f"{name} is not the one that {REPORT} is about")
+        raise ValueError(f"{name} does not belong to {REPORT}")
 
 
 def _digest(folder: Path, name: str) -> str:
@@ -152,7 +152,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not plain:
-        raise ValueError(f"{path} is damaged: a figure is no number")
+        raise ValueError(f"{path} is damaged: a value is not a number")
     if epochs != list(range(1, len(epochs) + 1)):
         raise ValueError(f"{path} is damaged: its epochs are {epochs}")
     return records

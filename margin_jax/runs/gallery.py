@@ -192,7 +192,7 @@ def _opened(folder: Path, said: dict[str, Any]) -> Gallery:
     for kind in ("vectors", "names"):
         file, digest = said[kind]["file"], said[kind]["sha256"]
         if Path(file).name != file:
-            raise ValueError(f"{file!r} is no file of it")
+            raise ValueError(f"{file!r} is not one of its files")
         if _digest(folder / file) != digest:
             raise ValueError(f"{file} is not what was written")
     names = read_json(folder / said["names"]["file"])
@@ -323,7 +323,8 @@ def _check_vacant(target: Path) -> None:
     other = sorted(name for name in present if name != LOCK and not _MINE.fullmatch(name))
     if other:
         raise ValueError(
-            f"{target} is no gallery: it has other files, such as {other[0]}; choose another --out"
+            f"{target} is not a gallery: it has other files, such as {other[0]}; choose another "
+            "--out"
         )
 
 

@@ -312,8 +312,8 @@ def get_encoder(config: TrainConfig, own: Encoder | None) -> Encoder:
     """
     if (own is not None) != (config.encoder == OWN):
         raise ValueError(
-            f"an encoder is given if, and only if, the configuration says encoder {OWN!r}; "
-            f"it says {config.encoder!r}"
+            f"an encoder object and encoder={OWN!r} in the configuration must be given together; "
+            f"the configuration says {config.encoder!r}"
         )
     if own is not None:
         return own

@@ -92,8 +92,8 @@ def check_identities(dataset: Dataset) -> None:
             name.encode()
         except UnicodeEncodeError:
             raise ValueError(
-                f"names of identities must be text; {one_line(Path(name))} has bytes that are none"
-                ": rename the folder"
+                f"names of identities must be text; {one_line(Path(name))} has bytes that are not "
+                "text: rename the folder"
             ) from None
 
 

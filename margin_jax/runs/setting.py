@@ -164,8 +164,8 @@ def check_own(config: TrainConfig, loss: Loss | None) -> None:
     """
     if (loss is not None) != (config.loss == OWN):
         raise ValueError(
-            f"a loss is given if, and only if, the configuration says loss {OWN!r}; it says "
-            f"{config.loss!r}"
+            f"a loss object and loss={OWN!r} in the configuration must be given together; the "
+            f"configuration says {config.loss!r}"
         )
     if loss is not None and check_loss(loss).distance != config.distance:
         raise ValueError(

@@ -58,7 +58,7 @@ def embed_folder(
         vectors = run.embed(dataset.examples, rows) if len(rows) else none
         said = remarks((), dataset.notes)
         return EmbeddedFolder([names[row] for row in rows], vectors, (), said)
-    image_folder.check_folder("what is embedded", Path(root))
+    image_folder.check_folder("the path to embed", Path(root))
     everything, hidden = image_folder.find_files(Path(root))
     paths = [path for path in everything if str(path.relative_to(root)) not in without]
     size, channels = size_and_channels(run)
