@@ -4,13 +4,13 @@
     python experiments/accelerator.py --minutes 15 --images FACES --weights FILE
 
 Run it from a checkout: it needs jax, flax, optax, orbax-checkpoint, numpy, scipy, pillow,
-matplotlib and tqdm, and no installation. What else the package may use it imports only when it is
-asked for: tensorflow-datasets, typer, and safetensors, which ``--weights`` needs.
+matplotlib and tqdm, and no installation. Other packages are only imported when they are needed:
+tensorflow-datasets, typer, and safetensors (for ``--weights``).
 
-The most valuable rows come first. Each is written to ``experiments/results/accelerator.jsonl`` as
-it is measured, with the device's name, and none is measured twice on one device unless asked to
-(``--again``); so what time cuts short goes on with the next call. ``accelerator.md`` is the table
-of all devices. The rows:
+The most valuable rows come first. Each is written to ``experiments/results/accelerator.jsonl`` once
+it is measured, with the device's name, and is not measured again on that device without
+``--again``; so the next call continues where time ran out. ``accelerator.md`` is the table of all
+devices. The rows:
 
 - *check*: loss, counts and gradient against float64 on the host, and whether distances are computed
   with rounded factors (TF32 or bfloat16), as the default of matrix products is. A count may differ
@@ -23,15 +23,15 @@ of all devices. The rows:
 - *way*: the loss with its loop over positives, and with sorting;
 - *step*: forward, backward and update of an encoder, with a fixed cotangent and with the loss;
 - *glyphs*: ``margin-jax train`` to the end;
-- *faces*: folders of faces (``--images``) and an encoder that begins with published weights
-  (``--weights``): the paper's batches, learning rate and epochs, under a constant margin and DAMS.
+- *faces*: folders of faces (``--images``) and an encoder with pretrained weights (``--weights``):
+  the paper's batches, learning rate and epochs, under a constant margin and DAMS.
 
-On a CPU everything is small, so that ``--minutes 3`` tries it whole.
+On a CPU everything is small, so ``--minutes 3`` runs all of it as a test.
 
 Results on one H200 with jax 0.11.2:
 
-- Loss, counts and gradient are float64's but for float32's rounding; no factor is rounded to TF32,
-  as the default of a matrix product does, which errs by 2e-4.
+- Loss, counts and gradient agree with float64 up to float32 rounding. No factor is rounded to TF32,
+  as in matrix products by default, which have an error of 2e-4.
 - In a trial before, blocks of 64 anchors, which suit a CPU, took 1.4, 10.5, 83 and 566 ms at
   N = 1,024, 4,096, 16,384 and 65,536 with K = 8; those of 2^25 distances take 0.96, 2.2, 19, 287.
 - In another, of tiles of 2,048 × 16,384 distances alone, the loop over positives took 0.04 ns a

@@ -1,8 +1,8 @@
 """Cells on disk: one JSON-lines file a data set and a reduction, one cell a line, sorted.
 
 `results/cells/omniglot_mean.jsonl` holds those of the grid, `results/gradient/omniglot_mean.jsonl`
-those of `gradient.py`. A file is whole or not there, whatever kills a process, and several
-processes may add to it.
+those of `gradient.py`. Files are written in one step, even if a process is killed, and several
+processes can add to one.
 """
 
 import contextlib

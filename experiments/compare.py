@@ -10,46 +10,46 @@ wider grid add `cub` (the folder `images` of CUB-200-2011), and MNIST by
     python experiments/compare.py --data DATA --datasets omniglot,lfw,cub,mnist --schedules all \
         --seeds 10
 
-A cell is a data set, a reduction of the loss, a schedule and a seed, and leaves one line of JSON in
-`experiments/results/cells`: figures, the epochs in short, and the command that repeats it. Started
-again, the grid goes on where it was, also in the middle of a cell; what is there is not trained
-again, so to repeat all of it give another `--out`.
+A cell is a dataset, a reduction of the loss, a schedule and a seed. It writes one line of JSON into
+`experiments/results/cells`: results, a summary of the epochs, and the command that repeats it. An
+interrupted grid continues when it is started again, also in the middle of a cell. Finished cells
+are not trained again, so to repeat all of them give another `--out`.
 
 What makes it fair:
 
-- *Tuning.* Every schedule has CANDIDATES of its own (`grid.py`), as many as every other and, with
-  the last two, of the same reach: margins from 0.01 or 0.02 to 0.5 or 1. Each is trained on the
-  seeds 100 and 101. The one with the best mean validation AUC is trained on the seeds 0 to 4, which
-  are the reported ones, or to 9. `dams` as published has nothing to tune and is reported beside it;
-  so is a falling margin, a lead that was found by the test AUC of the tuning seeds.
+- *Tuning.* Every schedule has its own CANDIDATES (`grid.py`), the same number for each and, with
+  the last two, the same range: margins from 0.01 or 0.02 to 0.5 or 1. Each is trained on the seeds
+  100 and 101. The one with the best mean validation AUC is trained on the reported seeds, 0 to 4 or
+  0 to 9. `dams` as published has nothing to tune and is reported too; so is a falling margin, which
+  was found by the test AUC of the tuning seeds.
 - *Splits.* A seed has one split of the identities, one initialisation, one order of batches and one
   set of pairs, whatever the schedule, so differences are paired. All seeds split the same images:
   who is tested with one is trained on with another. CUB's test is the same half for all of them;
   MNIST has four training digits, four to test, and two by which epochs and settings are chosen.
-- *Pairs.* All pairs of the test images, beside the run's own (all same pairs or up to 100,000, even
-  over identities) and the published 1,000. LFW is judged by even ones.
+- *Pairs.* All pairs of the test images, the run's own pairs (all same pairs or up to 100,000, even
+  over identities), and 1,000 pairs as in the paper. LFW is ranked by even pairs.
 - *Reductions.* The mean over the active triplets and the mean over all of them are tuned and
-  reported apart. No cell is dropped: the report lists them, also those of choices that two more
-  settings have replaced.
-- *Looks.* Seeds 5 to 9 were added after 0 to 4 had been read, and are shown apart too; of the four
-  kinds that came last on CUB, MNIST and LFW, and of some late choices, all ten came at once. LFW
-  was ranked by all pairs until its results had been read; by those the losses of the falling margin
-  are not clear. The last two settings were added after the results of the first four had been read
-  on all sets but MNIST; 0.02 was known to be the best constant of Omniglot over active triplets,
-  and some of them were already trained for `gradient.py`. LFW was first trained for 12 epochs (P =
-  32, K = 2; in the history at 899b17f), read, and found too short for DAMS to act; of four
-  differences that exceeded their interval there, none does now.
-- *Machines.* Figures depend on the kind of CPU in their last digits, and so, some epochs on, in the
-  first ones. Cells name it; four kinds occur: AMD EPYC, two newer EPYCs, whose family and model are
-  named too, and an Intel Xeon. In 35 of the 74 comparisons some or all pairs are of two kinds: most
-  of what the last two settings brought on Omniglot and LFW, and most of the four kinds of schedule
-  that came last on MNIST, LFW and CUB. Such a pair shares split, initialisation and batches, and
-  differs by chance as well. How much, DAMS on LFW over all triplets tells, which had not moved from
-  0.5 by any best epoch and so is the constant once more: .0037 ± .0141 over the seeds 0 to 4, of
-  two kinds, and nothing over the others, of one.
+  reported apart. No cell is dropped: the report also lists those of earlier choices, before two
+  settings were added.
+- *Looks.* Seeds 5 to 9 were added after the results of 0 to 4 had been seen, and are also shown
+  separately; for the four kinds added last on CUB, MNIST and LFW, and for some late choices, all
+  ten were trained at once. LFW was ranked by all pairs until its results had been read; by those
+  the losses of the falling margin are not clear. The last two settings were added after the results
+  of the first four had been read on all sets but MNIST; 0.02 was known to be the best constant of
+  Omniglot over active triplets, and some of them were already trained for `gradient.py`. LFW was
+  first trained for 12 epochs (P = 32, K = 2; in the history at 899b17f), read, and found too short
+  for DAMS to act; of four differences that exceeded their interval there, none does now.
+- *Machines.* Results depend on the kind of CPU in their last digits and therefore, some epochs
+  later, in the first ones. Cells name the kind; there are four: AMD EPYC, two newer EPYCs, whose
+  family and model are named too, and an Intel Xeon. In 35 of the 74 comparisons some or all pairs
+  are of two kinds: most of what the last two settings brought on Omniglot and LFW, and most of the
+  four kinds of schedule that came last on MNIST, LFW and CUB. Such a pair shares split,
+  initialisation and batches, but also differs by chance. DAMS on LFW over all triplets shows how
+  much, since by every best epoch it was still at 0.5 and so equals the constant: .0037 ± .0141 over
+  the seeds 0 to 4, on two kinds of CPU, and 0 over the others, on one.
 
-On a CPU a process has one core, so that a cell's figures do not depend on how many there are, and
-all cells of a data set and a reduction are trained in one process, which compiles once.
+On a CPU each process has one core, so that results do not depend on the number of cores. All cells
+of a dataset and a reduction are trained in one process, which compiles once.
 
 The 1804 cells took 27.4 hours of one core (AMD EPYC of three generations, Intel Xeon; jax 0.10.2),
 the default grid 7.6, so about four of two cores. The results:

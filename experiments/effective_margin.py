@@ -2,21 +2,21 @@
 
     python experiments/effective_margin.py
 
-The effective margin of a triplet is d(a,n) − d(a,p). The paper says that during training that of
-many triplets exceeds the margin μ that was set, provided that enough triplets still violate μ.
+The effective margin of a triplet is d(a,n) − d(a,p). The paper says that during training the
+effective margins of many triplets exceed the chosen margin μ, provided that enough triplets still
+violate μ.
 
 *The toy.* Identities are the components of a Gaussian mixture in 16 dimensions: their means are
-drawn with a standard deviation of 1, their samples around them with that of the dial *overlap*. A
-network of two hidden layers embeds fresh samples (there is nothing to learn by heart), 32
-components of 4 samples a batch, 25 batches an epoch, for 30 epochs, Adam at 1e-3, μ constant.
+drawn with a standard deviation of 1, and the samples around them with a standard deviation called
+*overlap*. A network with two hidden layers embeds fresh samples (so it cannot memorise them): 32
+components with 4 samples per batch, 25 batches per epoch, 30 epochs, Adam at 1e-3, constant μ.
 
-*Real sets.* The constant margins among the cells of `compare.py`, 0.01 to 1, of the two seeds that
-all of them were tuned with.
+*Real data.* The runs of `compare.py` with constant margins from 0.01 to 1, on the two tuning seeds.
 
-Writes `experiments/results/effective_margin.json`, and from it and the cells the pictures and the
-table of `experiments/results/effective_margin.md` (`--report`: only that, in seconds). The findings
-stand there above them, and stay as they are. On two cores, beside other work, it took a minute and
-a half (jax 0.10.2).
+Writes `experiments/results/effective_margin.json`, and from it and the cells the plots and the
+table of `experiments/results/effective_margin.md` (with `--report` only these, in seconds). The
+findings above them are written by hand and are kept. On two cores, next to other work, it took a
+minute and a half (jax 0.10.2).
 """
 
 import argparse

@@ -1,24 +1,25 @@
-"""Why a margin schedule wins or loses: what becomes of the gradient, and what depends on it.
+"""Why a margin schedule wins or loses: how the gradient changes, and what depends on it.
 
     python experiments/gradient.py --data DATA
 
-The lead: over all triplets, the mean loss has a gradient that fades as they become easy; over the
-active ones it does not. A schedule that keeps triplets active would then help the first, and have
-nothing to mend in the second. Adam divides a gradient by the root of the mean square of the last
-thousand or so, which here is the whole run: a gradient that fades to a tenth moves the weights a
-tenth as far. RMSprop looks back about ten steps and would undo that.
+The hypothesis: the gradient of the mean over all triplets fades as triplets become easy; that of
+the mean over the active ones does not. A schedule that keeps triplets active would then help in the
+first case, and not in the second. Adam divides the gradient by the root mean square of about the
+last thousand steps, which here is the whole run: a gradient that fades to a tenth moves the weights
+a tenth as far. RMSprop looks back about ten steps and would compensate for the fading.
 
-So, as in `compare.py`: three schedules (a small and the usual constant margin, DAMS as published)
-and both reductions, also with one thing changed at a time; constant margins from 0.002 to 1; and
-DAMS with a threshold of 80 % from three starts. The seeds are those of the tuning, 100 and 101,
-none of which `compare.py` reports. Started again, it goes on where it was.
+The runs are like those of `compare.py`: three schedules (a small and the usual constant margin,
+DAMS as published) with both reductions, also with one thing changed at a time; constant margins
+from 0.002 to 1; and DAMS with a threshold of 80 % from three starting margins. The seeds are the
+tuning seeds, 100 and 101, which `compare.py` does not report. An interrupted study continues when
+it is started again.
 
 All cells take two hours of one core on Omniglot and five on LFW, of which one is for the wide
 network (AMD EPYCs of two kinds, jax 0.10.2), half of that on two.
 
-Writes cells into `experiments/results/gradient`, and from them and the grid's the pictures and
-tables of `experiments/results/gradient.md` (`--report`: only that, in seconds; `--out`: elsewhere).
-The findings stand there above them, and stay as they are.
+Writes cells into `experiments/results/gradient`, and from them and those of the grid the plots and
+tables of `experiments/results/gradient.md` (with `--report` only these, in seconds; `--out` chooses
+another folder). The findings above them are written by hand and are kept.
 """
 
 import argparse

@@ -1,13 +1,14 @@
-"""Records what PyTorch Metric Learning makes of a few embeddings, for tests/test_golden_losses.py.
+"""Records results of PyTorch Metric Learning for tests/test_golden_losses.py.
 
     pip install torch==2.13.0 && pip install --no-deps pytorch-metric-learning==2.9.0
     python experiments/make_loss_golden.py
 
 Values and gradients in float64 of ArcFaceLoss and CosFaceLoss (with their proxies given),
-SupConLoss, and DynamicSoftMarginLoss with the histogram after each of three batches. Of the last,
-two things are as the authors' code has them: the histogram is a constant (differentiated, it fails
-in a second step), and a batch enters it with the weight `momentum`, whatever its number of
-triplets; and its bins end at 2, as there. The result is ``tests/golden/losses_golden.json``.
+SupConLoss, and DynamicSoftMarginLoss with the histogram after each of three batches. The last one
+is changed in two points to agree with the authors' code: no gradient flows through the histogram
+(with gradients it fails in a second step), and a batch enters it with the weight `momentum`,
+whatever its number of triplets. Its bins end at 2, as in that code. The result is
+``tests/golden/losses_golden.json``.
 """
 
 import importlib.metadata

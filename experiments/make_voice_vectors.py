@@ -9,9 +9,9 @@
 
 A speaker is one of the variants of eSpeak NG's English voice, about a hundred. Each reads the same
 sentences, every time at another pitch and speed, with some noise. Resemblyzer, whose weights come
-with the package, makes 256 numbers of each recording (a d-vector, `Wan et al. 2018
-<https://arxiv.org/abs/1710.10467>`_). These are no real voices: they show how vectors of speech are
-trained on, and say nothing of how well real people are told apart.
+with the package, computes 256 numbers from each recording (a d-vector, `Wan et al. 2018
+<https://arxiv.org/abs/1710.10467>`_). These are not real voices: they show how to train on vectors
+of speech, and say nothing about how well real people can be distinguished.
 """
 
 import argparse

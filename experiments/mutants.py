@@ -3,11 +3,11 @@
     python experiments/mutants.py --only losses     # one module, in minutes
     python experiments/mutants.py                   # all, in an hour or two; goes on where it was
 
-``mutants.toml`` lists the faults: the module by its name, the exact text, what stands there
-instead, what that would mean, and the tests that must fail. Each is made in a copy of the tree. The
-results are lines of JSON, written as they come, and a table, ``results/mutants.md``. A mutant is
-*killed* if a test fails, and *survives* if all pass. Where `survives` says why no test can fail, it
-is no fault at all, and counts for nothing.
+``mutants.toml`` lists the faults: the module, the exact text, its replacement, what that would
+mean, and the tests that must fail. Each fault is made in a copy of the tree. The results are lines
+of JSON, written one by one, and a table, ``results/mutants.md``. A mutant is *killed* if a test
+fails, and *survives* if all pass. If its entry `survives` gives a reason why no test can fail, it
+is not a fault and is not counted.
 """
 
 import argparse

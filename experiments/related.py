@@ -2,24 +2,24 @@
 
     python experiments/related.py --data DATA
 
-DATA is the folder of `compare.py` (`omniglot`, `lfw`, `cub`) with two files more, features of
+DATA is the folder of `compare.py` (`omniglot`, `lfw`, `cub`) and two more files, features of
 photographs by a network trained on ImageNet:
 
     margin-jax features PICTURES --encoder efficientnet_lite0 --weights WEIGHTS --image-size 128 \
         --out DATA/lfw_features.npz
 
-and the same of CUB's in `cub_features.npz`. A cell is a data set, a loss with its parameters, a
-margin schedule and a seed. All else is the grid's (`grid.py`): network, batches, epochs, optimiser
-and its learning rate, which is not tuned for any loss.
+and the same for CUB, in `cub_features.npz`. A cell is a dataset, a loss with its parameters, a
+margin schedule and a seed. Everything else is as in the grid (`grid.py`): network, batches, epochs,
+optimiser and its learning rate, which is not tuned for any loss.
 
 As in `compare.py`, every kind has six settings (KINDS), each trained on the seeds 100 and 101; the
 one with the best mean validation AUC is trained on the reported seeds, 0 to 4. Splits, order of
-batches and pairs are the seed's, so differences are paired. Losses over triplets are means over all
-of them; the classifiers have a proxy for each training identity.
+batches and pairs depend on the seed only, so differences are paired. Losses over triplets are means
+over all of them; the classifiers have a proxy for each training identity.
 
-Started again, it goes on where it was. `--report` only writes `experiments/results/related.md` and
-its picture anew from the cells in `experiments/results/related`, in seconds; its first words, what
-came of it, stand as they are.
+An interrupted study continues when it is started again. `--report` only rewrites
+`experiments/results/related.md` and its plot from the cells in `experiments/results/related`, in
+seconds; the findings at its top are written by hand and are kept.
 """
 
 import argparse

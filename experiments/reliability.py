@@ -6,12 +6,13 @@
     python experiments/reliability.py --kills 3 --terms 1 --jobs 0
     python experiments/reliability.py --resume        # what is left of a campaign
 
-A small run on glyphs (histogram, changing mining, a save every 5 of its 18 steps an epoch, so that
-many kills hit one) is trained once without interruption. Then it is trained again and again, each
-time killed at a random moment between the start of the process and its end, and resumed:
+A small run on glyphs (histogram, changing mining, a checkpoint every 5 of its 18 steps per epoch,
+so that many kills hit a save) is trained once without interruption. Then it is trained again and
+again, each time killed at a random moment between the start of the process and its end, and
+resumed:
 
 - *kills*: SIGKILL, until there have been that many;
-- *terms*: SIGTERM, as machines that are about to vanish send it;
+- *terms*: SIGTERM, as sent by machines that are about to shut down;
 - *jobs*: SIGKILL to both processes of a two-process job;
 - *races*: two processes that start, resume or overwrite one folder, a random time apart: one
   trains, the other one is refused;
@@ -19,14 +20,13 @@ time killed at a random moment between the start of the process and its end, and
   more. They need the right to mount a file system of memory; without it they are left out, and the
   result says so.
 
-Every life that comes to its end must leave the history and the report of the uninterrupted run, to
-the last bit but for timing. What happened is written after every trial; the exit status is 1 if
-anything was lost.
+Every run that finishes must have the history and report of the uninterrupted run, to the last bit
+except for times. Results are written after every trial; the exit status is 1 if anything was lost.
 
 The last result is in ``experiments/results/reliability.json``: nothing lost. Two CPU cores, jax
 0.10.2, half an hour, for half of which other work ran; the disks were file systems in memory. The
-races came later, with jax 0.12, for most of the time beside much other work: in 48 of 50 pairs the
-second process came while the first one lived, and was refused.
+races were run later, with jax 0.12 and mostly next to much other work: in 48 of 50 pairs the second
+process started while the first was running, and was refused.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python experiments/report.py
 
 Reads `experiments/results/cells` and writes `experiments/results/schedules.md` with its pictures.
-Every cell that is there is in it.
+It includes every cell.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the cells of `compare.py` say of a data set and a reduction, and what may be compared there.
+"""What the cells of `compare.py` say about a dataset and reduction, and what can be compared.
 
 Tables and pictures of it: `report.py`.
 """
