@@ -84,8 +84,9 @@ def resolve(
 
     Args:
         what, text, first: as in :func:`parse`.
-        functions: by name; what a text leaves open is as their signatures say, unless
-        defaults: says it, by the name of the parameter; others are of no effect.
+        functions: by name. A parameter that the text leaves out has its value in `defaults`, or
+            else its default in the signature.
+        defaults: values by the name of the parameter; others are ignored.
 
     Raises:
         ValueError: as :func:`parse`.

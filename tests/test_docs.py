@@ -83,6 +83,13 @@ PLAINER = {
     r"utili[sz]e": "use",
     r"whilst|thereof|heretofore": "while, of it, until now",
     r"what came of": "the results of",
+    r"exclude each other": "cannot be used together",
+    r"goes? on where it (?:was|stopped)": "continues",
+    r"of no effect": "has no effect",
+    r"(?:is )?a constant to differentiation": "no gradient flows through it",
+    r"brought to length": "normalised to length",
+    r"out of (?:those|its) ranges?": "outside",
+    r"need not be said": "can be left out",
 }
 
 

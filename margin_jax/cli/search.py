@@ -24,7 +24,7 @@ def index(
         Path, typer.Option(help="The gallery; new images are added to an existing one.")
     ] = Path("gallery"),
 ) -> Path:
-    """Make a searchable gallery of the images in a folder, or add them to one.
+    """Make a searchable gallery of the images in a folder, or add them to an existing one.
 
     An image's identity is the name of the folder it is in. Run the command again to add images with
     new names; `margin-jax forget` removes images.

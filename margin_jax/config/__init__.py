@@ -41,8 +41,8 @@ class RunConfig:
     out: Annotated[
         str | None,
         Option(
-            "The run folder. Default: runs/DATASET-SCHEDULE-SEED; for your own images DATASET is "
-            "folder-NAME.",
+            "The run folder. Default of train: runs/DATASET-SCHEDULE-SEED; for your own images "
+            "DATASET is folder-NAME.",
             is_path=True,
         ),
     ] = None

@@ -23,7 +23,7 @@ class NetworkConfig:
         str | None,
         Option(
             "The network: NAME or NAME:KEY=VALUE,..., as in nn2:small_stem=true; small_stem, "
-            "width and dtype are also options. Default: small_cnn; head for vectors. "
+            "width and dtype are also options. Default of train: small_cnn; head for vectors. "
             f"{one_of(ENCODERS)}",
         ),
     ] = None

@@ -115,7 +115,7 @@ def origin(distance: DistanceFn, rows: Array, real: Array | None = None) -> Arra
     whichever is more. Of several places far apart no origin helps within each: the error is a few
     rounding units of the square of how far they are.
 
-    It is a constant to differentiation: distances do not depend on it.
+    No gradient flows through it: distances do not depend on it.
 
     Args:
         distance: any; of one that is not Euclidean the origin is 0.

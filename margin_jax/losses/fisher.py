@@ -35,7 +35,7 @@ class Fisher(WithoutParameters):
 
     Attributes:
         lam: λ, in (0, 1].
-        unit: whether embeddings are brought to length 1 first.
+        unit: whether embeddings are normalised to length 1 first.
     """
 
     lam: float = 0.01
@@ -120,7 +120,7 @@ class FisherTripletLoss(Fisher):
 
     Attributes:
         lam: λ, in (0, 1].
-        unit: whether embeddings are brought to length 1 first.
+        unit: whether embeddings are normalised to length 1 first.
 
     Raises:
         ValueError: values out of range.
@@ -154,7 +154,7 @@ class FisherContrastiveLoss(Fisher):
 
     Attributes:
         lam: λ, in (0, 1].
-        unit: whether embeddings are brought to length 1 first.
+        unit: whether embeddings are normalised to length 1 first.
 
     Raises:
         ValueError: values out of range.

@@ -67,7 +67,7 @@ class ShadowLoss(WithoutParameters):
         reference_where: ArrayLike | None = None,
         axis_name: str | tuple[str, ...] | None = None,
     ) -> tuple[Array, TripletStats]:
-        """``(loss, stats)``; arguments as in the function, `params` of no effect."""
+        """``(loss, stats)``; arguments as in the function, `params` are not used."""
         return batch_all_triplet_loss(
             embeddings,
             labels,

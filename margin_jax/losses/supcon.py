@@ -67,7 +67,7 @@ class SupConLoss(WithoutParameters):
         where: ArrayLike | None = None,
         axis_name: str | tuple[str, ...] | None = None,
     ) -> tuple[Array, TripletStats]:
-        """``(loss, stats)``; arguments as for :class:`~margin_jax.Loss`, `params` of no effect."""
+        """``(loss, stats)``; arguments as for :class:`~margin_jax.Loss`, `params` are not used."""
         x, y, real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
         options: dict[str, Any] = {"distance": self.distance, "axis_name": axis_name}
         stats = triplet_stats(x, y, margin, where=None if where is None else real, **options)

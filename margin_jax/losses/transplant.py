@@ -92,7 +92,7 @@ class TransplantLoss(WithoutParameters):
         where: ArrayLike | None = None,
         axis_name: str | tuple[str, ...] | None = None,
     ) -> tuple[Array, TripletStats]:
-        """``(loss, stats)``; arguments as for :class:`~margin_jax.Loss`, `params` of no effect.
+        """``(loss, stats)``; arguments as for :class:`~margin_jax.Loss`, `params` are not used.
 
         Labels are from 0 to the number of counts − 1.
         """

@@ -53,7 +53,7 @@ class TripletLoss(WithoutParameters):
         reference_where: Array | None = None,
         axis_name: str | None = None,
     ) -> tuple[Array, TripletStats]:
-        """``(loss, stats)``; arguments as in the function, `params` of no effect."""
+        """``(loss, stats)``; arguments as in the function, `params` are not used."""
         return batch_all_triplet_loss(
             embeddings,
             labels,

@@ -46,10 +46,10 @@ def resolve_schedule(text: str, defaults: Mapping[str, Any]) -> tuple[str, dict[
     Args:
         text: ``NAME``, ``NAME:MARGIN`` or ``NAME:KEY=VALUE,...``.
         defaults: values of parameters that the text leaves open, by name; those that the schedule
-            does not have are of no effect.
+            does not have are ignored.
 
     Raises:
-        ValueError: an unknown name or key, a key said twice, or a value that is no number.
+        ValueError: for an unknown name or key, a key given twice, or a value that is not a number.
     """
     first = "margins" if text.startswith("replay") else "margin"
     name, values = resolve("a schedule", text, SCHEDULES, defaults, first=first)

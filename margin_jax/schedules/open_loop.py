@@ -32,7 +32,7 @@ def linear(margin: float, margin_end: float, epochs: int) -> Schedule:
 
 
 def exponential(margin: float, margin_end: float, epochs: int) -> Schedule:
-    """From `margin` to `margin_end`, which then stays, by the same factor each epoch.
+    """By the same factor each epoch from `margin` to `margin_end`, which then stays.
 
     ``μ(e) = margin · (margin_end / margin)^(e / (epochs − 1))``
 

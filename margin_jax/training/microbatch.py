@@ -68,10 +68,9 @@ def differentiate(
     """The loss of a batch and its gradient, all at once or by parts.
 
     Args:
-        embed: the network, in training. By parts it sees a part at a time, in order, each with a
-            key of its own and with the batch statistics that the part before has left, and twice,
-            with the same arguments. What goes from part to part with the batch statistics is a
-            constant to differentiation.
+        embed: the network, in training. With a microbatch it gets one part at a time, in order,
+            each with its own key and the batch statistics after the part before, and twice with the
+            same arguments. No gradient flows through batch statistics from part to part.
         loss_fn: the loss of the whole batch's embeddings.
         params, batch_stats: of the network.
         loss_params: of the loss.
