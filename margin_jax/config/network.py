@@ -44,7 +44,9 @@ class NetworkConfig:
     ] = 0
     small_stem: Annotated[
         bool,
-        Option("For images of 28 to 64 pixels: do not downsample in the first layer."),
+        Option(
+            "For 28 to 64 pixels: no downsampling in the first layer (most convolutional encoders)."
+        ),
     ] = False
     width: Annotated[float, Option("small_cnn: multiplies its 32, 64, 128 and 128 channels.")] = 1.0
     dtype: Annotated[str, Option(f"The dtype of the computation. {one_of(DTYPES)}")] = "float32"
