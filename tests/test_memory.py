@@ -90,7 +90,7 @@ def test_it_is_a_queue(sizes):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"reduction": "mean", "mining": "semihard"}, {"distance": "squared_euclidean"}],
+    [{}, {"reduction": "mean", "mining": "semihard", "distance": "manhattan"}],
 )
 def test_the_loss_is_that_of_the_batch_and_that_of_the_memory(options):
     """Step by step against the plain loops: loss, gradient, and counts told apart."""
@@ -164,7 +164,7 @@ def four_steps(devices=None, microbatch=None):
     return steps(train_step, state, batches(4), mesh)
 
 
-@pytest.mark.parametrize(("devices", "microbatch"), [(1, 2), (4, 4), (8, None)])
+@pytest.mark.parametrize(("devices", "microbatch"), [(4, 4), (8, None)])
 def test_on_any_number_of_devices_and_by_parts_it_is_the_same(devices, microbatch):
     """Of rows that the devices do not divide; the memory itself is on all of them."""
     states, outputs = four_steps(devices, microbatch)

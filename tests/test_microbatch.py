@@ -96,11 +96,10 @@ def assert_close(a, b, tolerance):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * np.abs(y).max())
 
 
-@pytest.mark.parametrize("microbatch", [1, 12])
-def test_it_is_the_step_of_the_whole_batch(microbatch):
-    """Augmentation and histogram as well; counts exactly."""
+def test_it_is_the_step_of_the_whole_batch():
+    """Row by row; augmentation and histogram as well; counts exactly."""
     options = {"augment": AUGMENT, "histogram": True}
-    states, outputs = trained("plain", microbatch, **options)
+    states, outputs = trained("plain", 1, **options)
     whole, expected = trained("plain", None, **options)
     for output, other in zip(outputs, expected, strict=True):
         assert min(other.stats.totals().values()) > 0
@@ -125,7 +124,7 @@ def test_a_microbatch_of_the_whole_batch_is_the_step_without():
     )
 
 
-@pytest.mark.parametrize("name", ["plain", "noisy", "drifting"])
+@pytest.mark.parametrize("name", ["noisy", "drifting"])
 def test_it_is_the_gradient_of_the_loss_of_all_parts(name):
     """Against one derivative through a plain loop over the parts, of which all is kept."""
     microbatch, parts = 8, 3
@@ -184,12 +183,11 @@ def test_dropout_is_another_in_every_part():
     assert not np.allclose(parts[1], parts[2])
 
 
-@pytest.mark.parametrize(("name", "devices"), [("plain", 2), ("noisy", 4)])
-def test_it_is_the_same_on_any_number_of_devices(name, devices):
-    (*_, state), outputs = trained(name, 8, devices=devices, histogram=True)
-    (*_, alone), expected = trained(name, 8, histogram=True)
+def test_it_is_the_same_on_any_number_of_devices():
+    (*_, state), outputs = trained("noisy", 8, devices=4, histogram=True)
+    (*_, alone), expected = trained("noisy", 8, histogram=True)
     for output, other in zip(outputs, expected, strict=True):
-        assert len(output.loss.devices()) == devices
+        assert len(output.loss.devices()) == 4
         assert output.stats.totals() == other.stats.totals()
         assert_close(output.loss, other.loss, 1e-5)
         assert_close(output.gradient_norm, other.gradient_norm, 1e-4)
@@ -206,11 +204,11 @@ def first_state(shape):
 
 
 def compiled(microbatch, devices=1):
-    """A step of 256 images, never run."""
-    mesh, shape = make_mesh(devices, microbatch or 256), (24, 24, 1)
+    """A step of 96 images, never run."""
+    mesh, shape = make_mesh(devices, microbatch or 96), (24, 24, 1)
     state = first_state(shape)
-    images = place_rows(np.zeros((256, *shape), np.uint8), mesh)
-    labels = place_copies(np.zeros(256, np.int32), mesh)
+    images = place_rows(np.zeros((96, *shape), np.uint8), mesh)
+    labels = place_copies(np.zeros(96, np.int32), mesh)
     step = mj.make_train_step(ENCODER.apply, OPTIMIZER, microbatch=microbatch, mesh=mesh)
     arguments = place_copies(state, mesh), images, labels
     if devices > 1:
@@ -219,14 +217,14 @@ def compiled(microbatch, devices=1):
 
 
 def test_memory_is_that_of_a_part():
-    """By the compiler's analysis: a sixteenth of the rows, and what does not depend on them."""
-    whole, parts = (compiled(n).memory_analysis().temp_size_in_bytes for n in (None, 16))
-    assert parts < whole / 8
+    """By the compiler's analysis: a twelfth of the rows, and what does not depend on them."""
+    whole, parts = (compiled(n).memory_analysis().temp_size_in_bytes for n in (None, 8))
+    assert parts < whole / 6
 
 
 def test_no_image_changes_its_device():
     """Between devices go embeddings, statistics and gradients, all of floats, and no pixels."""
-    text = compiled(32, devices=8).as_text()
+    text = compiled(24, devices=8).as_text()
     collective = r"= \(?(.*?)\)? (?:all-gather|all-to-all|collective-permute)(?:-start)?\("
     moved = re.findall(collective, text)
     assert moved  # the embeddings
@@ -236,7 +234,7 @@ def test_no_image_changes_its_device():
         for shapes in moved
         for shape in re.findall(r"\w+\[([\d,]*)\]", shapes)
     ]
-    assert max(sizes) <= 256 * 8  # rows × numbers of an embedding
+    assert max(sizes) <= 96 * 8  # rows × numbers of an embedding
 
 
 def test_what_does_not_divide_is_refused():
