@@ -154,7 +154,7 @@ def test_ones_own_network_and_images(tiny_encoder, tmp_path):
     ):
         with pytest.raises(ValueError, match=rf"\(data.json differs in {what}\)"):
             again(*other)
-    with pytest.raises(ValueError, match="an encoder is given if"):
+    with pytest.raises(ValueError, match="an encoder object and"):
         again(images, None)
 
 

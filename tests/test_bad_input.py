@@ -137,7 +137,7 @@ ROWS = [
     ("train --schedule automargin:k=nan", "k must be finite and above 0; got nan"),
     ("train --mining all,11", "--mining must give the kind of triplets from epoch 1 on"),
     ("train --mining all,x:hard", "--mining is a kind, or kinds by first epoch"),
-    ("train --mining all,3:hard,2:all", "--mining must say .* in rising order"),
+    ("train --mining all,3:hard,2:all", "--mining must give the kind .* by increasing epochs"),
     ("train --augment shift", "--augment must be shift:PIXELS, a whole number from 1 on"),
     ("train --augment crop:nan", "--augment must be crop:SHARE, a number between 0 and 1"),
     ("train --augment flip,flip", "--augment must have each part once"),
@@ -150,7 +150,10 @@ ROWS = [
     ("compare --seeds x", "'--seeds': Input should be a valid integer"),
     ("schedules plot dams:x", "where margin is not a number"),
     ("schedules plot --stimulus stp", "--stimulus must be one of .*Did you mean 'step'"),
-    ("schedules plot --stimulus step --history flat", "--stimulus and --history exclude each oth"),
+    (
+        "schedules plot --stimulus step --history flat",
+        "--stimulus and --history cannot be used toge",
+    ),
     ("schedules plot --epochs 1", "--epochs must be between 2 and 1,000,000; got 1"),
     ("schedules plot --margin nan", "--margin must be finite and at least 0; got nan"),
     # losses

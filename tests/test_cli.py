@@ -452,7 +452,7 @@ def test_a_switch_goes_over_the_file(tmp_path, capsys):
     """`--no-pretrained` takes back what the file says, and so the run comes to its next fault."""
     file = tmp_path / "options.toml"
     file.write_text('pretrained = true\ndataset = "folder"\ndata_dir = "nowhere"\n')
-    for more, told in (([], "with weights must be"), (["--no-pretrained"], "nowhere")):
+    for more, told in (([], "with pretrained weights must be"), (["--no-pretrained"], "nowhere")):
         with pytest.raises(SystemExit) as stopped:
             cli.main(["train", "--config", str(file), *more])
         assert stopped.value.code == 2

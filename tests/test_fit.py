@@ -649,7 +649,7 @@ def test_bad_data_leaves_an_old_run_alone(finished):
     for change, message in (
         ({"identities_per_batch": 500}, "a batch needs 500 identities"),
         ({"encoder": "large_cnn"}, "encoder must be one of"),
-        ({"encoder": "own"}, "an encoder is given if"),
+        ({"encoder": "own"}, "an encoder object and"),
     ):
         with pytest.raises(ValueError, match=message):
             mj.fit(config.replace(**change))

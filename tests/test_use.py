@@ -471,7 +471,7 @@ def test_verify_by_a_threshold_of_ones_own_in_json(run, letters, capsys):
         assert json.loads(shown) == answer
     _, shown, _ = stopped(capsys, "verify", run.path, *pair, "--json")
     assert json.loads(shown)["threshold"] == run.threshold
-    assert stopped(capsys, "verify", "--help")[1].count("Exits with 0 for the same, 1 for") == 1
+    assert stopped(capsys, "verify", "--help")[1].count("Exit status: 0 for the same") == 1
 
 
 BAD = {

@@ -486,7 +486,9 @@ def test_parts_that_share_an_identity_are_refused(tmp_path):
     ):
         prepare_data(options(path, tmp_path / "run"))
     path = written(tmp_path / "v.npz", splits=np.array(["train"] * 180))
-    with pytest.raises(ValueError, match=r"the data say 30 \(30, 0 and 0\): --split"):
+    with pytest.raises(
+        ValueError, match=r"have 30 \(30, 0 and 0\): choose another, such as --split"
+    ):
         prepare_data(options(path, tmp_path / "run"))
 
 
