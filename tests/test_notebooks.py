@@ -135,4 +135,19 @@ def test_badge_and_links_lead_somewhere(path):
 
 def test_there_are_all_of_them():
     names = [path.stem for path in NOTEBOOKS]
-    assert names == ["effective_margin", "loss_in_your_code", "quickstart", "real_data"]
+    assert names == [
+        "effective_margin",
+        "loss_in_your_code",
+        "quickstart",
+        "real_data",
+        "use_a_run",
+    ]
+
+
+@every_notebook
+def test_it_is_short_and_says_first_what_comes_of_it(path):
+    cells = read(path).cells
+    assert len(cells) <= 12
+    first = " ".join(cells[0].source.split())
+    assert "At the end you have" in first
+    assert re.search(r"\bminutes? on a CPU", first)
