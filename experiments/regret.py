@@ -39,7 +39,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from shapes import REDUCTION, headline
 
-from margin_jax.plots import PALETTE, tidy
+from margin_jax.plots.style import PALETTE, tidy
 
 RESULTS = CELLS.parent
 SETS = ("omniglot", "lfw", "cub", "lfw_features", "cub_features")
