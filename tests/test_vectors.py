@@ -482,7 +482,8 @@ def test_arrays_that_are_no_vectors_are_refused(tmp_path, changes, said):
 def test_parts_that_share_an_identity_are_refused(tmp_path):
     path = written(tmp_path / "v.npz", splits=np.array(["train", "val", "test"] * 60))
     with pytest.raises(
-        ValueError, match=r"in one part of the split; 'p.*' is in .*: --split 40/10"
+        ValueError,
+        match=r"one part of the split; 'p.*' is in .*: choose another split, such as --split 40",
     ):
         prepare_data(options(path, tmp_path / "run"))
     path = written(tmp_path / "v.npz", splits=np.array(["train"] * 180))
