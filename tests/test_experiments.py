@@ -466,6 +466,11 @@ class TestCommittedResults:
         written = (CELLS.parent / "gradient.md").read_text(encoding="utf-8")
         assert gradient.markdown(by_name, written) == written
 
+    def test_the_comparison_of_losses_is_of_these_cells(self, study):
+        related = study("related")
+        written = (CELLS.parent / "related.md").read_text(encoding="utf-8")
+        assert related.markdown(related.read(CELLS.parent), written) == written
+
     def test_the_effective_margins_are_of_these_cells(self, study):
         effective = study("effective_margin")
         toy = json.loads((CELLS.parent / "effective_margin.json").read_text(encoding="utf-8"))
