@@ -35,12 +35,12 @@ from compare import significant
 from flax import linen as nn
 from grid import NAMES, REDUCTIONS, TUNING_SEEDS
 from matplotlib.figure import Figure
+from study import RESULTS, first_words, write_page
 
 import margin_jax as mj
 from margin_jax.plots.figure import EpochLocator
 from margin_jax.plots.style import BLUE, GREEN, GREY, ORANGE, PALETTE, draw_quantiles, tidy
 
-RESULTS = Path(__file__).parent / "results"
 OVERLAPS = (0.25, 0.5, 1.0)
 MARGINS = (0.01, 0.02, 0.05, 0.2, 0.5, 1.0)
 OF_THE_TOY = (0.02, 0.05, 0.2, 0.5)
@@ -264,7 +264,7 @@ def table(curves: Curves) -> str:
 
 def markdown(curves: Curves, before: str) -> str:
     """The words of an earlier file, or at first what this one does, and the figures."""
-    words = before.partition("\n\n![")[0] or f"# {__doc__.strip()}"
+    words = first_words(before, __doc__)
     pictures = [f"![{name}](effective_margin_{name}.png)" for name in ("toy", "growth", "stop")]
     return "\n\n".join([words, *pictures, table(curves)]) + "\n"
 
@@ -289,9 +289,7 @@ def main(argv: list[str] | None = None) -> None:
     plot_bands(toy).savefig(arguments.out / "effective_margin_toy.png")
     plot_growth(curves).savefig(arguments.out / "effective_margin_growth.png")
     plot_stop(curves).savefig(arguments.out / "effective_margin_stop.png")
-    written = arguments.out / "effective_margin.md"
-    before = written.read_text(encoding="utf-8") if written.exists() else ""
-    written.write_text(markdown(curves, before), encoding="utf-8")
+    write_page(arguments.out / "effective_margin.md", lambda before: markdown(curves, before))
 
 
 if __name__ == "__main__":

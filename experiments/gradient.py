@@ -24,7 +24,6 @@ another folder). The findings above them are written by hand and are kept.
 
 import argparse
 import itertools
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -32,15 +31,15 @@ from pathlib import Path
 
 import cell_files
 import numpy as np
-from compare import CELLS, check_folders, open_dataset, share_out, train_cell
+from compare import open_dataset, share_out, train_cell
 from grid import FALLING, NAMES, PUBLISHED, REDUCTIONS, TUNING_SEEDS
 from matplotlib.figure import Figure
 from shapes import KINDS, headline
+from study import Some, first_words, parse, write_page
 
 from margin_jax.plots.figure import EpochLocator
 from margin_jax.plots.style import PALETTE, show_hidden, tidy
 
-RESULTS = CELLS.parent
 NAMED = {name: NAMES[name] for name in ("omniglot", "lfw")}
 SEEDS = TUNING_SEEDS
 SCHEDULES = ("constant:0.02", "constant:0.2", PUBLISHED)
@@ -205,7 +204,7 @@ def plot(by_name: dict[str, Found]) -> Figure:
 
 def markdown(by_name: dict[str, Found], before: str) -> str:
     """The words of an earlier file, or at first what this one does, and the figures."""
-    words = before.partition("\n\n![")[0] or f"# {__doc__.strip()}"
+    words = first_words(before, __doc__)
     parts = [words, "![Gradient and margin](gradient.png)"]
     for name, found in by_name.items():
         parts += [f"## {NAMED[name]}: as in the grid, and changed"]
@@ -214,33 +213,14 @@ def markdown(by_name: dict[str, Found], before: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of the images")
-    parser.add_argument("--datasets", default=",".join(NAMED), help=f"of {', '.join(NAMED)}")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="also where the grid's cells are")
-    parser.add_argument("--scratch", type=Path, default=Path("runs/gradient"))
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="on a GPU: 1")
-    parser.add_argument("--report", action="store_true", help="only from the cells that are there")
-    arguments = parser.parse_args(argv)
-    arguments.datasets = arguments.datasets.split(",")
-    for value in set(arguments.datasets) - set(NAMED):
-        parser.error(f"--datasets must be some of {', '.join(NAMED)}; got {value}")
-    if not arguments.report:
-        check_folders(parser, arguments)
-    return arguments
-
-
 def main(argv: list[str] | None = None) -> None:
-    arguments = parse(argv)
+    arguments = parse(argv, __doc__, "gradient", datasets=Some(NAMED))
     well = True
     if not arguments.report:
         jobs = [(*shape, arguments) for shape in itertools.product(arguments.datasets, REDUCTIONS)]
         well = share_out(train, jobs, arguments.processes)
     by_name = {name: read(arguments.out, name) for name in NAMED}
-    written = arguments.out / "gradient.md"
-    before = written.read_text(encoding="utf-8") if written.exists() else ""
-    written.write_text(markdown(by_name, before), encoding="utf-8")
+    write_page(arguments.out / "gradient.md", lambda before: markdown(by_name, before))
     plot(by_name).savefig(arguments.out / "gradient.png")
     sys.exit(not well)
 

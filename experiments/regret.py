@@ -26,22 +26,21 @@ findings, stay as they are.
 
 import argparse
 import collections
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cell_files
 import numpy as np
-from compare import CELLS, check_folders, open_dataset, share_out, train_cell, tuned
+from compare import CELLS, open_dataset, share_out, train_cell, tuned
 from grid import CANDIDATES, NAMES, PUBLISHED, REDUCTIONS, TUNING_SEEDS
 from matplotlib.figure import Figure
 from scipy import stats
 from shapes import REDUCTION, headline
+from study import Some, first_words, parse, write_page
 
 from margin_jax.plots.style import PALETTE, tidy
 
-RESULTS = CELLS.parent
 SETS = ("omniglot", "lfw", "cub", "lfw_features", "cub_features")
 SEEDS = range(10)
 UNTUNED = ("constant:0.2", "constant:0.05")
@@ -248,7 +247,7 @@ def plot(every: list[Regret]) -> Figure:
 
 def markdown(every: list[Regret], before: str) -> str:
     """The words of an earlier file, or at first what this one does, and the figures."""
-    words = before.partition("\n\n![")[0] or f"# {__doc__.strip()}"
+    words = first_words(before, __doc__)
     parts = [words, "![Regret of each setting](regret.png)"]
     for regret in every:
         parts.append(f"## {REDUCTION[regret.reduction].capitalize()}")
@@ -261,28 +260,8 @@ def markdown(every: list[Regret], before: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of the images")
-    parser.add_argument("--datasets", default=",".join(SETS), help=f"of {', '.join(SETS)}")
-    parser.add_argument("--reductions", default=",".join(REDUCTIONS))
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the cells go")
-    parser.add_argument("--scratch", type=Path, default=Path("runs/regret"), help="for run folders")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="on a GPU: 1")
-    parser.add_argument("--report", action="store_true", help="only from the cells that are there")
-    arguments = parser.parse_args(argv)
-    for what, known in (("datasets", SETS), ("reductions", REDUCTIONS)):
-        values = getattr(arguments, what).split(",")
-        for value in set(values) - set(known):
-            parser.error(f"--{what} must be some of {', '.join(known)}; got {value}")
-        setattr(arguments, what, values)
-    if not arguments.report:
-        check_folders(parser, arguments)
-    return arguments
-
-
 def main(argv: list[str] | None = None) -> None:
-    arguments = parse(argv)
+    arguments = parse(argv, __doc__, "regret", datasets=Some(SETS), reductions=Some(REDUCTIONS))
     well = True
     if not arguments.report:
         jobs = [
@@ -292,9 +271,7 @@ def main(argv: list[str] | None = None) -> None:
         ]
         well = share_out(train, jobs, arguments.processes)
     if every := read(arguments.out):
-        written = arguments.out / "regret.md"
-        before = written.read_text(encoding="utf-8") if written.exists() else ""
-        written.write_text(markdown(every, before), encoding="utf-8")
+        write_page(arguments.out / "regret.md", lambda before: markdown(every, before))
         plot(every).savefig(arguments.out / "regret.png")
     sys.exit(not well)
 

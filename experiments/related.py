@@ -24,22 +24,21 @@ seconds; the findings at its top are written by hand and are kept.
 
 import argparse
 import itertools
-import os
 import sys
 from pathlib import Path
 
 import cell_files
 import numpy as np
-from compare import CELLS, check_folders, open_dataset, share_out, train_cell, tuned
+from compare import open_dataset, share_out, train_cell, tuned
 from grid import CANDIDATES, NAMES, TUNING_SEEDS
 from matplotlib.figure import Figure
 from shapes import KINDS as PAIRS
 from shapes import headline, records
+from study import Some, first_words, parse, write_page
 
 import margin_jax as mj
 from margin_jax.plots.style import PALETTE, tidy
 
-RESULTS = CELLS.parent
 SETS = ("lfw_features", "cub_features", "omniglot", "lfw", "cub")
 SEEDS = range(5)
 REDUCTION = "mean"
@@ -231,7 +230,7 @@ def plot(every: list[Found]) -> Figure:
 
 def markdown(every: list[Found], before: str) -> str:
     """The words of an earlier file, or at first what this one does, and the figures."""
-    words = before.partition("\n\n![")[0] or f"# {__doc__.strip()}"
+    words = first_words(before, __doc__)
     parts = [words, "![Differences to the triplet loss](related.png)"]
     for found in every:
         parts += [f"## {NAMES[found.name]}", f"AUC of {PAIRS[headline(found.name)]}."]
@@ -241,36 +240,14 @@ def markdown(every: list[Found], before: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of the images")
-    parser.add_argument("--datasets", default=",".join(SETS), help=f"of {', '.join(SETS)}")
-    parser.add_argument("--kinds", default=";".join(KINDS), help=f"of {'; '.join(KINDS)}")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the cells go")
-    parser.add_argument("--scratch", type=Path, default=Path("runs/related"))
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="on a GPU: 1")
-    parser.add_argument("--report", action="store_true", help="only from the cells that are there")
-    arguments = parser.parse_args(argv)
-    for what, apart, known in (("datasets", ",", SETS), ("kinds", ";", KINDS)):
-        values = getattr(arguments, what).split(apart)
-        for value in set(values) - set(known):
-            parser.error(f"--{what} must be some of {apart.join(known)}; got {value}")
-        setattr(arguments, what, values)
-    if not arguments.report:
-        check_folders(parser, arguments)
-    return arguments
-
-
 def main(argv: list[str] | None = None) -> None:
-    arguments = parse(argv)
+    arguments = parse(argv, __doc__, "related", datasets=Some(SETS), kinds=Some(KINDS, ";"))
     well = True
     if not arguments.report:
         jobs = [(name, arguments) for name in arguments.datasets]
         well = share_out(train, jobs, arguments.processes)
     if every := read(arguments.out):
-        written = arguments.out / "related.md"
-        before = written.read_text(encoding="utf-8") if written.exists() else ""
-        written.write_text(markdown(every, before), encoding="utf-8")
+        write_page(arguments.out / "related.md", lambda before: markdown(every, before))
         plot(every).savefig(arguments.out / "related.png")
     sys.exit(not well)
 

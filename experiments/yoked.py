@@ -17,18 +17,17 @@ are.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 import cell_files
 import numpy as np
-from compare import CELLS, check_folders, open_dataset, share_out, train_cell, tuned
+from compare import CELLS, open_dataset, share_out, train_cell, tuned
 from grid import CANDIDATES, NAMES
 from regret import plus_minus, tuned_constant, with_interval
 from shapes import REDUCTION, headline
+from study import first_words, parse, write_page
 
-RESULTS = CELLS.parent
 SHAPES = (("omniglot", "mean"),)
 KINDS = ("dams", "target_easy_fraction", "automargin")
 SEEDS = range(10)
@@ -124,7 +123,7 @@ def read(out: Path) -> list[Found]:
 
 def markdown(every: list[Found], before: str) -> str:
     """The words of an earlier file, or at first what this one does, and the figures."""
-    words = before.partition("\n\n## ")[0] or f"# {__doc__.strip()}"
+    words = first_words(before, __doc__, "\n\n## ")
     parts = [words]
     for found in every:
         parts.append(f"## {NAMES[found.name]}, {REDUCTION[found.reduction]}")
@@ -137,29 +136,14 @@ def markdown(every: list[Found], before: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of the images")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the cells go")
-    parser.add_argument("--scratch", type=Path, default=Path("runs/yoked"), help="for run folders")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="on a GPU: 1")
-    parser.add_argument("--report", action="store_true", help="only from the cells that are there")
-    arguments = parser.parse_args(argv)
-    if not arguments.report:
-        check_folders(parser, arguments)
-    return arguments
-
-
 def main(argv: list[str] | None = None) -> None:
-    arguments = parse(argv)
+    arguments = parse(argv, __doc__, "yoked")
     well = True
     if not arguments.report:
         jobs = [(*shape, arguments) for shape in SHAPES]
         well = share_out(train, jobs, arguments.processes)
     if every := read(arguments.out):
-        written = arguments.out / "yoked.md"
-        before = written.read_text(encoding="utf-8") if written.exists() else ""
-        written.write_text(markdown(every, before), encoding="utf-8")
+        write_page(arguments.out / "yoked.md", lambda before: markdown(every, before))
     sys.exit(not well)
 
 

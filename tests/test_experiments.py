@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import shlex
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -625,7 +626,7 @@ def test_a_control_has_the_margins_of_the_next_seed(study, tmp_path, monkeypatch
 
     monkeypatch.setattr(yoked, "train_cell", train_cell)
     monkeypatch.setattr(yoked, "open_dataset", lambda name, folder: ({}, None))
-    arguments = yoked.parse(["--data", str(tmp_path), "--out", str(tmp_path)])
+    arguments = types.SimpleNamespace(data=tmp_path, out=tmp_path, scratch=tmp_path)
     yoked.train("omniglot", "mean", arguments)
     assert len(trained) == 10 * (1 + 2 * len(yoked.KINDS))
     controls = {c["seed"]: c["schedule"] for c in trained if c["variation"] == "control of dams"}
@@ -675,3 +676,21 @@ def test_fresh_data_are_tuned_on_their_own_and_take_the_settings_as_they_are(
     with pytest.raises(SystemExit):
         confirm.main(["--data", str(tmp_path / "none")])
     assert f"no {tmp_path / 'none'}" in capsys.readouterr().err
+
+
+def test_the_options_of_a_study(study, tmp_path, capsys):
+    shared = study("study")
+    known = {"kinds": shared.Some(("a, b", "c"), ";"), "datasets": shared.Some(("d", "e"))}
+    arguments = shared.parse(["--data", str(tmp_path), "--kinds", "c"], "What.", "x", **known)
+    assert arguments.kinds == ["c"]
+    assert arguments.datasets == ["d", "e"]
+    assert arguments.scratch.is_absolute()  # since the study goes to its data
+    for wrong, said in (
+        (["--kinds", "c;f"], "--kinds must be some of a, b; c; got f"),
+        (["--data", str(tmp_path / "none")], "--data must be a folder; there is none at"),
+        (["--data", str(tmp_path), "--processes", "0"], "--processes must be at least 1; got 0"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            shared.parse(wrong, "What.", "x", **known)
+        assert left.value.code == 2
+        assert said in capsys.readouterr().err
