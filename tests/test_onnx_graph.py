@@ -59,8 +59,8 @@ def test_depthwise_convolutions():
 def test_transformers():
     """A block, behind embeddings of places that are resized."""
     module = vit.Block(2, True, jnp.float32)
-    variables = module.init(jax.random.key(0), jnp.zeros((1, 7, 8)))
-    variables = jax.tree.map(lambda v: v + 0.5, variables)
+    variables = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 7, 8), np.float32))
+    variables = jax.tree.map(lambda v: np.asarray(v) + np.float32(0.5), variables)
     learned = jax.random.normal(jax.random.key(1), (1, 1 + 4 * 4, 8))
 
     def embed(x):
@@ -124,7 +124,7 @@ def test_bfloat16_becomes_float32():
 
     examples = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 1), np.uint8)
     found = run(onnx_model(embed, (16, 16, 1), np.uint8, ""), examples)
-    np.testing.assert_allclose(found, embed(examples), atol=2e-2)
+    np.testing.assert_allclose(found, jax.jit(embed)(examples), atol=2e-2)
     assert found.dtype == np.float32
 
 

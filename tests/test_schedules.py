@@ -544,7 +544,7 @@ def test_stages_are_whole():
 @pytest.mark.parametrize("name", FEEDBACK)
 def test_statistics_of_another_kind_are_told_apart(name):
     """Totals and a batch's statistics have other sums under the names of an epoch's."""
-    _, batch = mj.batch_all_triplet_loss(jnp.eye(4), jnp.array([0, 0, 1, 1]), 0.2)
+    batch = jax.jit(mj.triplet_stats)(np.eye(4, dtype=np.float32), np.array([0, 0, 1, 1]), 0.2)
     schedule = SCHEDULES[name]
     for stats in (mj.EpochTotals().add(batch), batch, batch.totals(), None):
         kind = type(stats).__name__
