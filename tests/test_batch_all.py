@@ -225,7 +225,7 @@ def test_references(distance, mining):
     assert_gradient(to_references, answer.to_references)
 
 
-@pytest.mark.parametrize("size", [1, 5, 12])  # 5 does not divide 12: the last block is padded
+@pytest.mark.parametrize("size", [1, 5])  # 5 does not divide 12: the last block is padded
 def test_blocks_change_nothing(monkeypatch, size):
     asked = []
 

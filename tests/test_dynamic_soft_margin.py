@@ -74,7 +74,7 @@ def test_differences_at_both_ends_have_a_bin():
     np.testing.assert_allclose(state[-1], 4 / 18, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("devices", "microbatch"), [(1, 4), (4, None)])
+@pytest.mark.parametrize(("devices", "microbatch"), [(4, 8), (4, None)])
 def test_its_state_goes_from_step_to_step_on_any_number_of_devices(devices, microbatch):
     """And no optimiser changes it, weight decay neither."""
     loss = mj.DynamicSoftMarginLoss(16, 0.3)

@@ -17,8 +17,10 @@ def batch():
     return x, labels, np.array([1, 1, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1], bool)
 
 
-@pytest.mark.parametrize("unit", [False, True])
-@pytest.mark.parametrize(("lam", "margin"), [(0.01, 0.25), (0.8, 1.0), (1.0, 6.0)])
+@pytest.mark.parametrize(
+    ("lam", "margin", "unit"),
+    [(0.01, 0.25, False), (0.8, 1.0, False), (1.0, 6.0, False), (0.8, 1.0, True)],
+)
 @pytest.mark.parametrize("kind", LOSSES)
 def test_oracle(kind, lam, margin, unit):
     """Of classes of unlike sizes; one of a row, one with padding beside it."""

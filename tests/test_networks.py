@@ -58,9 +58,7 @@ def test_every_encoder_gives_float32_embeddings_from_float32_parameters(name, dt
         assert set(params) == ({"head"} if name in ("head", "linear") else {"trunk", "head"})
 
 
-@pytest.mark.parametrize(
-    "name", ["mobilenet_v3_small", "nn2", "efficientnet_b0", "efficientnet_lite0", "resnet50"]
-)
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "nn2", "efficientnet_lite0", "resnet50"])
 def test_a_small_stem_looks_at_more_places(name):
     costs = []
     for small_stem in (False, True):
