@@ -1,4 +1,5 @@
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -15,14 +16,17 @@ jax.config.update("jax_num_cpu_devices", 8)
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
+# Tracing makes many objects, nearly all of which stay: to look for garbage among them takes long.
+gc.set_threshold(100_000, 50, 100)
 # A shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Files that take long: last, one process of the tests would wait for them.
+# Files that take long: last, one process of the tests would wait for them. And one that collects
+# garbage again and again, which takes the longer the more a process has done.
 LONG = (
-    *("test_reliability", "test_notebooks", "test_fit", "test_meshes", "test_cli"),
-    *("test_batch_all", "test_loops", "test_readme", "test_networks", "test_arms", "test_docs"),
-    "test_extend",
+    *("test_reliability", "test_checkpoint", "test_notebooks", "test_fit", "test_meshes"),
+    *("test_cli", "test_batch_all", "test_loops", "test_readme", "test_networks", "test_arms"),
+    *("test_docs", "test_extend"),
 )
 KEPT = 300 * 2**20  # bytes of compiled programs, at most, for the next run of the tests
 
