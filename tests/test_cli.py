@@ -434,7 +434,7 @@ def test_help_shows_every_option_with_its_default(capsys, monkeypatch):
     for text in (
         "[default: 0.2]",
         "[default: dams]",
-        "constant, linear, exponential, cosine, litm, dams",
+        "constant, linear, exponential, cosine, litm, replay, dams",
     ):
         assert text in shown
 
