@@ -71,6 +71,18 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Each compiled program maps memory, and Linux allows a process 65,530 pieces of it.
+
+    One process that runs all the tests, as on a machine of one core, would come to more.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 40_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def glyphs_drawn_once():
     """Half a second each time; a test that writes on them fails."""
