@@ -46,7 +46,7 @@ def plot_differences(shapes: list[Shape]) -> Figure:
     grid[0, 0].invert_yaxis()
     figure.supxlabel(
         "test AUC minus the tuned constant's, paired by seed, with 95 % interval; "
-        "grey: the interval contains 0",
+        "grey: the interval contains 0; not corrected",
         fontsize="medium",
     )
     return figure

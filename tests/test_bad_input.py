@@ -105,6 +105,7 @@ ROWS = [
     ("train --gpus 2", "--gpus; here that is --devices"),
     ("train --no-such", "No such option: --no-such"),
     ("compare --schedule dams", "nothing is varied, .*: give --schedules or --vary"),
+    ("compare --schedules dams", "at least two arms; got dams. One run: margin-jax train"),
     ("compare --seed 1", "No such option: --seed .*--seeds"),
     ("evaluate flat --pair x", "No such option: --pair .*--pairs"),
     ("datasets describe glyphs --epochs 3", "No such option: --epochs"),

@@ -18,6 +18,7 @@ from PIL import Image
 
 import margin_jax as mj
 from margin_jax import __version__, cli
+from margin_jax.cli.train import summary
 from margin_jax.config import TrainConfig
 
 TPU_SCRIPT = Path(__file__).parent.parent / "experiments" / "train_tpu.py"
@@ -450,6 +451,15 @@ def test_help_shows_no_type_behind_a_switch(capsys, monkeypatch, command):
     shown = capsys.readouterr().out
     assert "--help" in shown
     assert "bool" not in shown
+
+
+def test_a_network_that_gains_nothing_is_told(tiny_fit, tmp_path):
+    run = tiny_fit(tmp_path / "run", epochs=1)
+    test = run.report["test"]
+    for auc, said in ((1.0, True), (0.0, False)):
+        report = {**run.report, "test": {**test, "raw": {**test["raw"], "auc": auc}}}
+        shown = summary(dataclasses.replace(run, report=report))
+        assert ("note: the network is no better than the raw values" in shown) == said
 
 
 def test_a_switch_goes_over_the_file(tmp_path, capsys):

@@ -472,6 +472,14 @@ class TestCommittedResults:
         written = (CELLS.parent / "related.md").read_text(encoding="utf-8")
         assert related.markdown(related.read(CELLS.parent), written) == written
 
+    def test_the_controls_are_of_these_cells(self, study):
+        yoked = study("yoked")
+        (found,) = yoked.read(CELLS.parent)
+        written = (CELLS.parent / "yoked.md").read_text(encoding="utf-8")
+        assert yoked.markdown([found], written) == written
+        assert "With seven seeds of ten the control is the same run" in written
+        assert np.sum(found.auc["dams"] == found.auc["control of dams"]) == 7
+
     def test_the_effective_margins_are_of_these_cells(self, study):
         effective = study("effective_margin")
         toy = json.loads((CELLS.parent / "effective_margin.json").read_text(encoding="utf-8"))

@@ -344,7 +344,16 @@ def test_identities_that_were_trained_on_are_said(run, tmp_path, capsys):
     (tmp_path / "pairs.csv").write_text(f"{a}/0.png,{a}/1.png,1\n{a}/0.png,{b}/1.png,0\n")
     assert evaluate_listed(run, tmp_path, tmp_path / "pairs.csv").trained_on == (a,)
     command = ["evaluate", run.path, "--data-dir", tmp_path, "--pairs", tmp_path / "pairs.csv"]
-    assert "the run was trained on 1 identities of these names" in stopped(capsys, *command)[1]
+    assert (
+        "note: identities that the run was trained on, by name: 1" in stopped(capsys, *command)[1]
+    )
+    # Also where no list names them; and queries that are in the gallery find themselves.
+    command = ["evaluate", run.path, "--data-dir", tmp_path]
+    assert "trained on, by name: 1" in stopped(capsys, *command)[1]
+    command = ["evaluate", run.path, "--query", tmp_path, "--gallery", tmp_path]
+    shown = stopped(capsys, *command)[1]
+    assert "trained on, by name: 1" in shown
+    assert "note: 4 queries have the file name of an image in the gallery" in shown
 
 
 def test_retrieval_of_a_run_and_of_other_pictures(run, letters, capsys, tmp_path):

@@ -85,13 +85,19 @@ def compare(
         varied = {"schedule": names + varied.pop("schedule", []), **varied}
     given = {"epochs": COMPARE_EPOCHS, **given}
     config = arms.with_folder(TrainConfig(**given))
+    varied_arms = arms.vary(config, **varied)
+    if len(varied_arms) < 2:
+        raise ValueError(
+            f"a comparison needs at least two arms; got {', '.join(varied_arms)}. One run: "
+            "margin-jax train"
+        )
 
     def on_cell(arm: str, seed: int, report: dict[str, Any]) -> None:
         typer.echo(f"{arm}, seed {seed}: test AUC {report['test']['auc']:.4f}")
 
     with saying_how_to_go_on("the same command without --overwrite", config):
         compared = arms.compare(
-            arms.vary(config, **varied),
+            varied_arms,
             range(seeds),
             baseline=baseline,
             on_cell=on_cell,

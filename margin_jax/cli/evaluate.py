@@ -115,6 +115,7 @@ def evaluate(
         evaluate_run,
         load_own,
     )
+    from margin_jax.runs.given import trained_on
     from margin_jax.runs.identify import evaluate_identification
     from margin_jax.runs.listed import evaluate_listed
     from margin_jax.runs.mistakes import check_mistakes, write_mistakes
@@ -131,7 +132,7 @@ def evaluate(
         raise ValueError(
             f"--{' and --'.join(drawn)}: for pairs that are drawn, with --data-dir and no --pairs"
         )
-    folds, trained_on = None, tuple[str, ...]()
+    folds, met = None, tuple[str, ...]()
     listed = None if pairs in (None, "all") else pairs
     if strict and listed is None:
         raise ValueError("--strict is for a list of pairs: give --pairs FILE")
@@ -158,12 +159,17 @@ def evaluate(
         _remark(identified)
         said = identified.report.to_json()
         typer.echo("\n".join(f"  {line}" for line in identified.report.lines()))
-        return _end(said, identified.report.warnings, fmr, out)
+        notes = identified.report.warnings + _note(identified.trained_on)
+        if count_both := identified.in_both:
+            notes += (f"{count_both:,} queries have the file name of an image in the gallery",)
+        return _end(said, notes, fmr, out)
     if listed is None or retrieval:
         embedded = embed_identities(loaded, data_dir, repeated_names=repeated_names, own=own)
         _remark(embedded)
+        if data_dir is not None and embedded.dataset is not None:
+            met = trained_on(loaded, embedded.dataset.identities)
     if listed is not None:
-        report, folds, trained_on, missing, count_listed = evaluate_listed(
+        report, folds, met, missing, count_listed = evaluate_listed(
             loaded, data_dir, listed, strict=strict, threshold=threshold
         )
         if missing:
@@ -195,10 +201,12 @@ def evaluate(
     if mistakes is not None:
         for line in write_mistakes(loaded, embedded, report.threshold, mistakes):
             typer.echo(f"  {line}")
-    notes = report.warnings
-    if trained_on:
-        notes += (f"the run was trained on {len(trained_on)} identities of these names",)
-    return _end(said, notes, fmr, out)
+    return _end(said, report.warnings + _note(met), fmr, out)
+
+
+def _note(met: tuple[str, ...]) -> tuple[str, ...]:
+    """On identities that are no test, as the run was trained on them."""
+    return (f"identities that the run was trained on, by name: {len(met):,}",) if met else ()
 
 
 def _remark(read: "Embedded | Identified") -> None:

@@ -177,6 +177,16 @@ def saying_how_to_go_on(command: str, config: TrainConfig) -> Iterator[None]:
         raise
 
 
+def _no_gain(test: dict[str, Any]) -> tuple[str, ...]:
+    """A note if the network verifies no better than its input does."""
+    if not test["raw"] or test["auc"] > test["raw"]["auc"]:
+        return ()
+    return (
+        "the network is no better than the raw values: train longer, augment, or begin with "
+        "pretrained weights or features",
+    )
+
+
 def summary(run: "Run") -> str:
     """What a person wants to know of a finished run."""
     test = run.report["test"]
@@ -188,7 +198,7 @@ def summary(run: "Run") -> str:
         *(figures(name, report) for name, report in report_rows(test)),
         *(f"  {line}" for line in certainty(test)),
         "",
-        *(f"  note: {warning}" for warning in test["warnings"]),
+        *(f"  note: {warning}" for warning in (*test["warnings"], *_no_gain(test))),
         f"threshold {test['threshold']:.4f}, chosen on validation{for_rate(run.config.fmr)}; "
         f"report, pictures and weights: {run.path}",
     ]

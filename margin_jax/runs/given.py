@@ -1,6 +1,7 @@
 """What a finished run is given: pictures or rows of vectors, read as it reads its own."""
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,13 @@ def rows_of_vectors(
     like = f"no row has this name, as {dataset.files[0]!r} is one"
     missing = tuple(f"{name!r}: {like}" for name in files if name not in row_of)
     return dataset.examples, rows, missing, [dataset.identities[i] for i in dataset.labels[rows]]
+
+
+def trained_on(run: Run, identities: Iterable[str]) -> tuple[str, ...]:
+    """Those of some identities that have the name of one that the run was trained on."""
+    names = {unicodedata.normalize("NFC", name) for name in identities}
+    trained = {unicodedata.normalize("NFC", name) for name in run.data["identities"]["train"]}
+    return tuple(sorted(names & trained))
 
 
 def size_and_channels(run: Run) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from margin_jax.data.dataset import remarks
 from margin_jax.evaluation.identification import IdentificationReport, identification_report
-from margin_jax.runs.given import load_others
+from margin_jax.runs.given import load_others, trained_on
 from margin_jax.runs.run import Run
 
 
@@ -20,11 +20,16 @@ class Identified(NamedTuple):
         report: at the threshold.
         skipped: "file: reason" of each picture of either that could not be read.
         remarks: on other files of the folders, a line each.
+        trained_on: identities of the queries with the name of one that the run was trained on.
+        in_both: how many queries have the file name and the identity of an image in the gallery,
+            so that they may be the same image.
     """
 
     report: IdentificationReport
     skipped: tuple[str, ...]
     remarks: tuple[str, ...]
+    trained_on: tuple[str, ...]
+    in_both: int
 
 
 def evaluate_identification(
@@ -71,7 +76,16 @@ def evaluate_identification(
         query_groups=groups[1],
     )
     said = [line for side in sides for line in remarks(side.left_out, side.notes)]
-    return Identified(report, sides[0].skipped + sides[1].skipped, tuple(said))
+    known, asked = (
+        list(zip(side.files, own, strict=True)) for side, own in zip(sides, names, strict=True)
+    )
+    return Identified(
+        report,
+        sides[0].skipped + sides[1].skipped,
+        tuple(said),
+        trained_on(run, names[1]),
+        len({*known} & {*asked}),
+    )
 
 
 def _pattern(text: str) -> re.Pattern[str]:

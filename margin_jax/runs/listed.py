@@ -1,6 +1,5 @@
 """A finished run evaluated on the pairs that a file lists."""
 
-import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ import numpy as np
 from margin_jax.data.pair_files import read_pairs
 from margin_jax.evaluation.folds import FoldReport, fold_report
 from margin_jax.evaluation.verification import VerificationReport
-from margin_jax.runs.given import rows_of_images, rows_of_vectors, unreadable
+from margin_jax.runs.given import rows_of_images, rows_of_vectors, trained_on, unreadable
 from margin_jax.runs.run import Run
 
 
@@ -77,9 +76,5 @@ def evaluate_listed(
         distances, same, identities=of_whom if named_alike else None, threshold=threshold
     )
     folds = None if listed.folds is None else fold_report(distances, same, listed.folds[whole])
-    trained = {unicodedata.normalize("NFC", name) for name in run.data["identities"]["train"]}
-    compared = np.unique(listed.pairs.rows[whole])
-    met = {unicodedata.normalize("NFC", identities[i]) for i in compared}
-    return ListedReport(
-        report, folds, tuple(sorted(met & trained)), missing, len(listed.pairs.same)
-    )
+    met = trained_on(run, (identities[i] for i in np.unique(listed.pairs.rows[whole])))
+    return ListedReport(report, folds, met, missing, len(listed.pairs.same))

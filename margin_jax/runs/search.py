@@ -87,7 +87,7 @@ def draw_answers(
     pictures = _to_look_at(run, paths)
     rows = []
     for file, (identity, neighbours) in answers:
-        said = "unknown" if identity is None else one_line(Path(identity))
+        said = "unknown" if identity is None else f"found: {one_line(Path(identity))}"
         row = [Tile([pictures[Path(file)]], ["searched", said, one_line(Path(file))])]
         for found in neighbours:
             near = found.distance <= threshold
