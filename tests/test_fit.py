@@ -619,7 +619,7 @@ def test_a_run_that_appears_while_the_data_are_loaded_is_left_alone(
 
 IN_THE_WAY = {
     "a link": (lambda out: move(out / "checkpoints"), "a link to somewhere else"),
-    "a file for a folder": (lambda out: move(out / "checkpoints", link=False), "is no folder"),
+    "a file for a folder": (lambda out: move(out / "checkpoints", link=False), "is not a folder"),
     "a folder for a file": (
         lambda out: [(out / "pairs.npz").unlink(), (out / "pairs.npz").mkdir()],
         "which is a folder",

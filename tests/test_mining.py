@@ -28,8 +28,8 @@ def test_the_kind_of_each_epoch(kinds, expected):
     [
         ("none", "mining must be one of all, semihard, hard, batch_hard; got 'none'"),
         ("all,5:superhard", "got 'superhard'"),
-        ("all,hard", "from epoch 1 on, in rising order; got 'all,hard'"),
-        ("all,9:hard,5:semihard", "in rising order"),
+        ("all,hard", "from epoch 1 on, by increasing epochs; got 'all,hard'"),
+        ("all,9:hard,5:semihard", "by increasing epochs"),
         ("3:hard", "from epoch 1 on"),
         ({2: "hard"}, "from epoch 1 on"),
         ({}, "from epoch 1 on"),

@@ -168,7 +168,7 @@ def test_a_network_of_ones_own(tiny_fit, tmp_path):
     back = mj.load_pretrained(folder, encoder=mj.Encoder(Own))
     images = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 1), np.uint8)
     np.testing.assert_array_equal(back.embed(images), run.embed(images))
-    with pytest.raises(ValueError, match="the configuration says encoder 'own'"):
+    with pytest.raises(ValueError, match="the configuration says 'own'"):
         mj.load_pretrained(folder)
 
 
@@ -229,7 +229,7 @@ def at(*path, to):
         (at("format", to="margin-jax model 2"), "format must be 'margin-jax model 1'"),
         (at("plugin", to="os.system"), "'plugin' is not known"),
         (lambda d: d.pop("report"), "'report' is missing"),
-        (at("config", "encoder", to="own"), "the configuration says encoder 'own'"),
+        (at("config", "encoder", to="own"), "the configuration says 'own'"),
         (at("config", "encoder", to="../../evil"), "encoder must be one of"),
         (at("config", "encoder", to="nn2"), "nn2 takes no examples|has no place|must be|missing"),
         (at("config", "encoder", to="mlp:" + "x" * 2000), "more than 1,000 characters"),
