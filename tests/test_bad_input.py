@@ -263,7 +263,7 @@ ROWS = [
     ("train --out s3://a/b", "--out must be a path of this machine; got s3://a/b"),
     ("train --compilation-cache gs://a", "--compilation-cache must be a path of this machine"),
     ("compare --out one.png", "cannot write the run folder one.png: File exists"),
-    ("evaluate nowhere", "no finished run in nowhere: there is no report.json"),
+    ("evaluate nowhere", "no finished run in nowhere: there is no such folder"),
     ("evaluate one.png", "no finished run in one.png"),
     ("evaluate pictures.zip", "no finished run in pictures.zip"),
     ("embed nowhere flat", "no finished run in nowhere"),

@@ -136,7 +136,10 @@ def test_an_identity_in_two_parts_is_refused_unless_another_split_is_asked_for(p
     lines = [[*line, ("train", "test")[i % 2]] for i, line in enumerate(rows())]
     path = listed(pictures / "closed.csv", ["path", "label", "split"], lines)
     config = mj.TrainConfig(dataset="list", data_dir=str(path), image_size=8, encoder="mlp")
-    with pytest.raises(ValueError, match="'p0' is in train and test: choose another split, such as --split 40/10/50"):
+    with pytest.raises(
+        ValueError,
+        match="'p0' is in train and test: choose another split, such as --split 40/10/50",
+    ):
         prepare_data(config)
     assert prepare_data(config.replace(split="40/20/40")).pairs
 

@@ -68,8 +68,8 @@ def load_own(run: Run) -> Own:
     """
     if run.config.dataset == OWN:
         raise ValueError(
-            f"{run.path} has no examples of its own: give data_dir, and no fmr, which chooses a "
-            "threshold on the validation examples of the run"
+            f"{run.path} has no examples of its own: give data_dir. A threshold for a false match "
+            "rate needs the run itself, with its validation examples"
         )
     dataset = load(run.config)
     if run.config.max_identities is not None:

@@ -272,7 +272,8 @@ def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
         return load_pretrained(path, encoder=encoder)
     folder = local_path("run", path)
     if not (folder / REPORT).is_file():
-        raise ValueError(f"no finished run in {folder}: there is no {REPORT}")
+        missing = REPORT if folder.exists() else "such folder"
+        raise ValueError(f"no finished run in {folder}: there is no {missing}")
     check_devices()
     try:
         config = read_config(folder)
