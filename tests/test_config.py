@@ -142,14 +142,14 @@ def test_options_go_over_the_file(tmp_path, monkeypatch):
     """And a command takes of a file what it has: a comparison sets the seeds itself."""
     asked = {}
 
-    def note(command):
-        return lambda config, **_: asked.update({command: config}) or types.SimpleNamespace(path="")
+    def note(command, result):
+        return lambda config, **_: asked.update({command: config}) or result
 
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"epochs": 2, "margin": 0.7, "seed": 9, "schedule": "litm"}))
-    monkeypatch.setattr("margin_jax.runs.fit.fit", note("train"))
+    monkeypatch.setattr("margin_jax.runs.fit.fit", note("train", types.SimpleNamespace(path="")))
     monkeypatch.setattr("margin_jax.cli.train.summary", lambda run: "")
-    monkeypatch.setattr("margin_jax.runs.arms.vary", note("compare"))
+    monkeypatch.setattr("margin_jax.runs.arms.vary", note("compare", ["all", "hard"]))
     monkeypatch.setattr(
         "margin_jax.runs.arms.compare", lambda *_, **__: mj.Comparison((), (), {}, {}, "")
     )

@@ -68,7 +68,7 @@ def load_own(run: Run) -> Own:
     """
     if run.config.dataset == OWN:
         raise ValueError(
-            f"{run.path} has no examples of its own: give data_dir. A threshold for a false match "
+            f"{run.path} has no examples of its own: give data_dir; a threshold for a false match "
             "rate needs the run itself, with its validation examples"
         )
     dataset = load(run.config)
