@@ -143,7 +143,7 @@ def test_commands_take_the_folder(run, model, tmp_path, capsys):
     assert "has no examples of its own: give --data-dir" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(model), *more, "--fmr", "0.1"])
-    assert "fmr, which chooses a threshold" in capsys.readouterr().err
+    assert "a threshold for a false match rate needs the run itself" in capsys.readouterr().err
 
 
 def test_the_threshold_that_people_see_counts(copy):
