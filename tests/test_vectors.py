@@ -16,6 +16,7 @@ from margin_jax.data.moments import moments
 from margin_jax.data.rows import is_mapped
 from margin_jax.data.views import draw_versions
 from margin_jax.runs.evaluate import embed_identities
+from margin_jax.runs.identify import evaluate_identification
 from margin_jax.runs.listed import evaluate_listed
 from margin_jax.runs.run_data import prepare_data
 from margin_jax.runs.use import embed_folder, verify_images
@@ -203,6 +204,16 @@ def trained(tmp_path_factory):
     room = tmp_path_factory.mktemp("vectors")
     path = written(room / "v.npz")
     return room, path, mj.fit(options(path, room / "run", encoder="head"))
+
+
+def test_rows_without_names_are_not_taken_for_the_same(trained, tmp_path):
+    """Both files call them 0, 1, ..., whatever they are."""
+    _, _, run = trained
+    features, labels, _ = people()
+    for side, moved in (("query", 0.01), ("gallery", 0)):
+        np.savez(tmp_path / f"{side}.npz", features=features + moved, labels=labels)
+    found = evaluate_identification(run, tmp_path / "gallery.npz", tmp_path / "query.npz")
+    assert found.in_both == 0
 
 
 def test_a_run_on_a_file_is_one_on_the_same_arrays(trained, tmp_path):

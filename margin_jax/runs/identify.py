@@ -21,8 +21,8 @@ class Identified(NamedTuple):
         skipped: "file: reason" of each picture of either that could not be read.
         remarks: on other files of the folders, a line each.
         trained_on: identities of the queries with the name of one that the run was trained on.
-        in_both: how many queries have the file name and the identity of an image in the gallery,
-            so that they may be the same image.
+        in_both: how many image files of the queries have the name and the identity of one in the
+            gallery, so that they may be the same. 0 for vectors, whose rows may have no names.
     """
 
     report: IdentificationReport
@@ -76,15 +76,18 @@ def evaluate_identification(
         query_groups=groups[1],
     )
     said = [line for side in sides for line in remarks(side.left_out, side.notes)]
-    known, asked = (
-        list(zip(side.files, own, strict=True)) for side, own in zip(sides, names, strict=True)
-    )
+    in_both = 0
+    if run.embeds_pictures:
+        known, asked = (
+            {*zip(side.files, own, strict=True)} for side, own in zip(sides, names, strict=True)
+        )
+        in_both = len(known & asked)
     return Identified(
         report,
         sides[0].skipped + sides[1].skipped,
         tuple(said),
         trained_on(run, names[1]),
-        len({*known} & {*asked}),
+        in_both,
     )
 
 
