@@ -35,7 +35,7 @@ def kinds(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def parse(
-    what: str, text: str, known: Mapping[str, Kinds], *, first: str | None = None
+    what: str, text: str, known: Mapping[str, Kinds], *, short: bool = False
 ) -> tuple[str, dict[str, Any]]:
     """The name in a text, and the parameters that it says.
 
@@ -43,7 +43,8 @@ def parse(
         what: is named, with its article, as in "a schedule".
         text: ``NAME`` or ``NAME:KEY=VALUE,...``.
         known: the names, with the parameters of each.
-        first: the parameter whose key may be left out: ``NAME:VALUE`` or ``NAME:VALUE,KEY=...``.
+        short: whether the key of the first parameter may be left out: ``NAME:VALUE`` or
+            ``NAME:VALUE,KEY=...``.
 
     Raises:
         ValueError: an unknown name or key, a key said twice, a value of another kind.
@@ -52,12 +53,13 @@ def parse(
     noun = what.partition(" ")[2]
     check_choice(noun, name, known)
     form = "NAME or NAME:KEY=VALUE,..."
-    if first is not None:
+    if short:
+        first = next(iter(known[name]))
         form = f"NAME, NAME:{first.upper()} or NAME:KEY=VALUE,..."
     values: dict[str, Any] = {}
     for i, part in enumerate(rest.split(",") if rest else []):
         key, equals, value = part.strip().partition("=")
-        if not equals and i == 0 and first is not None:
+        if short and not equals and i == 0:
             key, value = first, key
         check_choice(f"a parameter of {name}", key, known[name])
         if key in values:
@@ -78,12 +80,12 @@ def resolve(
     functions: Mapping[str, Callable[..., Any]],
     defaults: Mapping[str, Any],
     *,
-    first: str | None = None,
+    short: bool = False,
 ) -> tuple[str, dict[str, Any]]:
     """The name in a text, and the value of each parameter of the function of that name.
 
     Args:
-        what, text, first: as in :func:`parse`.
+        what, text, short: as in :func:`parse`.
         functions: by name. A parameter that the text leaves out has its value in `defaults`, or
             else its default in the signature.
         defaults: values by the name of the parameter; others are ignored.
@@ -91,7 +93,7 @@ def resolve(
     Raises:
         ValueError: as :func:`parse`.
     """
-    name, said = parse(what, text, {n: kinds(f) for n, f in functions.items()}, first=first)
+    name, said = parse(what, text, {n: kinds(f) for n, f in functions.items()}, short=short)
     parameters = inspect.signature(functions[name]).parameters
     values = {key: p.default for key, p in parameters.items() if p.default is not p.empty}
     values |= {key: defaults[key] for key in parameters if key in defaults}

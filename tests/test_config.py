@@ -73,7 +73,7 @@ def test_kinds_are_those_of_the_signature():
         pass
 
     assert spec.kinds(function) == {"a": float, "b": int, "c": bool, "d": str, "e": str}
-    name, values = spec.resolve("a thing", "f:2,c=TRUE", {"f": function}, {"b": 7}, first="a")
+    name, values = spec.resolve("a thing", "f:2,c=TRUE", {"f": function}, {"b": 7}, short=True)
     assert (name, values) == ("f", {"a": 2.0, "b": 7, "c": True, "d": "", "e": None})
 
 

@@ -51,8 +51,7 @@ def resolve_schedule(text: str, defaults: Mapping[str, Any]) -> tuple[str, dict[
     Raises:
         ValueError: for an unknown name or key, a key given twice, or a value that is not a number.
     """
-    first = "margins" if text.startswith("replay") else "margin"
-    name, values = resolve("a schedule", text, SCHEDULES, defaults, first=first)
+    name, values = resolve("a schedule", text, SCHEDULES, defaults, short=True)
     if name == "replay" and "margins" not in values:
         raise ValueError("replay needs its margins: replay:MARGIN/MARGIN/...; got none")
     return name, values
