@@ -69,7 +69,7 @@ from benchmarks import encoders
 from benchmarks import loss as bench
 
 import margin_jax as mj
-from margin_jax.losses import blocks
+from margin_jax.losses import batch_all
 from margin_jax.losses.distances import DISTANCES
 
 RESULTS = Path(__file__).parent / "results" / "accelerator"
@@ -216,14 +216,14 @@ def peer(name, x, labels):
 
 def block(n, k, size):
     """The loss with blocks of `size` anchors."""
-    usual = blocks._block_size
-    blocks._block_size = lambda anchors, references, width: min(anchors, size)
+    usual = batch_all.block_size
+    batch_all.block_size = lambda anchors, references, width: min(anchors, size)
     try:
         x, labels = bench.batch(n, str(k))
         run, temporary_mib = compiled(bench.ours(x, labels))
         return {"ms": in_turns([run])[0], "temporary_mib": temporary_mib}
     finally:
-        blocks._block_size = usual
+        batch_all.block_size = usual
 
 
 def way(n, k):

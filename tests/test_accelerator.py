@@ -123,9 +123,9 @@ def test_the_plan_begins_with_what_is_worth_most(accelerator, monkeypatch, tmp_p
 
 
 def test_a_block_row_leaves_the_usual_size(accelerator):
-    usual = accelerator.blocks._block_size
+    usual = accelerator.batch_all.block_size
     assert accelerator.block(64, 2, 16)["ms"] > 0
-    assert accelerator.blocks._block_size is usual
+    assert accelerator.batch_all.block_size is usual
 
 
 @pytest.mark.usefixtures("no_pictures")

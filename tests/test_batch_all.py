@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import margin_jax as mj
-from margin_jax.losses import blocks, tile
+from margin_jax.losses import batch_all, blocks, tile
 
 N, DIM = 12, 4  # nearly every test uses this one shape, so that little is compiled
 METRICS = ("euclidean", "squared_euclidean", "cosine", "manhattan", "chebyshev")
@@ -233,7 +233,7 @@ def test_blocks_change_nothing(monkeypatch, size):
         asked.append((anchors, references))
         return size
 
-    monkeypatch.setattr(blocks, "_block_size", block_size)
+    monkeypatch.setattr(batch_all, "block_size", block_size)
     run = jax.jit(value_and_grad())
     for case in ("random", "padded"):
         x, labels, margin, where = CASES[case]
@@ -266,16 +266,16 @@ def test_blocks_change_nothing(monkeypatch, size):
 def test_blocks_follow_platform_and_memory(monkeypatch, platform, stats, rows):
     device = types.SimpleNamespace(platform=platform, memory_stats=lambda: stats)
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    assert blocks._block_size(10**6, 2**11, 1) == rows
-    assert blocks._block_size(7, 2**11, 1) == 7
+    assert blocks.block_size(10**6, 2**11, 1) == rows
+    assert blocks.block_size(7, 2**11, 1) == 7
     # Where differences of 128 coordinates are held: not on a CPU, whose loops hold none.
     rows_of_cubes = rows if platform == "cpu" else max(64, rows // 128)
-    assert blocks._block_size(10**6, 2**11, 128) == rows_of_cubes
+    assert blocks.block_size(10**6, 2**11, 128) == rows_of_cubes
 
 
 def test_a_distance_of_ones_own_may_divide_by_a_rows_length(monkeypatch):
     """Rows of padding, the batch's and those of a block that is not full, have a length."""
-    monkeypatch.setattr(blocks, "_block_size", lambda anchors, references, width: 5)
+    monkeypatch.setattr(batch_all, "block_size", lambda anchors, references, width: 5)
 
     def cosine(a, b):
         a, b = (v / jnp.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
@@ -426,7 +426,7 @@ OF_EACH = [
 )
 def test_a_margin_for_each_anchor(monkeypatch, options):
     """In blocks, the last of which is not full; what padding has as its margin is nothing."""
-    monkeypatch.setattr(blocks, "_block_size", lambda anchors, references, width: 5)
+    monkeypatch.setattr(batch_all, "block_size", lambda anchors, references, width: 5)
     margin = np.random.default_rng(3).uniform(-0.5, 2, N).astype(np.float32)
     known = {name: value for name, value in options.items() if name != "implementation"}
 
@@ -699,6 +699,21 @@ def test_eager_equals_jit():
     chex.assert_trees_all_close(gradients, gradients2, rtol=1e-5, atol=1e-6)
     for name in COUNTS:
         np.testing.assert_array_equal(getattr(stats, name), getattr(stats2, name))
+
+
+def test_outside_jit_it_is_compiled_once():
+    traced = []
+
+    def distance(a, b):
+        traced.append(a.shape)
+        return jnp.abs(a[:, None] - b[None]).sum(-1)
+
+    for margin, seed in ((0.2, 0), (0.5, 1)):
+        rng = np.random.default_rng(seed)
+        x, labels = rng.normal(size=(7, 3)).astype(np.float32), rng.integers(0, 3, 7)
+        _, stats = mj.batch_all_triplet_loss(x, labels, margin, distance=distance)
+        assert stats.totals() == oracle.batch_all(x, labels, margin, distance="manhattan").counts
+    assert len(traced) == 1
 
 
 def test_vmap():

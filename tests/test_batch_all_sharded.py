@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import margin_jax as mj
-from margin_jax.losses import blocks
+from margin_jax.losses import batch_all
 
 N, DIM = 64, 8
 SHARDED = ("embeddings", "labels", "where", "references", "reference_labels", "reference_where")
@@ -149,7 +149,7 @@ def test_a_margin_for_each_anchor_is_that_of_its_device(options):
 
 
 def test_many_blocks_a_device(monkeypatch):
-    monkeypatch.setattr(blocks, "_block_size", lambda anchors, references, width: 3)
+    monkeypatch.setattr(batch_all, "block_size", lambda anchors, references, width: 3)
     assert_same(value_and_grad(global_loss(4), batch(), 0.3), expected_on_one_device())
 
 
@@ -269,7 +269,7 @@ def compiled_step(devices, block):
     differentiate = jax.jit(jax.value_and_grad(of_embeddings, has_aux=True))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
-            blocks, "_block_size", lambda anchors, references, width: min(anchors, block)
+            batch_all, "block_size", lambda anchors, references, width: min(anchors, block)
         )
         return differentiate.lower(*arguments).compile()
 

@@ -12,9 +12,10 @@ from jax.sharding import PartitionSpec as P
 
 import margin_jax as mj
 from margin_jax.devices.meshes import make_mesh
-from margin_jax.losses import blocks
-from margin_jax.losses.tile import Windows, compare
+from margin_jax.losses import batch_all, blocks
+from margin_jax.losses.tile import compare
 from margin_jax.losses.tile_sorted import compare_sorted
+from margin_jax.losses.windows import Windows
 
 MININGS = ("all", "semihard", "hard")
 N, DIM = 60, 3
@@ -223,7 +224,7 @@ def test_the_largest_class_decides(monkeypatch):
         return usual(*arguments)
 
     monkeypatch.setattr(blocks, "compare_sorted", told)
-    monkeypatch.setattr(blocks, "_block_size", lambda anchors, references, width: anchors - 1)
+    monkeypatch.setattr(batch_all, "block_size", lambda anchors, references, width: anchors - 1)
     n = 400
     x = np.random.default_rng(7).normal(size=(n, 5)).astype(np.float32)
     run = jax.jit(lambda x, labels: mj.batch_all_triplet_loss(x, labels, 0.2)[0])

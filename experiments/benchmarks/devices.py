@@ -115,7 +115,7 @@ def loops_of_loss(rows, devices):
     with mock.patch.object(tile, "_for_each_positive", k_times):
         counted = flops(compile_loss(rows, devices))
     own = rows // devices
-    counted *= math.ceil(own / blocks._block_size(own, rows, 1))
+    counted *= math.ceil(own / blocks.block_size(own, rows, 1))
     assert 1 < counted / (own * rows * (6 * DIM + 8 * K + 16)) < 1.15, counted
     return counted - flops(compile_loss(rows, devices))
 

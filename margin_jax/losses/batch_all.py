@@ -1,17 +1,20 @@
 """The public triplet loss: what a triplet is, which ones train, and what the mean is over."""
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from margin_jax.choices import check_choice
 from margin_jax.devices.meshes import gathered
 from margin_jax.losses.arguments import check_margin, check_rows, of_one_type
-from margin_jax.losses.blocks import IMPLEMENTATIONS, batch_all
-from margin_jax.losses.distances import DistanceFn, get_distance, origin
-from margin_jax.losses.tile import MININGS, Terms, Windows
+from margin_jax.losses.blocks import IMPLEMENTATIONS, batch_all, block_size
+from margin_jax.losses.distances import PRODUCTS, DistanceFn, get_distance, origin
+from margin_jax.losses.tile import MININGS, Terms
+from margin_jax.losses.windows import by_label, inverse, windows_of
 from margin_jax.stats import TripletStats
 
 REDUCTIONS = ("mean_active", "mean", "sum")
@@ -45,9 +48,9 @@ def batch_all_triplet_loss(
     A triplet is *easy* when its loss is 0 (a tie counts as easy), else *active*: *semihard* if
     d(a,n) > d(a,p), *hard* if not. Counts are exact integers and never depend on `mining`.
 
-    Pure; works under ``jit``, ``vmap``, ``shard_map`` and ``grad`` (once, reverse mode). Only
-    shapes and options are static: a new margin or other labels never recompile. Memory grows with
-    batch × block, not with the number of triplets.
+    Pure, and compiled wherever you call it; works under ``jit``, ``vmap``, ``shard_map`` and
+    ``grad`` (once, reverse mode). Only shapes and options are static: a new margin or other labels
+    never recompile. Memory grows with batch × block, not with the number of triplets.
 
     Args:
         embeddings: float[batch, dim], any float type; types narrower than float32 are computed in
@@ -134,10 +137,10 @@ def batch_all_triplet_loss(
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     distance_fn = get_distance(distance)
 
+    others = None
     if references is None:
         if reference_labels is not None or reference_where is not None:
             raise ValueError("reference_labels and reference_where need references")
-        y, y_labels, y_real = x, x_labels, x_real
     else:
         if reference_labels is None:
             raise ValueError("references need reference_labels")
@@ -156,33 +159,70 @@ def batch_all_triplet_loss(
                 f"got shape {y.shape}"
             )
         x_labels, y_labels = of_one_type(x_labels, y_labels)
+        others = Rows(y, y_labels, None if reference_where is None else y_real)
 
-    first = jnp.int32(0)  # of this device's rows in the batch
+    drawn_from = len(x if others is None else others.x)
     if axis_name is not None:
-        y, y_labels, y_real = (
-            jax.lax.all_gather(v, axis_name, tiled=True) for v in (y, y_labels, y_real)
-        )
-        first = jax.lax.axis_index(axis_name) * x.shape[0]
-
-    if len(y) > _MOST_ROWS:
+        drawn_from *= jax.lax.axis_size(axis_name)
+    if drawn_from > _MOST_ROWS:
         raise ValueError(
             f"positives and negatives must be drawn from at most {_MOST_ROWS:,} rows, or counts "
-            f"could exceed an int32; got {len(y):,}"
+            f"could exceed an int32; got {drawn_from:,}"
         )
+    computed: tuple[Array, TripletStats] = _loss(
+        Rows(x, x_labels, None if where is None else x_real),
+        others,
+        gathered(mu),
+        Terms(distance_fn, mining, swap, soft, implementation),
+        reduction,
+        axis_name,
+        block_size(len(x), drawn_from, 1 if distance_fn in PRODUCTS else x.shape[1]),
+    )
+    return computed
 
-    common = origin(distance_fn, y, y_real)  # of the global batch, so the same on every device
+
+class Rows(NamedTuple):
+    """Embeddings, their labels, and which of them are real: None if all are."""
+
+    x: Array
+    labels: Array
+    real: Array | None
+
+
+# Compiled once also where nobody has put the loss under `jit`; under it, it is as if not there.
+@functools.partial(
+    jax.jit, static_argnames=("terms", "reduction", "axis_name", "size"), inline=True
+)
+def _loss(
+    rows: Rows,
+    others: Rows | None,
+    mu: Array,
+    terms: Terms,
+    reduction: str,
+    axis_name: str | tuple[str, ...] | None,
+    size: int,
+) -> tuple[Array, TripletStats]:
+    """What :func:`batch_all_triplet_loss` returns, of what it has checked."""
+    first = jnp.int32(0)  # of this device's rows in the batch
+    drawn = rows if others is None else others
+    if axis_name is not None:
+        drawn = jax.tree.map(lambda v: jax.lax.all_gather(v, axis_name, tiled=True), drawn)
+        first = jax.lax.axis_index(axis_name) * len(rows.x)
+    # The same computation when these are the same rows.
+    x_order, y_order = by_label(rows.labels, rows.real), by_label(drawn.labels, drawn.real)
+    (x, x_labels, x_real), (y, y_labels, y_real) = (
+        (v.x, v.labels, jnp.ones(v.labels.shape, bool) if v.real is None else v.real)
+        for v in (rows, drawn)
+    )
+    common = origin(terms.distance, y, y_real)  # of the global batch, so the same on every device
     x, y = x - common, y - common
 
-    x_order = by_label(x_labels, x_real, where)
-    # The same computation when these are the same rows.
-    y_order = by_label(y_labels, y_real, where if references is None else reference_where)
     windows = windows_of(x_labels[x_order], x_real[x_order], y_labels[y_order], y_real[y_order])
-    if references is None:
+    if others is None:
         windows = windows._replace(itself=inverse(y_order)[first + x_order])
     if mu.ndim:  # not even NaN may come out of the padding
-        mu = jnp.where(x_real, gathered(mu), 0)[x_order]
-    terms = Terms(distance_fn, mining, swap, soft, implementation)
-    total, stats = batch_all(x[x_order], y[y_order], mu, windows, terms)
+        mu = jnp.where(x_real, mu, 0)[x_order]
+    total, stats = batch_all(x[x_order], y[y_order], mu, windows, terms, size)
     batch_order = inverse(x_order)
     stats = jax.tree.map(lambda v: v[batch_order], stats)
 
@@ -193,10 +233,10 @@ def batch_all_triplet_loss(
     if reduction == "sum":
         return total, stats
     valid = stats.valid
-    everything = valid if soft else stats.active  # what has a loss
-    if mining == "batch_hard":  # one of each anchor, active if any of the anchor's triplets is
+    everything = valid if terms.soft else stats.active  # what has a loss
+    if terms.mining == "batch_hard":  # one of each anchor, active if any of its triplets is
         valid, everything = valid > 0, everything > 0
-    selected = {"semihard": stats.semihard, "hard": stats.hard}.get(mining, everything)
+    selected = {"semihard": stats.semihard, "hard": stats.hard}.get(terms.mining, everything)
     averaged = selected if reduction == "mean_active" else valid
     # Summed as floats: only the last bit of the mean can differ, and int32 could overflow.
     count = over_devices(jnp.sum(averaged.astype(total.dtype)))
@@ -251,38 +291,3 @@ def check_kinds(mining: str, *, swap: bool) -> None:
     check_choice("mining", mining, MININGS)
     if swap and mining == "batch_hard":
         raise ValueError("swap is for mining all, semihard or hard; got it with batch_hard")
-
-
-def by_label(labels: Array, real: Array, where: ArrayLike | None) -> Array:
-    """int32[rows], the order of the rows by label, padding last."""
-    if where is None:
-        return jnp.argsort(labels)  # one key: half the time
-    return jnp.lexsort((labels, ~real))
-
-
-def inverse(order: Array) -> Array:
-    """int32[rows], where each row went: what sorting the order would give, in linear time."""
-    rows = jnp.arange(len(order), dtype=jnp.int32)
-    return jnp.zeros_like(rows).at[order].set(rows, unique_indices=True)
-
-
-def windows_of(
-    labels: Array, real: Array, reference_labels: Array, reference_real: Array
-) -> Windows:
-    """The columns of every anchor, none of which is the anchor itself.
-
-    The references come sorted by :func:`by_label`; the anchors may come in any order.
-    """
-    n_real = jnp.sum(reference_real, dtype=jnp.int32)
-    # Padding stands last; the greatest label keeps the array sorted whatever it was padded with.
-    last = np.array(np.iinfo(reference_labels.dtype).max)
-    ascending = jnp.where(reference_real, reference_labels, last.astype(reference_labels.dtype))
-    start = jnp.searchsorted(ascending, labels, side="left").astype(jnp.int32)
-    stop = jnp.searchsorted(ascending, labels, side="right").astype(jnp.int32)
-    start, stop = jnp.minimum(start, n_real), jnp.minimum(stop, n_real)
-    return Windows(
-        start=start,
-        stop=jnp.where(real, stop, start),
-        itself=jnp.full_like(start, -1),
-        real=jnp.where(real, n_real, 0),
-    )

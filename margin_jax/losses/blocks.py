@@ -27,17 +27,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from margin_jax.losses.distances import PRODUCTS
 from margin_jax.losses.tile import (
     Compared,
     Terms,
-    Windows,
     compare,
     compare_hardest,
     compare_values,
-    negatives,
 )
 from margin_jax.losses.tile_sorted import compare_sorted
+from margin_jax.losses.windows import Windows, negatives
 from margin_jax.stats import TripletStats
 
 IMPLEMENTATIONS = ("auto", "loop", "sorted")
@@ -47,7 +45,7 @@ _FEW, _SMALL = 24, 96
 
 
 def batch_all(
-    anchors: Array, references: Array, margin: Array, windows: Windows, terms: Terms
+    anchors: Array, references: Array, margin: Array, windows: Windows, terms: Terms, size: int
 ) -> tuple[Array, TripletStats]:
     """Sum of ``max(0, d(a,p) − d(a,n) + μ)`` over the selected triplets of every anchor.
 
@@ -57,6 +55,7 @@ def batch_all(
         margin: float[], μ, or float[A], of every anchor its own.
         windows: the columns of every anchor.
         terms: the distance, and what is summed of which triplets.
+        size: anchors a block (:func:`block_size`).
 
     Returns:
         The sum, float[], differentiable once, in reverse mode, with respect to `anchors`,
@@ -73,30 +72,28 @@ def batch_all(
     )
     varying = functools.reduce(jnp.add, zeros)
     anchors, references, margin = (v + varying for v in (anchors, references, margin))
-    total, stats = _batch_all(anchors, references, margin, windows, terms)
+    total, stats = _batch_all(anchors, references, margin, windows, terms, size)
     return total, jax.lax.stop_gradient(stats)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _batch_all(
-    anchors: Array, references: Array, margin: Array, windows: Windows, terms: Terms
+    anchors: Array, references: Array, margin: Array, windows: Windows, terms: Terms, size: int
 ) -> tuple[Array, TripletStats]:
-    size = _block_size(len(anchors), len(references), _width(terms, anchors))
     total, stats, _ = _scan(anchors, references, margin, windows, terms, size, False)
     return total, stats
 
 
 def _forward(
-    anchors: Array, references: Array, margin: Array, windows: Windows, terms: Terms
+    anchors: Array, references: Array, margin: Array, windows: Windows, terms: Terms, size: int
 ) -> tuple[tuple[Array, TripletStats], tuple[Array, ...]]:
     anchors, references, margin = _differentiable_once((anchors, references, margin))
-    size = _block_size(len(anchors), len(references), _width(terms, anchors))
     total, stats, gradient = _scan(anchors, references, margin, windows, terms, size, True)
     return (total, stats), gradient
 
 
 def _backward(
-    terms: Terms, gradient: tuple[Array, ...], cotangents: tuple[Array, object]
+    terms: Terms, size: int, gradient: tuple[Array, ...], cotangents: tuple[Array, object]
 ) -> tuple[Array | None, ...]:
     return *(cotangents[0] * g for g in gradient), None
 
@@ -121,12 +118,7 @@ def _refuse(primals: object, tangents: object) -> NoReturn:
     )
 
 
-def _width(terms: Terms, anchors: Array) -> int:
-    """Numbers that a distance may hold at once."""
-    return 1 if terms.distance in PRODUCTS else anchors.shape[1]
-
-
-def _block_size(anchors: int, references: int, width: int) -> int:
+def block_size(anchors: int, references: int, width: int) -> int:
     """Anchors a block: large enough to feed the processor, small enough to stay near it.
 
     On a CPU a tile of about 2^18 distances, but at least 64 rows for the matrix product. An
@@ -143,8 +135,6 @@ def _block_size(anchors: int, references: int, width: int) -> int:
     return min(anchors, max(64, distances // references))
 
 
-# Compiled once also where nobody has put the loss under `jit`; under it, it is as if not there.
-@functools.partial(jax.jit, static_argnames=("terms", "size", "with_gradient"), inline=True)
 def _scan(
     anchors: Array,
     references: Array,

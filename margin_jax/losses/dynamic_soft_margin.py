@@ -10,9 +10,9 @@ from jax.typing import ArrayLike
 
 from margin_jax.losses.arguments import check_rows
 from margin_jax.losses.base import WithoutParameters
-from margin_jax.losses.batch_all import by_label, inverse, triplet_stats, windows_of
+from margin_jax.losses.batch_all import triplet_stats
 from margin_jax.losses.distances import euclidean, unit
-from margin_jax.losses.tile import kth_positive, negatives
+from margin_jax.losses.windows import by_label, inverse, kth_positive, negatives, windows_of
 from margin_jax.stats import TripletStats
 
 _MOST = 2.0  # between vectors of length 1
@@ -114,7 +114,7 @@ class DynamicSoftMarginLoss(WithoutParameters):
                 jax.lax.all_gather(v, axis_name, tiled=True) for v in (rows, y, real)
             )
             first = jax.lax.axis_index(axis_name) * len(rows)
-        order = by_label(labels_of_all, all_real, where)
+        order = by_label(labels_of_all, None if where is None else all_real)
         window = windows_of(y, real, labels_of_all[order], all_real[order])
         row = jnp.arange(len(rows), dtype=jnp.int32)
         window = window._replace(itself=inverse(order)[first + row])

@@ -13,24 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from margin_jax.losses.distances import DistanceFn
+from margin_jax.losses.windows import Windows, kth_positive, negatives
 
 MININGS = ("all", "semihard", "hard", "batch_hard")
-
-
-class Windows(NamedTuple):
-    """Which columns are whose. Columns (references) are sorted by label, real ones first.
-
-    Attributes:
-        start, stop: int32[A], the columns of the anchor's own label; empty for padding.
-        itself: int32[A], the column that is the anchor itself, or -1.
-        real: int32[A], columns before this one are real; 0 for an anchor that is padding, which
-            therefore has no negatives either.
-    """
-
-    start: Array
-    stop: Array
-    itself: Array
-    real: Array
 
 
 class Terms(NamedTuple):
@@ -73,19 +58,6 @@ class Compared(NamedTuple):
     to_tile: Array
     to_margin: Array
     to_references: Array | float
-
-
-def negatives(window: Windows, columns: int) -> Array:
-    """bool[B, N]: the negatives of each anchor."""
-    column = jnp.arange(columns, dtype=jnp.int32)[None, :]
-    start, stop, _, real = (v[:, None] for v in window)
-    return ((column < start) | (column >= stop)) & (column < real)
-
-
-def kth_positive(window: Windows, k: Array, columns: int) -> tuple[Array, Array]:
-    """int32[B], the k-th column of each anchor's window, and bool[B], whether it is a positive."""
-    p = jnp.minimum(window.start + k, columns - 1)
-    return p, (window.start + k < window.stop) & (p != window.itself)
 
 
 def _count(first: Array, second: Array) -> tuple[Array, Array]:

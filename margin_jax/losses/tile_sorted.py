@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from margin_jax.losses.tile import Compared, Windows, negatives
+from margin_jax.losses.tile import Compared
+from margin_jax.losses.windows import Windows, negatives
 
 T = TypeVar("T")
 
