@@ -118,8 +118,9 @@ def train_cell(
     run = mj.fit(config, dataset=data)
     tested = np.isin(data.identities, run.data["identities"]["test"])
     rows = np.flatnonzero(tested[data.labels])
+    embeddings = run.embed(data.examples, rows)
     every = mj.all_pairs_report(
-        run.embed(data.examples, rows), data.labels[rows], threshold=run.threshold
+        embeddings, data.labels[rows], threshold=run.threshold, intervals=True
     )
     history = [
         {**record, "hard_fraction": record["hard"] / record["valid"]} for record in run.history
@@ -167,8 +168,14 @@ def options_of(command: str) -> list[str]:
 
 
 def shortened(report: dict) -> dict:
-    """The figures of a verification report that the tables are made of."""
-    return {name: report[name] for name in ("auc", "eer", "accuracy", "threshold")}
+    """The figures of a verification report that the tables are made of.
+
+    With the 95 % interval of the AUC over identities, where the report has one.
+    """
+    figures = {name: report[name] for name in ("auc", "eer", "accuracy", "threshold")}
+    if intervals := report["intervals"]:
+        figures["auc_interval"] = [significant(end) for end in intervals["auc"]]
+    return figures
 
 
 def significant(value: float | None) -> float | None:

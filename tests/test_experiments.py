@@ -160,6 +160,10 @@ class TestACell:
             cli.main(["evaluate", "cell", "--pairs", "all", "--out", "all.json"])
         every = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
         assert every["auc"] == trained["test"]["all_pairs"]["auc"]
+        for told, kind in (report["test"], "pairs"), (every, "all_pairs"):
+            interval = trained["test"][kind]["auc_interval"]
+            assert interval == pytest.approx(told["intervals"]["auc"], rel=1e-4)
+            assert interval[0] < told["auc"] < interval[1]
         capsys.readouterr()
 
     def test_what_is_there_is_not_trained_again(self, study, tmp_path, options):
