@@ -32,6 +32,7 @@ SMALL = mj.TrainConfig(
     images_per_identity=4,
     schedule="dams:threshold=0.5",
     image_size=16,
+    width=0.25,
 )
 
 
@@ -650,7 +651,7 @@ def test_bad_data_leaves_an_old_run_alone(finished):
     for change, message in (
         ({"identities_per_batch": 500}, "a batch needs 500 identities"),
         ({"encoder": "large_cnn"}, "encoder must be one of"),
-        ({"encoder": "own"}, "an encoder object and"),
+        ({"encoder": "own", "width": 1.0}, "an encoder object and"),
     ):
         with pytest.raises(ValueError, match=message):
             mj.fit(config.replace(**change))
