@@ -1,16 +1,19 @@
 """The studies: tuning is fair, a cell's own command repeats it, reports follow from the cells."""
 
+import io
 import itertools
 import json
 import math
 import multiprocessing
 import shlex
 import sys
+import tarfile
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import margin_jax as mj
 from margin_jax import cli
@@ -706,3 +709,58 @@ def test_the_options_of_a_study(study, tmp_path, capsys):
             shared.parse(wrong, "What.", "x", **known)
         assert left.value.code == 2
         assert said in capsys.readouterr().err
+
+
+def png(colour, path=None):
+    picture = Image.new("RGBA", (64, 64), colour)
+    if path is None:
+        picture.save(content := io.BytesIO(), "png")
+        return content.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return picture.save(path)
+
+
+class TestMakePictures:
+    def test_emoji(self, study, tmp_path, capsys):
+        """What is drawn by four designers is kept, on white; not those of several characters."""
+        authors = ["apple", "google", "twitter", None]
+        for nth, author in enumerate(authors):
+            name = (
+                f"emoji-datasource-{author}-16.0.0.tgz" if author else "emojione-assets-4.5.0.tgz"
+            )
+            folder = f"package/img/{author}/64" if author else "package/png/64"
+            with tarfile.open(tmp_path / name, "w:gz") as package:
+                for code in ("1f600", "2602-fe0f", "1f1e9-1f1ea") + ("1f601",) * (nth > 0):
+                    clear = nth == 0 and code == "1f600"
+                    content = png((50 * nth, ord(code[-1]), len(code), 0 if clear else 255))
+                    info = tarfile.TarInfo(f"{folder}/{code}.png")
+                    info.size = len(content)
+                    package.addfile(info, io.BytesIO(content))
+        out = tmp_path / "emoji"
+        study("make_pictures").main(["emoji", *map(str, tmp_path.glob("*.tgz")), "--out", str(out)])
+        assert capsys.readouterr().out == "8 pictures of 2 emoji\n"
+        assert {path.name for path in (out / "2602").iterdir()} == {
+            *("apple.png", "google.png", "twitter.png", "emojione-assets.png")
+        }
+        assert Image.open(out / "1f600" / "apple.png").getpixel((0, 0)) == (255, 255, 255)
+
+    def test_icons(self, study, tmp_path, capsys):
+        """Equal ones count once, those of two names and links not at all."""
+        themes = [tmp_path / "themes" / name for name in "abcde"]
+        for nth, theme in enumerate(themes):
+            png((0, nth, 0), theme / "icons" / "48x48" / "actions" / "save.png")
+            png((1, min(nth, 2), 0), theme / "48" / "open.png")  # three and two equal ones
+            png((2, nth, 0), theme / "48" / "close.png")
+            png((2, nth, 0) if nth > 2 else (3, nth, 0), theme / "48" / "quit.png")
+            png((4, nth, 0), theme / "22" / "small.png")
+            (theme / "48" / "link.png").symlink_to("close.png")
+        make = study("make_pictures")
+        make.main(["icons", *map(str, themes), "--out", str(tmp_path / "icons")])
+        assert capsys.readouterr().out == "5 pictures of 1 icons\n"
+        assert {path.name for path in (tmp_path / "icons").iterdir()} == {"save"}
+        with pytest.raises(SystemExit):
+            make.main(["icons", *map(str, themes), "--out", str(tmp_path / "icons")])
+        assert "not there yet" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            make.main(["icons", str(themes[0]), "--out", str(tmp_path / "few")])
+        assert "no icons of at least 4 authors" in capsys.readouterr().err
