@@ -233,14 +233,19 @@ def alone(core: int | None, work: Callable[..., None], *job: Any) -> None:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
-def open_dataset(name: str, folder: Path) -> tuple[dict, Any]:
+def open_dataset(name: str, folder: Path, **changed: Any) -> tuple[dict, Any]:
     """What all cells of a data set have in common, and its images.
 
     Goes into the folder, so that the commands in the cells hold no path of this machine.
+
+    Args:
+        name: of the data set.
+        folder: where it is.
+        changed: options that are other than in the grid.
     """
     import margin_jax as mj
 
-    options = {**OPTIMISER, **DATASETS[name]}
+    options = {**OPTIMISER, **DATASETS[name], **changed}
     options["data_dir"] = {"folder": name, "vectors": f"{name}.npz"}.get(options["dataset"], ".")
     os.chdir(folder)
     config = mj.TrainConfig(**options)

@@ -693,6 +693,40 @@ def test_fresh_data_are_tuned_on_their_own_and_take_the_settings_as_they_are(
     assert f"no {tmp_path / 'none'}" in capsys.readouterr().err
 
 
+def test_fine_tuning_has_the_best_untuned_setting_too(study, tmp_path, monkeypatch):
+    finetune, cell_files = study("finetune"), study("cell_files")
+    best = "litm:margin=0.02,margin_end=0.2"
+    ranked = [*finetune.ALWAYS, "dams:margin=0.05,threshold=0.8,increase=0.05", best, "linear"]
+    opened = []
+
+    def open_dataset(name, folder, **changed):
+        opened.append(changed)
+        return changed, None
+
+    def train_cell(path, options, data, scratch, told):
+        auc = 0.9 if options["schedule"] == best else 0.8
+        cell = made_up_cell(options["schedule"], options["seed"], test=auc) | told
+        cell_files.add(path, cell)
+        return cell
+
+    monkeypatch.setattr(finetune, "read_validation", lambda *_: {})
+    monkeypatch.setattr(finetune, "choose", lambda _: ranked)
+    monkeypatch.setattr(finetune, "open_dataset", open_dataset)
+    monkeypatch.setattr(finetune, "train_cell", train_cell)
+    monkeypatch.setattr(finetune, "share_out", lambda work, jobs, _: [work(*job) for job in jobs])
+    with pytest.raises(SystemExit) as left:
+        finetune.main(["--data", str(tmp_path), "--out", str(tmp_path)])
+    assert not left.value.code
+    assert [(own["image_size"], own["epochs"]) for own in opened] == [(64, 14), (224, 50)] * 2
+    for own in opened:
+        mj.TrainConfig(**own)
+    assert len(cell_files.read(tmp_path / "finetuned" / "cub_mean.jsonl")) == 7 * 3 * 2
+    text = (tmp_path / "finetuned.md").read_text(encoding="utf-8")
+    assert text.count("\n## ") == 4
+    assert text.count(f"| `{best}` | 0.9000 | +0.1000 ± 0.0000 | 50% | 30% | 0.12 |") == 4
+    assert (tmp_path / "finetuned.png").exists()
+
+
 def test_the_options_of_a_study(study, tmp_path, capsys):
     shared = study("study")
     known = {"kinds": shared.Some(("a, b", "c"), ";"), "datasets": shared.Some(("d", "e"))}
