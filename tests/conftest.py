@@ -71,6 +71,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
+def pytest_collection_finish():
+    """What is loaded by now stays: nobody need look there for garbage again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
     """Each compiled program maps memory, and Linux allows a process 65,530 pieces of it.
