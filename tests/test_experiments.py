@@ -787,11 +787,14 @@ class TestMakePictures:
             png((2, nth, 0), theme / "48" / "close.png")
             png((2, nth, 0) if nth > 2 else (3, nth, 0), theme / "48" / "quit.png")
             png((4, nth, 0), theme / "22" / "small.png")
+            png((5, nth, 0), theme / "icons" / "48x48" / "apps" / "save.png")  # the second one
             (theme / "48" / "link.png").symlink_to("close.png")
         make = study("make_pictures")
         make.main(["icons", *map(str, themes), "--out", str(tmp_path / "icons")])
         assert capsys.readouterr().out == "5 pictures of 1 icons\n"
         assert {path.name for path in (tmp_path / "icons").iterdir()} == {"save"}
+        first = Image.open(tmp_path / "icons" / "save" / "b.png")
+        assert first.getpixel((0, 0)) == (0, 1, 0)
         with pytest.raises(SystemExit):
             make.main(["icons", *map(str, themes), "--out", str(tmp_path / "icons")])
         assert "not there yet" in capsys.readouterr().err
