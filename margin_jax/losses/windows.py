@@ -1,5 +1,6 @@
 """Where the positives of every anchor are: rows sorted by label, so that they are one window."""
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -47,8 +48,9 @@ def windows_of(
     # Padding stands last; the greatest label keeps the array sorted whatever it was padded with.
     last = np.array(np.iinfo(reference_labels.dtype).max)
     ascending = jnp.where(reference_real, reference_labels, last.astype(reference_labels.dtype))
-    start = jnp.searchsorted(ascending, labels, side="left").astype(jnp.int32)
-    stop = jnp.searchsorted(ascending, labels, side="right").astype(jnp.int32)
+    # Unrolled, a search is two kernels to compile; as a loop it is eight.
+    find = functools.partial(jnp.searchsorted, ascending, labels, method="scan_unrolled")
+    start, stop = (find(side=side).astype(jnp.int32) for side in ("left", "right"))
     start, stop = jnp.minimum(start, n_real), jnp.minimum(stop, n_real)
     return Windows(
         start=start,
