@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -259,3 +260,19 @@ def test_it_trains(name):
         jax.tree.leaves(after.trained), jax.tree.leaves(state.trained), strict=True
     ):
         assert np.any(np.asarray(moved) != np.asarray(still))
+
+
+@every_loss
+def test_outside_jit_it_is_one_program(name, caplog):
+    rng = np.random.default_rng(3)
+    x, labels = rng.normal(size=(7, DIM)).astype(np.float32), rng.integers(0, CLASSES, 7)
+    loss, params = loss_of(name), params_of(name)
+    with jax.log_compiles():
+        found = called(loss, params, x, labels, 0.3)
+    said = [record.getMessage() for record in caplog.records]
+    programs = [line for line in said if line.startswith("Finished XLA compilation of")]
+    # The rest brings the arguments to the device.
+    assert len([line for line in programs if "_compute" in line or "_loss" in line]) == 1
+    assert len(programs) < 12
+    expected = jax.jit(functools.partial(called, loss))(params, x, labels, 0.3)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -3,8 +3,9 @@
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
+import jax
 from jax import Array
 
 from margin_jax.losses.distances import DistanceFn
@@ -12,6 +13,8 @@ from margin_jax.stats import TripletStats
 
 # Instead of a name: a loss of one's own.
 OWN = "own"
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @runtime_checkable
@@ -97,6 +100,14 @@ class WithoutParameters:
     def init(self, key: Array, embedding_size: int, classes: int) -> dict[str, Array]:
         """``{}``."""
         return {}
+
+
+def one_program(compute: F) -> F:
+    """Compiles what a `loss` computes also where nobody has put it under `jit`.
+
+    Under `jit` it is as if it were not there.
+    """
+    return cast(F, jax.jit(compute, static_argnames=("loss", "axis_name"), inline=True))
 
 
 def check_loss(loss: Loss) -> Loss:

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 
 from margin_jax.devices.meshes import gathered
 from margin_jax.losses.arguments import check_margin, check_rows
+from margin_jax.losses.base import one_program
 from margin_jax.losses.distances import dot, unit
 from margin_jax.stats import TripletStats
 
@@ -92,14 +93,13 @@ class Classifier:
             ValueError, TypeError: for other shapes or types, fewer than two proxies, labels known
                 to be out of range, or a margin known to be below 0.
         """
-        compared = compare(params, embeddings, labels, where)
+        x, y, real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
+        proxies = check_proxies(params, x)
+        if where is None and isinstance(labels, np.ndarray | list | tuple):
+            check_labels(np.asarray(labels), len(proxies))
         if isinstance(margin, numbers.Real) and margin < 0:
             raise ValueError(f"the margin of a classifier must be at least 0; got {margin}")
-        mu = check_margin(margin, compared.cosine.dtype)
-        target = self.target(compared, mu)
-        logits = self.scale * jnp.where(compared.own, target[:, None], compared.cosine)
-        loss = self.reduce(compared, *self.adjust(compared, logits), axis_name)
-        return loss, jax.lax.stop_gradient(proxy_triplets(compared, target))
+        return _compute(self, proxies, x, y, real, check_margin(margin, x.dtype), axis_name)
 
     def target(self, compared: Compared, margin: Array) -> Array:
         """float[batch], what stands for the cosine of the own class."""
@@ -201,33 +201,54 @@ class CosFaceLoss(Classifier):
         return compared.target - margin
 
 
-def compare(
-    proxies: ArrayLike, embeddings: ArrayLike, labels: ArrayLike, where: ArrayLike | None
-) -> Compared:
-    """The cosines between all rows and all proxies, one matrix product.
+@one_program
+def _compute(
+    loss: Classifier,
+    proxies: Array,
+    x: Array,
+    y: Array,
+    real: Array,
+    mu: Array,
+    axis_name: str | tuple[str, ...] | None,
+) -> tuple[Array, TripletStats]:
+    compared = compare(proxies, x, y, real)
+    target = loss.target(compared, mu)
+    logits = loss.scale * jnp.where(compared.own, target[:, None], compared.cosine)
+    value = loss.reduce(compared, *loss.adjust(compared, logits), axis_name)
+    return value, jax.lax.stop_gradient(proxy_triplets(compared, target))
+
+
+def check_proxies(proxies: ArrayLike, x: Array) -> Array:
+    """The parameters of a classifier of rows such as `x`.
 
     Raises:
-        ValueError, TypeError: as :class:`Classifier` when it is called.
+        ValueError: for another shape.
     """
-    x, y, real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
     weights = gathered(jnp.asarray(proxies))
     if weights.ndim != 2 or weights.shape[0] < 2 or weights.shape[1] != x.shape[1]:
         raise ValueError(
             f"proxies must have shape [classes, {x.shape[1]}], of at least 2 classes and as many "
             f"columns as embeddings; got {weights.shape}"
         )
-    classes = weights.shape[0]
-    if where is None and isinstance(labels, np.ndarray | list | tuple):
-        known = np.asarray(labels)
-        if known.min() < 0 or known.max() >= classes:
-            raise ValueError(
-                f"labels must be from 0 to {classes - 1}, a class each for {classes} proxies; got "
-                f"{known.min()} to {known.max()}"
-            )
+    return weights
+
+
+def check_labels(known: np.ndarray, classes: int) -> None:
+    """Raises ValueError for labels without a proxy."""
+    if known.min() < 0 or known.max() >= classes:
+        raise ValueError(
+            f"labels must be from 0 to {classes - 1}, a class each for {classes} proxies; got "
+            f"{known.min()} to {known.max()}"
+        )
+
+
+def compare(proxies: Array, x: Array, y: Array, real: Array) -> Compared:
+    """The cosines between all rows and all proxies, one matrix product."""
+    classes = len(proxies)
     y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)
     y = jnp.where((y >= 0) & (y < classes), y, -1).astype(jnp.int32)
     y = jnp.where(real, y, 0)
-    cosine = dot(unit(x), unit(weights.astype(x.dtype)))
+    cosine = dot(unit(x), unit(proxies.astype(x.dtype)))
     own = y[:, None] == jnp.arange(classes, dtype=jnp.int32)
     return Compared(cosine, own, jnp.sum(jnp.where(own, cosine, 0), axis=1), y, real)
 

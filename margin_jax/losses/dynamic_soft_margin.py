@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from margin_jax.losses.arguments import check_rows
-from margin_jax.losses.base import WithoutParameters
+from margin_jax.losses.arguments import check_margin, check_rows
+from margin_jax.losses.base import WithoutParameters, one_program
 from margin_jax.losses.batch_all import triplet_stats
 from margin_jax.losses.distances import euclidean, unit
 from margin_jax.losses.windows import by_label, inverse, kth_positive, negatives, windows_of
@@ -95,65 +95,80 @@ class DynamicSoftMarginLoss(WithoutParameters):
         if state.shape != (self.bins,):
             raise ValueError(f"state must have shape ({self.bins},); got {state.shape}")
         x, y, real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
-        rows = unit(x)
-        stats = triplet_stats(
-            rows,
-            y,
-            margin,
-            distance=self.distance,
-            where=None if where is None else real,
-            axis_name=axis_name,
+        mu = check_margin(margin, x.dtype, len(x))
+        return _compute(self, x, y, None if where is None else real, mu, state, axis_name)
+
+
+@one_program
+def _compute(
+    loss: DynamicSoftMarginLoss,
+    x: Array,
+    y: Array,
+    where: Array | None,
+    mu: Array,
+    state: Array,
+    axis_name: str | tuple[str, ...] | None,
+) -> tuple[Array, TripletStats, Array]:
+    rows = unit(x)
+    stats = triplet_stats(
+        rows,
+        y,
+        mu,
+        distance=loss.distance,
+        where=where,
+        axis_name=axis_name,
+    )
+
+    def over_devices(v: Array) -> Array:
+        return v if axis_name is None else jax.lax.psum(v, axis_name)
+
+    real = jnp.ones(y.shape, bool) if where is None else where
+    everyone, labels_of_all, all_real, first = rows, y, real, jnp.int32(0)
+    if axis_name is not None:
+        everyone, labels_of_all, all_real = (
+            jax.lax.all_gather(v, axis_name, tiled=True) for v in (rows, y, real)
         )
+        first = jax.lax.axis_index(axis_name) * len(rows)
+    order = by_label(labels_of_all, None if where is None else all_real)
+    window = windows_of(y, real, labels_of_all[order], all_real[order])
+    row = jnp.arange(len(rows), dtype=jnp.int32)
+    window = window._replace(itself=inverse(order)[first + row])
+    tile = euclidean(rows, everyone[order])
+    constant, negative = jax.lax.stop_gradient(tile), negatives(window, len(order))
+    most = jnp.max(window.stop - window.start)
 
-        def over_devices(v: Array) -> Array:
-            return v if axis_name is None else jax.lax.psum(v, axis_name)
+    def triplets(k: Array) -> tuple[Array, Array, Array, Array]:
+        """Of each anchor's k-th positive: column, what is a triplet, bin, how far in it."""
+        p, exists = kth_positive(window, k, len(order))
+        place = (constant[row, p][:, None] - constant + _MOST) * (loss.bins - 1) / (2 * _MOST)
+        low = jnp.clip(jnp.floor(place), 0, loss.bins - 2)
+        within = jnp.clip(place - low, 0, 1)
+        return p, exists[:, None] & negative, low.astype(jnp.int32), within
 
-        everyone, labels_of_all, all_real, first = rows, y, real, jnp.int32(0)
-        if axis_name is not None:
-            everyone, labels_of_all, all_real = (
-                jax.lax.all_gather(v, axis_name, tiled=True) for v in (rows, y, real)
-            )
-            first = jax.lax.axis_index(axis_name) * len(rows)
-        order = by_label(labels_of_all, None if where is None else all_real)
-        window = windows_of(y, real, labels_of_all[order], all_real[order])
-        row = jnp.arange(len(rows), dtype=jnp.int32)
-        window = window._replace(itself=inverse(order)[first + row])
-        tile = euclidean(rows, everyone[order])
-        constant, negative = jax.lax.stop_gradient(tile), negatives(window, len(order))
-        most = jnp.max(window.stop - window.start)
+    def add_counts(k: Array, counts: Array) -> Array:
+        _, valid, low, within = triplets(k)
+        shares = jnp.stack([1 - within, within], axis=-1) * valid[..., None]
+        return counts + jnp.zeros_like(counts).at[low].add(shares)
 
-        def triplets(k: Array) -> tuple[Array, Array, Array, Array]:
-            """Of each anchor's k-th positive: column, what is a triplet, bin, how far in it."""
-            p, exists = kth_positive(window, k, len(order))
-            place = (constant[row, p][:, None] - constant + _MOST) * (self.bins - 1) / (2 * _MOST)
-            low = jnp.clip(jnp.floor(place), 0, self.bins - 2)
-            within = jnp.clip(place - low, 0, 1)
-            return p, exists[:, None] & negative, low.astype(jnp.int32), within
+    # Each bin's share of what lies above it, and of what lies below the next one.
+    counts = jnp.zeros_like(constant, shape=(loss.bins, 2))
+    counts = over_devices(jax.lax.fori_loop(0, most, add_counts, counts))
+    batch = counts[:, 0] + jnp.roll(counts[:, 1], 1)
+    total = jnp.sum(batch)
+    batch = batch / jnp.where(total > 0, total, 1)
+    momentum = jnp.where(jnp.sum(state) > 0, loss.momentum, 1)
+    after = (1 - momentum) * state + momentum * batch
+    after = jnp.where(total > 0, after, state)
+    below = jnp.cumsum(after)
 
-        def add_counts(k: Array, counts: Array) -> Array:
-            _, valid, low, within = triplets(k)
-            shares = jnp.stack([1 - within, within], axis=-1) * valid[..., None]
-            return counts + jnp.zeros_like(counts).at[low].add(shares)
+    def add_weights(k: Array, weights: Array) -> Array:
+        p, valid, low, _ = triplets(k)
+        weight = jnp.where(valid, below[low], 0)
+        return (weights - weight).at[row, p].add(jnp.sum(weight, axis=1))
 
-        # Each bin's share of what lies above it, and of what lies below the next one.
-        counts = jnp.zeros_like(constant, shape=(self.bins, 2))
-        counts = over_devices(jax.lax.fori_loop(0, most, add_counts, counts))
-        batch = counts[:, 0] + jnp.roll(counts[:, 1], 1)
-        total = jnp.sum(batch)
-        batch = batch / jnp.where(total > 0, total, 1)
-        momentum = jnp.where(jnp.sum(state) > 0, self.momentum, 1)
-        after = (1 - momentum) * state + momentum * batch
-        after = jnp.where(total > 0, after, state)
-        below = jnp.cumsum(after)
-
-        def add_weights(k: Array, weights: Array) -> Array:
-            p, valid, low, _ = triplets(k)
-            weight = jnp.where(valid, below[low], 0)
-            return (weights - weight).at[row, p].add(jnp.sum(weight, axis=1))
-
-        # The loss is linear in the distances once its weights are known.
-        weights = jax.lax.fori_loop(0, most, add_weights, jnp.zeros_like(constant))
-        triplets_of_all = over_devices(jnp.sum(stats.valid.astype(x.dtype)))
-        value = over_devices(jnp.sum(jax.lax.stop_gradient(weights) * tile))
-        value = value / jnp.where(triplets_of_all > 0, triplets_of_all, 1)
-        return value, stats, jax.lax.stop_gradient(after).astype(state.dtype)
+    # The loss is linear in the distances once its weights are known.
+    weights = jax.lax.fori_loop(0, most, add_weights, jnp.zeros_like(constant))
+    triplets_of_all = over_devices(jnp.sum(stats.valid.astype(x.dtype)))
+    value = over_devices(jnp.sum(jax.lax.stop_gradient(weights) * tile))
+    value = value / jnp.where(triplets_of_all > 0, triplets_of_all, 1)
+    return value, stats, jax.lax.stop_gradient(after).astype(state.dtype)

@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from margin_jax.losses.arguments import check_margin, check_rows
-from margin_jax.losses.base import WithoutParameters
+from margin_jax.losses.base import WithoutParameters, one_program
 from margin_jax.losses.batch_all import batch_all_triplet_loss
 from margin_jax.losses.distances import origin, squared_euclidean, unit
 from margin_jax.stats import TripletStats
@@ -65,29 +65,42 @@ class Fisher(WithoutParameters):
         """
         x, y, real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
         mu = check_margin(margin, x.dtype)
-        x = unit(x) if self.unit else x
-        everyone = x, y, real
-        if axis_name is not None:
-            everyone = jax.lax.all_gather(everyone, axis_name, tiled=True)
-        found = scatter(*everyone)
-        if axis_name is not None:  # the same on every device, which JAX cannot know
-            found = jax.lax.pmean(found, axis_name)
-        rows = _labelled(x - origin(squared_euclidean, everyone[0], everyone[2]), y, everyone[1])
-        _, stats = batch_all_triplet_loss(
-            jax.lax.stop_gradient(rows),
-            y,
-            jax.lax.stop_gradient(mu),
-            distance=_Weighted(self.lam),
-            where=None if where is None else real,
-            axis_name=axis_name,
-        )
-        ridge = params.get("ridge", 0.0)
-        loss = self.combine(found.within + ridge, found.between + ridge, mu)
-        return jnp.where(found.triplets > 0, loss, 0), stats
+        where = None if where is None else real
+        return _compute(self, params.get("ridge", 0.0), x, y, where, mu, axis_name)
 
     def combine(self, within: Array, between: Array, margin: Array) -> Array:
         """The loss of a batch."""
         raise NotImplementedError
+
+
+@one_program
+def _compute(
+    loss: Fisher,
+    ridge: ArrayLike,
+    x: Array,
+    y: Array,
+    where: Array | None,
+    mu: Array,
+    axis_name: str | tuple[str, ...] | None,
+) -> tuple[Array, TripletStats]:
+    x = unit(x) if loss.unit else x
+    everyone = x, y, jnp.ones(y.shape, bool) if where is None else where
+    if axis_name is not None:
+        everyone = jax.lax.all_gather(everyone, axis_name, tiled=True)
+    found = scatter(*everyone)
+    if axis_name is not None:  # the same on every device, which JAX cannot know
+        found = jax.lax.pmean(found, axis_name)
+    rows = _labelled(x - origin(squared_euclidean, everyone[0], everyone[2]), y, everyone[1])
+    _, stats = batch_all_triplet_loss(
+        jax.lax.stop_gradient(rows),
+        y,
+        jax.lax.stop_gradient(mu),
+        distance=_Weighted(loss.lam),
+        where=where,
+        axis_name=axis_name,
+    )
+    value = loss.combine(found.within + ridge, found.between + ridge, mu)
+    return jnp.where(found.triplets > 0, value, 0), stats
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from margin_jax.losses.arguments import check_rows
-from margin_jax.losses.base import WithoutParameters
+from margin_jax.losses.arguments import check_margin, check_rows
+from margin_jax.losses.base import WithoutParameters, one_program
 from margin_jax.losses.batch_all import triplet_stats
 from margin_jax.losses.distances import dot, unit
 from margin_jax.stats import TripletStats
@@ -69,26 +69,39 @@ class SupConLoss(WithoutParameters):
     ) -> tuple[Array, TripletStats]:
         """``(loss, stats)``; arguments as for :class:`~margin_jax.Loss`, `params` are not used."""
         x, y, real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
-        options: dict[str, Any] = {"distance": self.distance, "axis_name": axis_name}
-        stats = triplet_stats(x, y, margin, where=None if where is None else real, **options)
-        counted = stats.valid > 0
+        mu = check_margin(margin, x.dtype, len(x))
+        return _compute(self, x, y, None if where is None else real, mu, axis_name)
 
-        rows = unit(x)
-        everyone, everyone_labels, everyone_real, first = rows, y, real, jnp.int32(0)
-        if axis_name is not None:
-            everyone, everyone_labels, everyone_real = (
-                jax.lax.all_gather(v, axis_name, tiled=True) for v in (rows, y, real)
-            )
-            first = jax.lax.axis_index(axis_name) * len(rows)
-        itself = (first + jnp.arange(len(rows)))[:, None] == jnp.arange(len(everyone))
-        other = ~itself & everyone_real
-        positive = other & (y[:, None] == everyone_labels)
-        cosines = dot(rows, everyone) / self.temperature
-        # Of a row that does not count all columns stand in, as a sum over none has no logarithm.
-        taken = jnp.where(other | ~counted[:, None], cosines, -jnp.inf)
-        mean = jnp.sum(jnp.where(positive, cosines, 0), axis=1) / jnp.maximum(stats.positives, 1)
-        losses = jnp.where(counted, jax.nn.logsumexp(taken, axis=1) - mean, 0)
-        total, count = jnp.sum(losses), jnp.sum(counted.astype(losses.dtype))
-        if axis_name is not None:
-            total, count = jax.lax.psum((total, count), axis_name)
-        return total / jnp.where(count > 0, count, 1), stats
+
+@one_program
+def _compute(
+    loss: SupConLoss,
+    x: Array,
+    y: Array,
+    where: Array | None,
+    mu: Array,
+    axis_name: str | tuple[str, ...] | None,
+) -> tuple[Array, TripletStats]:
+    stats = triplet_stats(x, y, mu, distance=loss.distance, where=where, axis_name=axis_name)
+    counted = stats.valid > 0
+    real = jnp.ones(y.shape, bool) if where is None else where
+
+    rows = unit(x)
+    everyone, everyone_labels, everyone_real, first = rows, y, real, jnp.int32(0)
+    if axis_name is not None:
+        everyone, everyone_labels, everyone_real = (
+            jax.lax.all_gather(v, axis_name, tiled=True) for v in (rows, y, real)
+        )
+        first = jax.lax.axis_index(axis_name) * len(rows)
+    itself = (first + jnp.arange(len(rows)))[:, None] == jnp.arange(len(everyone))
+    other = ~itself & everyone_real
+    positive = other & (y[:, None] == everyone_labels)
+    cosines = dot(rows, everyone) / loss.temperature
+    # Of a row that does not count all columns stand in, as a sum over none has no logarithm.
+    taken = jnp.where(other | ~counted[:, None], cosines, -jnp.inf)
+    mean = jnp.sum(jnp.where(positive, cosines, 0), axis=1) / jnp.maximum(stats.positives, 1)
+    losses = jnp.where(counted, jax.nn.logsumexp(taken, axis=1) - mean, 0)
+    total, count = jnp.sum(losses), jnp.sum(counted.astype(losses.dtype))
+    if axis_name is not None:
+        total, count = jax.lax.psum((total, count), axis_name)
+    return total / jnp.where(count > 0, count, 1), stats

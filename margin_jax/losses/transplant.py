@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from margin_jax.choices import check_choice
 from margin_jax.losses.arguments import check_margin, check_rows
 from margin_jax.losses.balancing_margin import check_counts, relative_margins
-from margin_jax.losses.base import WithoutParameters
+from margin_jax.losses.base import WithoutParameters, one_program
 from margin_jax.losses.batch_all import (
     REDUCTIONS,
     batch_all_triplet_loss,
@@ -96,26 +96,35 @@ class TransplantLoss(WithoutParameters):
 
         Labels are from 0 to the number of counts − 1.
         """
-        x, y, _ = check_rows("embeddings", "labels", "where", embeddings, labels, where)
-        relative = jnp.asarray(relative_margins(self.counts, self.tau), x.dtype)
-        y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)
-        known = (y >= 0) & (y < len(self.counts))
-        own = jnp.where(known, relative[jnp.where(known, y, 0)], jnp.nan)
+        x, y, real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
+        mu = check_margin(margin, x.dtype)
+        return _compute(self, x, y, None if where is None else real, mu, axis_name)
 
-        options: dict[str, Any] = {
-            "distance": self.distance,
-            "where": where,
-            "axis_name": axis_name,
-        }
-        at_0 = triplet_stats(x, y, 0.0, **options)
-        hard = at_0.hard.astype(x.dtype) / jnp.maximum(at_0.valid, 1)
-        mean = at_0.sum_ap / jnp.maximum(at_0.positives, 1)
-        hardness = jax.lax.stop_gradient(1 + self.instance * hard * mean / 2)
-        return batch_all_triplet_loss(
-            x,
-            y,
-            check_margin(margin, x.dtype) * own * hardness,
-            reduction=self.reduction,
-            mining=self.mining,
-            **options,
-        )
+
+@one_program
+def _compute(
+    loss: TransplantLoss,
+    x: Array,
+    y: Array,
+    where: Array | None,
+    mu: Array,
+    axis_name: str | tuple[str, ...] | None,
+) -> tuple[Array, TripletStats]:
+    relative = jnp.asarray(relative_margins(loss.counts, loss.tau), x.dtype)
+    y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)
+    known = (y >= 0) & (y < len(loss.counts))
+    own = jnp.where(known, relative[jnp.where(known, y, 0)], jnp.nan)
+
+    options: dict[str, Any] = {"distance": loss.distance, "where": where, "axis_name": axis_name}
+    at_0 = triplet_stats(x, y, 0.0, **options)
+    hard = at_0.hard.astype(x.dtype) / jnp.maximum(at_0.valid, 1)
+    mean = at_0.sum_ap / jnp.maximum(at_0.positives, 1)
+    hardness = jax.lax.stop_gradient(1 + loss.instance * hard * mean / 2)
+    return batch_all_triplet_loss(
+        x,
+        y,
+        mu * own * hardness,
+        reduction=loss.reduction,
+        mining=loss.mining,
+        **options,
+    )
