@@ -202,6 +202,25 @@ def test_options_that_a_loss_has_not(options, message):
         mj.TrainConfig(loss="arcface", **options)
 
 
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("distance=cosine", {"distance": "manhattan"}),
+        ("reduction=sum", {"reduction": "mean"}),
+        ("mining=hard", {"mining": "semihard"}),
+        ("mining=all", {"mining": "semihard"}),
+        ("mining=all", {"mining": "all,4:semihard"}),
+    ],
+)
+def test_an_option_may_not_contradict_the_text_of_the_loss(text, options):
+    (name, value), (given,) = text.split("="), options.values()
+    with pytest.raises(ValueError, match=f"{name} must be {value}, as .*{text} says; got {given}$"):
+        mj.TrainConfig(loss=f"triplet:{text}", **options)
+    config = mj.TrainConfig(loss=f"triplet:{text}")
+    assert getattr(config, name) == value
+    assert mj.TrainConfig.from_json(config.to_json()) == config
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_named_loss_is_one(name):
     assert isinstance(make_loss(name, {}), mj.Loss)

@@ -112,19 +112,29 @@ class LossConfig:
             raise ValueError(f"memory_warmup is for memory; got {self.memory_warmup} without it")
 
     def _check_named_loss(self, starts: dict[int, str]) -> None:
-        name, values = resolve_loss(self.loss, self._loss_options(1))
+        asked = [self._loss_options(epoch) for epoch in starts]
+        name, values = resolve_loss(self.loss, asked[0])
         (loss, *_) = [self.make_loss(epoch) for epoch in starts]
-        # Some losses leave no choice of a distance.
-        values = {"distance": loss.distance, **values}
+        settled = [resolve_loss(self.loss, options)[1] for options in asked]
         for option, usual in _LOSS_OPTIONS.items():
-            asked = getattr(self, option)
-            if option not in kinds(LOSSES[name]) and asked not in (usual, values.get(option)):
+            given = getattr(self, option)
+            if option in kinds(LOSSES[name]):
+                fixed = any(
+                    of[option] != said[option] for of, said in zip(asked, settled, strict=True)
+                )
+                if fixed and given != usual:
+                    raise ValueError(
+                        f"{option} must be {values[option]}, as loss {self.loss} says; got {given}"
+                    )
+                if fixed:
+                    object.__setattr__(self, option, values[option])
+            elif option == "distance" and given in (usual, loss.distance):
+                object.__setattr__(self, option, loss.distance)
+            elif given != usual:
                 having = [n for n, of in LOSSES.items() if option in kinds(of)]
                 raise ValueError(
-                    f"{option} is for {', '.join(having)}; got {asked} with loss {name}"
+                    f"{option} is for {', '.join(having)}; got {given} with loss {name}"
                 )
-            if option in values and option != "mining":
-                object.__setattr__(self, option, values[option])
         if self.memory is not None and not takes_references(loss):
             raise ValueError(f"memory is for losses over triplets; got it with loss {name}")
 
