@@ -69,14 +69,15 @@ def table(shape: Shape) -> str:
 
 
 def short_tables(shapes: Iterable[Shape]) -> str:
-    """One for each reduction."""
-    by_reduction: dict[str, list[Shape]] = {}
+    """One for each reduction, of small networks and of heads on features."""
+    groups: dict[tuple[bool, str], list[Shape]] = {}
     for shape in shapes:
         if shape.complete:
-            by_reduction.setdefault(shape.reduction, []).append(shape)
+            groups.setdefault((shape.of_features, shape.reduction), []).append(shape)
     return "\n\n".join(
-        f"{REDUCTION[reduction].capitalize()}:\n\n{short_table(own)}"
-        for reduction, own in by_reduction.items()
+        f"{'Heads on features' if features else 'Small networks'}, {REDUCTION[reduction]}:\n\n"
+        f"{short_table(groups[features, reduction])}"
+        for features, reduction in sorted(groups)
     )
 
 
@@ -198,7 +199,12 @@ def replaced(shape: Shape) -> str:
 
 
 def again(shape: Shape) -> str:
-    """The differences of the seeds that were read first, and of those that were trained later."""
+    """The differences of the seeds that were read first, and of those that were trained later.
+
+    "" where all were trained before any was read.
+    """
+    if shape.of_features or len(set(shape.seeds) - set(FIRST)) < 2:
+        return ""
     parts = [
         dataclasses.replace(shape.judged, seeds=tuple(seeds))
         for seeds in (
@@ -296,9 +302,9 @@ def markdown(shapes: list[Shape]) -> str:
                 [
                     "Seeds 5 to 9 were trained after 0 to 4 had been read (what else was known "
                     "when: *Looks* in `experiments/compare.py`):",
-                    again(shape),
+                    later,
                 ]
-                if len(set(shape.seeds) - set(FIRST)) > 1
+                if (later := again(shape))
                 else []
             ),
             "Test AUC, cell by cell:",

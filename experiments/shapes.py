@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cell_files import read_all
 from compare import options_of, tuned
-from grid import CANDIDATES, FIXED, NAMES, TEST_TO_TRAIN, TUNING_SEEDS
+from grid import CANDIDATES, DATASETS, FIXED, NAMES, TEST_TO_TRAIN, TUNING_SEEDS
 
 import margin_jax as mj
 
@@ -109,6 +109,11 @@ class Shape:
     def data(self) -> str:
         """Of which data set, as one says it."""
         return NAMES.get(self.name, self.name)
+
+    @property
+    def of_features(self) -> bool:
+        """Whether only a head was trained, on what a pretrained network makes of the images."""
+        return DATASETS.get(self.name, {}).get("dataset") == "vectors"
 
     @property
     def title(self) -> str:
