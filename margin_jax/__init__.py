@@ -71,8 +71,10 @@ if TYPE_CHECKING:
     from margin_jax.runs.comparison import Comparison
     from margin_jax.runs.features import extract_features
     from margin_jax.runs.fit import fit
-    from margin_jax.runs.gallery import Gallery, index, load_gallery
-    from margin_jax.runs.run import Run, load_pretrained, load_run
+    from margin_jax.runs.gallery import Gallery, load_gallery
+    from margin_jax.runs.index import index
+    from margin_jax.runs.load import load_pretrained, load_run
+    from margin_jax.runs.run import Run
     from margin_jax.training.epoch import train_epoch
     from margin_jax.training.memory import Memory
     from margin_jax.training.record import DivergedError, EpochRecord
@@ -105,11 +107,11 @@ _LAZY = {
     "extract_features": "runs.features",
     "fit": "runs.fit",
     "identification_report": "evaluation.identification",
-    "index": "runs.gallery",
+    "index": "runs.index",
     "load_dataset": "data",
     "load_gallery": "runs.gallery",
-    "load_pretrained": "runs.run",
-    "load_run": "runs.run",
+    "load_pretrained": "runs.load",
+    "load_run": "runs.load",
     "make_augment": "data.augmentation",
     "make_train_step": "training.step",
     "pk_batches": "data.sampler",

@@ -85,6 +85,13 @@ def test_imports_go_one_way():
     list(graphlib.TopologicalSorter(arrows).static_order())  # an error, if there is a circle
 
 
+def test_a_long_module_says_why():
+    for name, path in modules().items():
+        text = path.read_text(encoding="utf-8")
+        reason = "longer than 300 lines" in " ".join(ast.get_docstring(ast.parse(text)).split())
+        assert (text.count("\n") > 300) == reason, name
+
+
 def test_only_models_import_linen():
     users = {name for name, path in modules().items() if "flax" in imported(path)}
     assert {name for name in users if name.split(".")[0] != "models"} == set()

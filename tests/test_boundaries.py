@@ -129,9 +129,9 @@ def test_of_thresholds_that_are_as_accurate_the_smallest_is_taken():
 
 
 def test_two_images_at_the_threshold_are_of_one_identity(monkeypatch, capsys):
-    from margin_jax.runs import run, use
+    from margin_jax.runs import load, use
 
-    monkeypatch.setattr(run, "load_run", lambda folder: types.SimpleNamespace(threshold=0.5))
+    monkeypatch.setattr(load, "load_run", lambda folder: types.SimpleNamespace(threshold=0.5))
     for distance, answer in ((0.5, "same"), (np.nextafter(0.5, 1), "different")):
         monkeypatch.setattr(use, "verify_images", lambda *_, distance=distance: distance)
         with pytest.raises(SystemExit):

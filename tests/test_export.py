@@ -20,7 +20,8 @@ from margin_jax.models.make import make_encoder
 from margin_jax.runs.card import use
 from margin_jax.runs.export import stablehlo
 from margin_jax.runs.given import read_pictures
-from margin_jax.runs.portable import MODEL, STABLEHLO, WEIGHTS, Model, arrays_by_name
+from margin_jax.runs.portable import MODEL, STABLEHLO, Model
+from margin_jax.runs.weights import WEIGHTS, arrays_by_name
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 SIZE = 24

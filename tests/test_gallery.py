@@ -10,6 +10,7 @@ from PIL import Image
 import margin_jax as mj
 from margin_jax import cli
 from margin_jax.runs import gallery as galleries
+from margin_jax.runs import index as indexing
 from margin_jax.runs.search import search_files
 from margin_jax.runs.use import embed_folder
 
@@ -160,7 +161,7 @@ def test_killed_while_it_grows_the_old_one_is_whole(run, letters, made, monkeypa
                 patched.setattr(galleries, {"digest": "_digest"}.get(stage, stage), die)
                 return found
 
-            patched.setattr(galleries, "load_gallery", then_die)
+            patched.setattr(indexing, "load_gallery", then_die)
         with pytest.raises(Killed):
             mj.index(run, letters, made.path)
     same(mj.load_gallery(made.path), made)

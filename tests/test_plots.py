@@ -5,6 +5,7 @@ import pytest
 
 import margin_jax as mj
 from margin_jax import plots
+from margin_jax.plots import style
 from margin_jax.schedules.response import Response
 
 EPOCHS = 5
@@ -175,7 +176,7 @@ def test_margin_above_and_the_share_of_easy_triplets_below():
     assert_line(line(above), range(1, 6), column(history, "margin"))
     assert line(above).get_drawstyle() == "steps-mid"
     assert_line(
-        line(below, colour=plots.BLUE),
+        line(below, colour=style.BLUE),
         range(1, 6),
         100 * np.array(column(history, "easy_fraction")),
     )
@@ -191,7 +192,7 @@ def test_loss_above_and_validation_with_the_best_epoch_below():
     for best in (1, 3):
         above, below = plots.plot_loss(history, best).axes
         assert_line(line(above), range(1, 6), column(history, "loss"))
-        assert_line(line(below, colour=plots.GREEN), range(1, 6), column(history, "validation_auc"))
+        assert_line(line(below, colour=style.GREEN), range(1, 6), column(history, "validation_auc"))
         auc = history[best - 1]["validation_auc"]
         assert_line(line(below, f"best: {auc:.4f}, epoch {best}"), [best], [auc])
         assert (above.get_ylabel(), below.get_ylabel()) == ("training loss", "validation AUC")
@@ -224,9 +225,9 @@ def test_effective_margin_and_its_spread_beside_the_margin():
     history = made_up()
     (axes,) = plots.plot_effective_margin(history).axes
     mean, std = (np.array(column(history, f"{name}_effective")) for name in ("mean", "std"))
-    assert_line(line(axes, "mean over all triplets", plots.BLUE), range(1, 6), mean)
-    assert_line(line(axes, "margin μ", plots.ORANGE), range(1, 6), column(history, "margin"))
-    assert set(line(axes, colour=plots.GREY).get_ydata()) == {0}
+    assert_line(line(axes, "mean over all triplets", style.BLUE), range(1, 6), mean)
+    assert_line(line(axes, "margin μ", style.ORANGE), range(1, 6), column(history, "margin"))
+    assert set(line(axes, colour=style.GREY).get_ydata()) == {0}
     (spread,) = axes.collections
     assert spread.get_label() == "± standard deviation"
     np.testing.assert_allclose(area(spread), (mean - std, mean + std))
@@ -255,7 +256,7 @@ def test_distances_of_both_kinds_and_the_threshold():
     figure = plots.plot_distances(distances, same, 0.75)
     (axes,) = figure.axes
     shown = entries(figure)
-    for kind, colour, name in ((same, plots.BLUE, "same"), (~same, plots.ORANGE, "different")):
+    for kind, colour, name in ((same, style.BLUE, "same"), (~same, style.ORANGE, "different")):
         said = shown[f"{name} identity ({kind.sum()} pairs)"]
         assert hexadecimal(said.get_facecolor()) == colour
         (bars,) = (v for v in axes.containers if hexadecimal(v[0].get_facecolor()) == colour)

@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 import margin_jax as mj
 from margin_jax import cli
 from margin_jax.files import sha256
-from margin_jax.runs.portable import MODEL, WEIGHTS
+from margin_jax.runs.portable import MODEL
+from margin_jax.runs.weights import WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

@@ -118,8 +118,8 @@ def evaluate(
     from margin_jax.runs.given import trained_on
     from margin_jax.runs.identify import evaluate_identification
     from margin_jax.runs.listed import evaluate_listed
+    from margin_jax.runs.load import load_run
     from margin_jax.runs.mistakes import check_mistakes, write_mistakes
-    from margin_jax.runs.run import load_run
 
     if (query is None) != (gallery is None) or (group_by is not None and query is None):
         raise ValueError("--query and --gallery must be given together; --group-by is for them")

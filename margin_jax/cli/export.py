@@ -23,7 +23,7 @@ def export(
     The model card, README.md, has the test results and the Python code that uses the model. Other
     commands take the folder in place of a run; it can also go to the Hugging Face hub as it is.
     """
-    from margin_jax.runs.run import load_run
+    from margin_jax.runs.load import load_run
 
     folder = load_run(run).export(out, onnx=onnx, overwrite=overwrite)
     for file in sorted(folder.iterdir()):

@@ -29,8 +29,8 @@ def index(
     An image's identity is the name of the folder it is in. Run the command again to add images with
     new names; `margin-jax forget` removes images.
     """
-    from margin_jax.runs.gallery import index as index_folder
-    from margin_jax.runs.run import load_run
+    from margin_jax.runs.index import index as index_folder
+    from margin_jax.runs.load import load_run
 
     gallery, added, skipped, remarks = index_folder(load_run(run), folder, out)
     for reason in skipped:

@@ -95,8 +95,8 @@ def train(
     from margin_jax.devices import jobs as job
     from margin_jax.runs.fit import fit
     from margin_jax.runs.folder import CONFIG, is_vacant, read_config
+    from margin_jax.runs.load import load_run
     from margin_jax.runs.resume import is_finished
-    from margin_jax.runs.run import load_run
     from margin_jax.runs.tensorboard import TensorBoard
 
     job.start(coordinator, processes, process, detect=multihost)

@@ -23,7 +23,7 @@ def embed(
     """
     import numpy as np
 
-    from margin_jax.runs.run import load_run
+    from margin_jax.runs.load import load_run
     from margin_jax.runs.use import embed_folder
 
     check_out(out)
@@ -68,7 +68,7 @@ def verify(
     """
     from margin_jax.evaluation.verification import check_threshold
     from margin_jax.files import to_json
-    from margin_jax.runs.run import load_run
+    from margin_jax.runs.load import load_run
     from margin_jax.runs.use import verify_images
 
     if threshold is not None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from margin_jax.files import parse_json
+from margin_jax.data.split_files import read_lists
 
 FRACTIONS = (0.4, 0.1, 0.5)
 HALVES = "halves"
@@ -170,7 +170,7 @@ def _halves(labels: np.ndarray, groups: np.ndarray, seed: int) -> Split:
 
 
 def _listed(path: Path, identities: Sequence[str]) -> Split:
-    lists = _read_lists(path)
+    lists = read_lists(path)
     index = {name: i for i, name in enumerate(identities)}
     if len(index) < len(identities):
         twice = [name for name, times in Counter(identities).items() if times > 1]
@@ -198,35 +198,6 @@ def _listed(path: Path, identities: Sequence[str]) -> Split:
             f"{path}: each part needs at least two identities; got {_counts([*map(len, lists)])}"
         )
     return Split(*(np.array(sorted(index[name] for name in names)) for names in lists))
-
-
-class _Lists(NamedTuple):
-    train: list[str]
-    validation: list[str]
-    test: list[str]
-
-
-def _read_lists(path: Path) -> _Lists:
-    """Names of each part, from lists alone or from a run's ``data.json``."""
-    try:
-        found = parse_json(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"cannot read the split {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if isinstance(found, dict):
-        found = found.get("identities", found)
-    for part in Split._fields:
-        if not isinstance(found, dict) or part not in found:
-            raise ValueError(
-                f"{path} must hold lists {', '.join(Split._fields)}; {part} is missing"
-            )
-        if not isinstance(found[part], list):
-            raise ValueError(f"{path}: {part} must be a list of names; got {found[part]!r:.50}")
-        for name in found[part]:
-            if not isinstance(name, str):
-                raise ValueError(f"{path}: {part} must be a list of names; got {name!r:.50} in it")
-    return _Lists(*(found[part] for part in Split._fields))
 
 
 def _stratify(

@@ -17,11 +17,10 @@ from margin_jax.data.pairs import pair_of
 from margin_jax.evaluation.embedding import pair_distances
 from margin_jax.evaluation.intervals import bootstrap_intervals
 from margin_jax.evaluation.retrieval import check_embeddings
+from margin_jax.evaluation.roc import check_finite, check_kinds
 from margin_jax.evaluation.verification import (
     FPRS,
     VerificationReport,
-    check_finite,
-    check_kinds,
     check_threshold,
     report_from_roc,
     verification_report,

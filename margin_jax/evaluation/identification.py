@@ -6,25 +6,20 @@ is what makes the set open. Who is named is the identity of the nearest gallery 
 most a threshold away; of several at one distance that with the lower index counts as nearer.
 """
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
+from margin_jax.evaluation.ranking import search
 from margin_jax.evaluation.retrieval import check_embeddings
-from margin_jax.evaluation.verification import check_finite, check_threshold
+from margin_jax.evaluation.verification import check_threshold
 from margin_jax.losses.distances import DistanceFn, get_distance, origin
 
 RANKS = (1, 5, 10)
 FPIRS = (1e-2, 1e-3)
 # A rate measured on fewer false positives than this says little.
 _ENOUGH = 10
-# Distances that are on the device at a time.
-_TILE = 2**22
 
 
 @dataclass(frozen=True)
@@ -178,7 +173,7 @@ def identification_report(
 
     metric = get_distance(distance)
     start = origin(metric, x)
-    nearest, rank, candidates = _search(
+    nearest, rank, candidates = search(
         metric, (x - start, whose, own), (q - start, of_query, other)
     )
     mated = enrolled & (candidates > 0)
@@ -226,53 +221,6 @@ def _groups(
             f"and {other.shape}"
         )
     return _alike(own, other)
-
-
-def _search(
-    metric: DistanceFn, gallery: tuple[np.ndarray, ...], queries: tuple[np.ndarray, ...]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is near each query; both sides are vectors, identities and groups.
-
-    Returns the distance of the nearest image, float64[m]; how many are nearer than the nearest of
-    the query's identity, int[m]; and how many candidates are of its identity, int[m].
-    """
-    enrolled = [jnp.asarray(part) for part in gallery]
-    n, m = len(gallery[0]), len(queries[0])
-    size = max(1, min(m, _TILE // n))
-    found = []
-    for start in range(0, m, size):
-        rows = np.arange(start, min(start + size, m))
-        padded = np.pad(rows, (0, size - len(rows)), mode="edge")  # one shape, one compilation
-        *parts, bad = _block(metric, *enrolled, *(part[padded] for part in queries))
-        check_finite(int(np.sum(bad[: len(rows)])), len(rows) * n)
-        found.append([np.asarray(part)[: len(rows)] for part in parts])
-    nearest, rank, candidates = (np.concatenate(part) for part in zip(*found, strict=True))
-    return nearest.astype(np.float64), rank, candidates
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _block(
-    metric: DistanceFn,
-    x: Array,
-    whose: Array,
-    own: Array,
-    q: Array,
-    of_query: Array,
-    other: Array,
-) -> tuple[Array, Array, Array, Array]:
-    """As :func:`_search`, and how many distances of each query are not finite."""
-    tile = metric(q, x).astype(jnp.float32)
-    bad = jnp.count_nonzero(~jnp.isfinite(tile), axis=1)
-    same = whose == of_query[:, None]
-    candidate = ~(same & (own == other[:, None]))
-    right = same & candidate
-    # Counted, not sorted, which takes a hundred times as long.
-    place = jnp.argmin(jnp.where(right, tile, jnp.inf), axis=1)[:, None]  # ties: the lower index
-    best = jnp.take_along_axis(tile, place, axis=1)
-    before = (tile < best) | ((tile == best) & (jnp.arange(len(x)) < place))
-    nearest = jnp.min(jnp.where(candidate, tile, jnp.inf), axis=1)
-    rank = jnp.count_nonzero(candidate & before, axis=1)
-    return nearest, rank, jnp.count_nonzero(right, axis=1), bad
 
 
 def _tpir(first: np.ndarray, mated: int, unknown: np.ndarray, fpir: float) -> float | None:

@@ -9,7 +9,8 @@ import numpy as np
 from jax import Array
 
 from margin_jax.evaluation.retrieval import check_embeddings
-from margin_jax.evaluation.verification import check_finite, check_threshold
+from margin_jax.evaluation.roc import check_finite
+from margin_jax.evaluation.verification import check_threshold
 from margin_jax.losses.distances import DistanceFn, get_distance, origin
 
 # Distances that are on the device at a time.

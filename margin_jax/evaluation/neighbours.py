@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from margin_jax.evaluation.verification import check_finite
+from margin_jax.evaluation.roc import check_finite
 from margin_jax.losses.distances import DistanceFn, get_distance, origin
 
 # Distances that are on the device at a time, and the most queries that share a pass.

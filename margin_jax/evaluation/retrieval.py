@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from margin_jax.evaluation.verification import check_finite
+from margin_jax.evaluation.roc import check_finite
 from margin_jax.losses.distances import DistanceFn, get_distance, origin
 
 KS = (1, 2, 4, 8)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from margin_jax.evaluation.intervals import FEWEST, Intervals, bootstrap_intervals
+from margin_jax.evaluation.roc import equal_error_rate, roc
 from margin_jax.evaluation.tables import certainty, table
 
 FPRS = (1e-2, 1e-3)
@@ -110,7 +111,7 @@ def choose_threshold(distances: np.ndarray, same: np.ndarray, fmr: float | None 
         >>> mj.choose_threshold(distances, np.array([True, True, True, False, False, False]))
         0.3
     """
-    fpr, tpr, thresholds = _roc(distances, same)
+    fpr, tpr, thresholds = roc(distances, same)
     # Not the first point: there nothing is called the same, at a threshold of minus infinity.
     fpr, tpr, thresholds = fpr[1:], tpr[1:], thresholds[1:]
     if fmr is not None:
@@ -140,7 +141,7 @@ def most_accurate_threshold(distances: np.ndarray, same: np.ndarray) -> float:
     Raises:
         ValueError: as :func:`verification_report`.
     """
-    fpr, tpr, thresholds = _roc(distances, same)
+    fpr, tpr, thresholds = roc(distances, same)
     n_same = np.count_nonzero(same)
     right = tpr * n_same + (1 - fpr) * (len(np.asarray(same)) - n_same)
     return float(thresholds[1 + int(np.argmax(np.round(right[1:])))])  # rounded to whole pairs
@@ -207,12 +208,12 @@ def verification_report(
         `arXiv 0712.1111 <https://arxiv.org/abs/0712.1111>`_ (how wide it is).
     """
     check_threshold(threshold)
-    roc = _roc(distances, same)
+    curve = roc(distances, same)
     # Not float32: numpy would round the threshold to compare it.
     distances, same = np.asarray(distances, np.float64), np.asarray(same)
     called = distances <= threshold
     report = report_from_roc(
-        *roc,
+        *curve,
         threshold=threshold,
         false_matches=int(np.count_nonzero(called & ~same)),
         false_non_matches=int(np.count_nonzero(~called & same)),
@@ -252,7 +253,7 @@ def report_from_roc(
     )
     return VerificationReport(
         auc=float(np.trapezoid(tpr, fpr)),
-        eer=_equal_error_rate(fpr, tpr),
+        eer=equal_error_rate(fpr, tpr),
         threshold=float(threshold),
         accuracy=(same + different - false_matches - false_non_matches) / (same + different),
         fmr=false_matches / different,
@@ -271,44 +272,3 @@ def check_threshold(threshold: float) -> None:
     """Raises ValueError for NaN."""
     if not threshold == threshold:
         raise ValueError("threshold must be a distance; got NaN")
-
-
-def check_finite(bad: int, pairs: int) -> None:
-    """Raises ValueError if the distances of some, `bad`, pairs are not finite."""
-    if bad:
-        raise ValueError(f"distances must be finite; {bad} of {pairs} are not")
-
-
-def check_kinds(same: int, pairs: int) -> None:
-    """Raises ValueError if all pairs are of one kind."""
-    if same in (0, pairs):
-        raise ValueError(f"verification needs same and different pairs; got {same} same of {pairs}")
-
-
-def _roc(distances: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """FPR, TPR and threshold at every distance there is, after that at which none is the same."""
-    distances, same = np.asarray(distances, np.float64), np.asarray(same)
-    if distances.ndim != 1 or distances.shape != same.shape:
-        raise ValueError(
-            f"distances and same must be one-dimensional and of one length; "
-            f"got shapes {distances.shape} and {same.shape}"
-        )
-    if same.dtype != np.bool_:
-        raise TypeError(f"same must be boolean; got {same.dtype}")
-    check_finite(int(np.count_nonzero(~np.isfinite(distances))), len(distances))
-    check_kinds(int(np.count_nonzero(same)), len(same))
-    order = np.argsort(distances, kind="stable")
-    distances = distances[order]
-    last = np.append(np.flatnonzero(np.diff(distances)), len(order) - 1)  # of equal distances
-    true = np.append(0, np.cumsum(same[order])[last])
-    false = np.append(0, 1 + last) - true
-    return false / false[-1], true / true[-1], np.append(-np.inf, distances[last])
-
-
-def _equal_error_rate(fpr: np.ndarray, tpr: np.ndarray) -> float:
-    """Where FPR − (1 − TPR), which rises from −1 to 1 along the ROC, crosses 0."""
-    excess = fpr - (1 - tpr)
-    after = int(np.argmax(excess >= 0))
-    before = after - 1
-    part = -excess[before] / (excess[after] - excess[before])
-    return float(fpr[before] + part * (fpr[after] - fpr[before]))

@@ -1,4 +1,4 @@
-"""How pictures look: colours, frames, areas, and curves that lie on one another."""
+"""How pictures look: sizes, colours, frames, legends, and curves that lie on one another."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,6 +10,8 @@ from margin_jax.stats import QUANTILES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from margin_jax.plots.figure import Figure
 
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
@@ -78,3 +80,34 @@ def draw_quantiles(axes: "Axes", epochs: np.ndarray, quantiles: np.ndarray) -> N
             lw=0,
             label=f"{share:.0%} to {1 - share:.0%} of triplets",
         )
+
+
+def plain_figure(rows: int = 1) -> "tuple[Figure, list[Axes]]":
+    """Axes below one another, of one width."""
+    from margin_jax.plots.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    grid = figure.subplots(rows, sharex=True, squeeze=False)[:, 0]
+    for axes in grid:
+        tidy(axes)
+    return figure, list(grid)
+
+
+def epoch_figure(epochs: int, rows: int = 1) -> "tuple[Figure, list[Axes]]":
+    """Axes that begin at the first epoch; a single one is a dot, since it makes no line."""
+    from margin_jax.plots.figure import EpochLocator
+
+    figure, grid = plain_figure(rows)
+    grid[-1].set_xlabel("epoch")
+    grid[-1].xaxis.set_major_locator(EpochLocator())
+    for axes in grid:
+        axes.margins(x=0)
+        if epochs == 1:
+            axes.margins(x=4)
+            axes.set_prop_cycle(marker=["o"])
+    return figure, grid
+
+
+def legend(figure: "Figure", columns: int = 2) -> None:
+    """Below the axes: in them it would lie over some curve sooner or later."""
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False)

@@ -29,9 +29,8 @@ from margin_jax.runs.comparison import Comparison
 from margin_jax.runs.fit import fit
 from margin_jax.runs.folder import REPORT, read_config, read_history, read_report
 from margin_jax.runs.resume import differences
-from margin_jax.runs.run import get_encoder
 from margin_jax.runs.run_data import load, loading, prepare_data, settle_batches
-from margin_jax.runs.setting import check_own
+from margin_jax.runs.setting import check_own, get_encoder
 
 # Which images of whom there are, how they are split, and where the comparison lies.
 _SHARED = (

@@ -6,7 +6,14 @@ from typing import Any
 import jax
 
 from margin_jax.evaluation.tables import report_rows, table, training_line
-from margin_jax.runs.portable import MODEL, ONNX, STABLEHLO, WEIGHTS, Model, threshold_rule
+from margin_jax.runs.portable import (
+    MODEL,
+    ONNX,
+    STABLEHLO,
+    Model,
+    threshold_rule,
+)
+from margin_jax.runs.weights import WEIGHTS
 
 # The distance of two embeddings, a and b, as NumPy has it.
 _DISTANCES = {

@@ -20,12 +20,10 @@ from margin_jax.runs.portable import (
     ONNX,
     STABLEHLO,
     Model,
-    arrays_by_name,
-    as_trees,
     check_replaceable,
     write_model,
-    write_weights,
 )
+from margin_jax.runs.weights import arrays_by_name, as_trees, write_weights
 
 Embed: TypeAlias = Callable[[dict[str, Array], Array], Array]
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -1,15 +1,13 @@
 """Features of all examples of a dataset, made once and kept in a file that heads train on."""
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from margin_jax import __version__
@@ -17,21 +15,16 @@ from margin_jax.choices import check_choice
 from margin_jax.data.augmentation import Augment, make_augment
 from margin_jax.data.dataset import Dataset, read_rows
 from margin_jax.data.loader import read_ahead
-from margin_jax.data.moments import moments
 from margin_jax.data.splits import Split
-from margin_jax.devices.meshes import check_devices, make_mesh, place_copies
-from margin_jax.evaluation.embedding import embed_batch
-from margin_jax.files import local_path, parse_json, sha256, to_json
-from margin_jax.models import PRETRAINED, resolve_encoder
-from margin_jax.models import pretrained as published
+from margin_jax.devices.meshes import check_devices, make_mesh
+from margin_jax.files import parse_json, sha256, to_json
 from margin_jax.models.encoder import Encoder
-from margin_jax.models.make import make_module
 from margin_jax.runs.feature_file import Growing, check_vacant, finish, stored, text, unfinished
 from margin_jax.runs.progress import RowBar
 from margin_jax.runs.run_data import check_identities
+from margin_jax.runs.trunk import Trunk, prepare
 
 FEATURE_DTYPES = ("float32", "float16")
-Trunk: TypeAlias = Callable[[np.ndarray], ArrayLike]
 # How far two computations of one feature may be apart, on other devices or in other batches.
 _APART = 1e-2
 
@@ -125,7 +118,7 @@ def extract_features(
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     target = check_vacant(out, overwrite)
     mesh = make_mesh(devices, batch_size)
-    ready = _prepare(encoder, pretrained, weights, seed)
+    ready = prepare(encoder, pretrained, weights, seed)
     data = dataset() if callable(dataset) else dataset
     check_identities(data)
     if isinstance(encoder, str) and not data.pictures:
@@ -201,80 +194,6 @@ def _alike(earlier: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> 
     """Whether rows are the same, but for the order in which numbers were added up."""
     pairs = [(a.astype(float), now[name][: len(a)]) for name, a in earlier.items()]
     return all(np.abs(a - b).max() <= _APART * np.abs(a).max() for a, b in pairs)
-
-
-def _prepare(
-    encoder: str | Encoder | Trunk, pretrained: bool, weights: str | Path | None, seed: int
-) -> Callable[[Dataset, Mesh, int], tuple[Trunk, Any]]:
-    """What gives the function that computes features, and what the record says of it."""
-    if isinstance(encoder, str):
-        return _by_name(encoder, pretrained, weights, seed)
-    if pretrained or weights is not None:
-        raise ValueError("pretrained and weights are for an encoder by name")
-    if isinstance(encoder, Encoder):
-        return functools.partial(_drawn, encoder, None, seed)
-    if callable(encoder):
-        name = getattr(encoder, "__qualname__", type(encoder).__qualname__)
-        return lambda *_: (encoder, name)
-    raise TypeError(f"encoder must be a name, an Encoder or a function; got {encoder!r}")
-
-
-def _by_name(
-    text: str, pretrained: bool, weights: str | Path | None, seed: int
-) -> Callable[[Dataset, Mesh, int], tuple[Trunk, Any]]:
-    """The weights are read at once, as their file may be none."""
-    name, parameters = resolve_encoder(text, {})
-    trunk = getattr(make_module(name, 1, **parameters), "trunk", None)
-    if trunk is None:
-        raise ValueError(f"features are of encoders with a head of their own; got {name}")
-    told = {"name": name, **parameters}
-    if not pretrained and weights is None:
-        return functools.partial(_drawn, Encoder(trunk), told, seed)
-    check_choice("--encoder with pretrained weights", name, PRETRAINED)
-    if pretrained and weights is not None:
-        raise ValueError("pretrained and weights cannot be used together")
-    path = published.fetch(name) if weights is None else local_path("weights", weights)
-    params, trunk_stats = published.load_weights(name, path)
-    told |= {"weights": f"sha256:{sha256(path.read_bytes())}"}
-    network = Encoder(trunk, colour=True)
-
-    def ready(data: Dataset, mesh: Mesh, batch_size: int) -> tuple[Trunk, Any]:
-        shape = data.examples.shape[1:]
-        _, stats = jax.eval_shape(lambda: network.init(jax.random.key(0), shape))
-        of_pictures = PRETRAINED[name]
-        stats = network.with_normalisation(
-            {**stats, "module": trunk_stats}, np.array(of_pictures.mean), np.array(of_pictures.std)
-        )
-        return _on_devices(network, (params, stats), mesh, batch_size), told
-
-    return ready
-
-
-def _drawn(
-    network: Encoder, told: Any, seed: int, data: Dataset, mesh: Mesh, batch_size: int
-) -> tuple[Trunk, Any]:
-    """With weights drawn by the seed, or that the module has."""
-    shape = data.examples.shape[1:]
-    if told is not None:
-        warnings.warn(
-            f"the weights of {told['name']} are drawn at random; --pretrained and --weights FILE "
-            "give others",
-            stacklevel=3,
-        )
-    params, stats = network.init(jax.random.key(seed), shape)
-    every = moments(data, np.arange(len(data.labels)))
-    variables = params, network.with_normalisation(stats, *every)
-    return _on_devices(network, variables, mesh, batch_size), told or network.description(shape)
-
-
-def _on_devices(network: Encoder, variables: tuple[Any, Any], mesh: Mesh, batch_size: int) -> Trunk:
-    params, stats = place_copies(variables, mesh)
-
-    def compute(read: np.ndarray) -> np.ndarray:
-        made = embed_batch(network.apply, params, stats, read, mesh=mesh, size=batch_size)
-        return made[: len(read)]
-
-    return compute
 
 
 def _views(

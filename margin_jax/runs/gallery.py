@@ -12,9 +12,7 @@ force once ``gallery.json`` says so: whatever kills it before leaves the old one
 
 import dataclasses
 import hashlib
-import itertools
 import json
-import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,15 +24,13 @@ import numpy as np
 
 from margin_jax.evaluation.neighbours import nearest
 from margin_jax.files import local_path, read_json, write_text
-from margin_jax.lock import LOCK, locked
-from margin_jax.runs.given import read_vectors
+from margin_jax.lock import locked
 from margin_jax.runs.run import Run
-from margin_jax.runs.use import embed_folder
 
 GALLERY = "gallery.json"
-_MINE = re.compile(r"(gallery\.json|vectors-\d+\.npy|names-\d+\.json)(\.partial)?")
+MINE = re.compile(r"(gallery\.json|vectors-\d+\.npy|names-\d+\.json)(\.partial)?")
 _OF_ROWS = ("names", "identities", "sources")  # one for each row
-_BLOCK = 2**16  # rows that are copied at a time
+BLOCK = 2**16  # rows that are copied at a time
 _MEANING = "the run's own, chosen on its validation pairs: up to it two examples are the same"
 
 
@@ -155,15 +151,15 @@ class Gallery:
             people = set(names) - pictures
             of = zip(here.names, here.identities, strict=True)
             kept = [i for i, (a, b) in enumerate(of) if a not in pictures and b not in people]
-            starts = range(0, len(kept), _BLOCK)
-            blocks = (here.vectors[kept[start : start + _BLOCK]] for start in starts)
+            starts = range(0, len(kept), BLOCK)
+            blocks = (here.vectors[kept[start : start + BLOCK]] for start in starts)
             left = dataclasses.replace(
                 here,
                 names=[here.names[row] for row in kept],
                 identities=[here.identities[row] for row in kept],
                 sources=[here.sources[row] for row in kept],
             )
-            return _write(left, here.vectors.shape[1], blocks)
+            return write_gallery(left, here.vectors.shape[1], blocks)
 
 
 def load_gallery(path: str | Path) -> Gallery:
@@ -216,74 +212,6 @@ def _opened(folder: Path, said: dict[str, Any]) -> Gallery:
     )
 
 
-class Indexed(NamedTuple):
-    """The result of :func:`~margin_jax.index`.
-
-    Attributes:
-        gallery: the gallery after the additions.
-        added: how many images were added.
-        skipped: "path: reason" for each image that could not be read.
-        remarks: remarks on other files in the folder, one line each.
-    """
-
-    gallery: Gallery
-    added: int
-    skipped: tuple[str, ...]
-    remarks: tuple[str, ...]
-
-
-def index(run: Run, folder: str | Path, out: str | Path) -> Indexed:
-    """Makes a gallery of the images in a folder, or adds those that it does not have yet.
-
-    Args:
-        run: from :func:`~margin_jax.load_run`.
-        folder: a folder of images, nested or not; an image's identity is the name of the folder
-            that it is in. For a run on vectors, a file of vectors.
-        out: the folder of the gallery. Images with new names are added to an existing gallery.
-
-    Raises:
-        ValueError: if `out` is a gallery of another run or another kind of folder, `folder` has no
-            readable image, or several vectors have the same name.
-        OSError: if it cannot be written; the old gallery is kept.
-    """
-    target, source = local_path("out", out), local_path("folder", folder)
-    _check_vacant(target)
-    with locked(target):
-        _check_vacant(target)  # another process could have had it
-        old = load_gallery(target) if (target / GALLERY).exists() else _nothing(target, run)
-        old.check_run(run)
-        found = embed_folder(run, source, without=frozenset(old.names))
-        if len(set(found.files)) < len(found.files):
-            raise ValueError(f"names in a gallery must be unique; in {source} some are not")
-        if not np.all(np.isfinite(found.vectors)):
-            raise ValueError(f"{run.path} makes embeddings that are not finite of {source}")
-        grown = old
-        if found.files:
-            folders = list(dict.fromkeys((*old.folders, str(source.absolute()))))
-            place = folders.index(str(source.absolute()))
-            grown = dataclasses.replace(
-                old,
-                names=[*old.names, *found.files],
-                identities=[*old.identities, *_identities(run, source, found.files)],
-                sources=[*old.sources, *[place] * len(found.files)],
-                folders=folders,
-            )
-            starts = range(0, len(old.names), _BLOCK)
-            blocks = (old.vectors[start : start + _BLOCK] for start in starts)
-            grown = _write(grown, found.vectors.shape[1], itertools.chain(blocks, [found.vectors]))
-    return Indexed(grown, len(found.files), found.skipped, found.remarks)
-
-
-def _identities(run: Run, source: Path, files: Sequence[str]) -> list[str]:
-    """Of pictures the folder that each lies in, or its own name; of vectors what the file says."""
-    if run.embeds_vectors:
-        dataset = read_vectors(run, source)
-        of = dict(zip(dataset.files, dataset.labels.tolist(), strict=True))
-        return [dataset.identities[of[name]] for name in files]
-    parents = [str(Path(name).parent) for name in files]
-    return [name if parent == "." else parent for name, parent in zip(files, parents, strict=True)]
-
-
 def weights_digest(run: Run) -> str:
     """SHA-256 of all weights that embed, with their names and shapes."""
     found = hashlib.sha256()
@@ -295,40 +223,7 @@ def weights_digest(run: Run) -> str:
     return found.hexdigest()
 
 
-def _nothing(target: Path, run: Run) -> Gallery:
-    """A gallery that nothing is in yet."""
-    return Gallery(
-        target,
-        run.path.absolute(),
-        weights_digest(run),
-        run.config.distance,
-        run.threshold,
-        np.empty((0, 0), np.float32),
-        (),
-        (),
-        (),
-        (),
-    )
-
-
-def _check_vacant(target: Path) -> None:
-    """Whether there is a gallery, what a kill left of the making of one, or nothing.
-
-    Raises:
-        ValueError: if something else is there.
-    """
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"out must be a folder; {target} is a file")
-    present = os.listdir(target) if target.is_dir() else []
-    other = sorted(name for name in present if name != LOCK and not _MINE.fullmatch(name))
-    if other:
-        raise ValueError(
-            f"{target} is not a gallery: it has other files, such as {other[0]}; choose another "
-            "--out"
-        )
-
-
-def _write(gallery: Gallery, dim: int, blocks: Iterable[np.ndarray]) -> Gallery:
+def write_gallery(gallery: Gallery, dim: int, blocks: Iterable[np.ndarray]) -> Gallery:
     """Puts a gallery in force that has these names, and vectors in blocks, beside the one there."""
     folder, number = gallery.path, 1
     is_there = (folder / GALLERY).exists()
@@ -363,7 +258,7 @@ def _write(gallery: Gallery, dim: int, blocks: Iterable[np.ndarray]) -> Gallery:
         was = "; it is as it was" if is_there else ""
         raise OSError(f"cannot write the gallery {folder}: {error.strerror}{was}") from error
     for path in folder.iterdir():
-        if _MINE.fullmatch(path.name) and path.name not in (GALLERY, *files.values()):
+        if MINE.fullmatch(path.name) and path.name not in (GALLERY, *files.values()):
             path.unlink()
     return load_gallery(folder)
 

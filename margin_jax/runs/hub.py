@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from margin_jax.models.pretrained import optional
-from margin_jax.runs.portable import MODEL, WEIGHTS
+from margin_jax.runs.portable import MODEL
+from margin_jax.runs.weights import WEIGHTS
 
 PREFIX = "hub:"
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)

@@ -4,6 +4,8 @@ Every primitive that inference needs is one ONNX operator or two; what depends o
 the factors of a batch normalisation, is computed here and becomes a constant. Operators broadcast
 as NumPy does, so that an array may have length 1 where JAX has its full length, above all the
 batch: it is expanded only where that matters.
+
+It is longer than 300 lines, as each primitive is a method of the one graph that they all add to.
 """
 
 import math

@@ -14,21 +14,20 @@ and arrays go where the encoder that `model.json` describes has a place for them
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import chex
 import jax
-import numpy as np
 
 from margin_jax import __version__
 from margin_jax.config import TrainConfig
 from margin_jax.data import OWN
 from margin_jax.evaluation.tables import report_rows, table, training_line
 from margin_jax.files import parse_json, sha256, to_json, write_text
+from margin_jax.runs.weights import WEIGHTS, read_at_most, short
 
-MODEL, WEIGHTS, CARD = "model.json", "weights.safetensors", "README.md"
+MODEL, CARD = "model.json", "README.md"
 STABLEHLO, ONNX = "encoder.jaxexport", "encoder.onnx"
 _FORMAT = "margin-jax model 1"
 _KEYS = {
@@ -38,8 +37,7 @@ _KEYS = {
 _DATA = {"dataset", "examples", "example_shape", "example_dtype", "counts"}
 _PARTS = ("train", "validation", "test")
 _HISTORY = ("epoch", "margin", "easy_fraction")
-# A description has a line for each epoch; the weights have a header before them.
-_MOST_TEXT, _MOST_HEADER, _MOST_PROGRAM = 2**22, 2**24, 2**31
+_MOST_TEXT, _MOST_PROGRAM = 2**22, 2**31  # a description has a line for each epoch
 _MOST_NUMBERS = 2**30  # of an example
 _LONGEST = 1_000  # characters of a text: an encoder of that many layers is an attack
 _RULE = "the point of the ROC of the validation pairs that is nearest to FPR 0, TPR 1"
@@ -82,84 +80,6 @@ def check_replaceable(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"{folder} is not empty and not a model folder; choose another --out")
     if not overwrite:
         raise ValueError(f"{folder} holds a model: add --overwrite, or choose another --out")
-
-
-def arrays_by_name(params: chex.ArrayTree, batch_stats: chex.ArrayTree) -> dict[str, Any]:
-    """All arrays of an encoder, as ``params/trunk/Conv_0/kernel`` and ``batch_stats/mean``.
-
-    Raises:
-        ValueError: if two arrays have one name.
-    """
-    tree = {"params": params, "batch_stats": batch_stats}
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    found = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
-    if len(found) < len(leaves):
-        raise ValueError("two arrays of the network have one name: a name must not have / in it")
-    return found
-
-
-def as_trees(
-    arrays: Mapping[str, Any], like: tuple[chex.ArrayTree, chex.ArrayTree]
-) -> tuple[chex.ArrayTree, chex.ArrayTree]:
-    """The inverse of :func:`arrays_by_name`, in the structure of `like`."""
-    tree = {"params": like[0], "batch_stats": like[1]}
-
-    def place(path: Any, _: Any) -> Any:
-        return arrays[jax.tree_util.keystr(path, simple=True, separator="/")]
-
-    filled = jax.tree_util.tree_map_with_path(place, tree)
-    return filled["params"], filled["batch_stats"]
-
-
-def write_weights(folder: Path, params: chex.ArrayTree, batch_stats: chex.ArrayTree) -> None:
-    """Writes ``weights.safetensors``.
-
-    Raises:
-        ValueError: for an array of a type that the format, as NumPy has it, does not know.
-    """
-    from safetensors.numpy import save
-
-    arrays = {n: np.ascontiguousarray(v) for n, v in arrays_by_name(params, batch_stats).items()}
-    for name, value in arrays.items():
-        if value.dtype.kind not in "fiub":  # bfloat16 is V
-            raise ValueError(f"weights must be numbers that NumPy knows; {name} is {value.dtype}")
-    (folder / WEIGHTS).write_bytes(save(arrays))
-
-
-def read_weights(
-    folder: Path, model: Model, like: tuple[chex.ArrayTree, chex.ArrayTree]
-) -> tuple[chex.ArrayTree, chex.ArrayTree]:
-    """``(params, batch_stats)`` of a model folder, in the structure, shapes and types of `like`.
-
-    Raises:
-        ValueError: for a file that is not the one described, or holds something else.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    path = folder / WEIGHTS
-    wanted = arrays_by_name(*like)
-    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in wanted.values())
-    content = _read(path, size + _MOST_HEADER)
-    if sha256(content) != model.digests[WEIGHTS]:
-        raise ValueError(f"{WEIGHTS} is not the file that {MODEL} describes")
-    try:
-        found = load(content)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{WEIGHTS} is no safetensors file: {error}") from error
-    for name in sorted({*found, *wanted}):
-        what = "has no place in the encoder" if name not in wanted else "is missing"
-        if name not in found or name not in wanted:
-            raise ValueError(f"{WEIGHTS}: {_short(name)} {what}")
-        value, leaf = found[name], wanted[name]
-        if (value.shape, value.dtype) != (leaf.shape, leaf.dtype):
-            raise ValueError(
-                f"{WEIGHTS}: {name} must be {leaf.dtype}{list(leaf.shape)}; got "
-                f"{value.dtype}{list(value.shape)}"
-            )
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ValueError(f"{WEIGHTS}: {name} is not finite")
-    return as_trees(found, like)
 
 
 def model_of(
@@ -247,16 +167,16 @@ def read_model(folder: Path) -> Model:
     Raises:
         ValueError: in one line, for what this version does not know or take.
     """
-    text = _read(folder / MODEL, _MOST_TEXT)
+    text = read_at_most(folder / MODEL, _MOST_TEXT)
     try:
         model = _checked(parse_json(text.decode()))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{MODEL} is damaged, or of another version: {_short(error)}") from None
+        raise ValueError(f"{MODEL} is damaged, or of another version: {short(error)}") from None
     except (OverflowError, RecursionError):
         raise ValueError(f"{MODEL} is damaged: numbers too large, or nested too deeply") from None
     for name in sorted(set(model.digests) - {WEIGHTS}):
         path = folder / name
-        if path.exists() and sha256(_read(path, _MOST_PROGRAM)) != model.digests[name]:
+        if path.exists() and sha256(read_at_most(path, _MOST_PROGRAM)) != model.digests[name]:
             raise ValueError(f"{name} is damaged: it is not the file that {MODEL} describes")
     return model
 
@@ -331,23 +251,3 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
     elif isinstance(value, str):
         yield value
-
-
-def _short(value: object) -> str:
-    """What came, in a line that is not long."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _read(path: Path, most: int) -> bytes:
-    """The content of a file that is a file, and no longer than it can be.
-
-    Raises:
-        ValueError: if not.
-    """
-    if not path.is_file():  # a pipe would be waited for
-        raise ValueError(f"there is no file {path.name}")
-    if path.stat().st_size > most:
-        size = path.stat().st_size
-        raise ValueError(f"{path.name} has {size:,} bytes, and can have {most:,}")
-    return path.read_bytes()

@@ -28,7 +28,7 @@ from margin_jax.runs.folder import (
     unwritable,
     write_pairs,
 )
-from margin_jax.runs.run import load_run
+from margin_jax.runs.load import load_run
 from margin_jax.runs.run_data import RunData
 from margin_jax.runs.validation import is_over
 from margin_jax.schedules import SCHEDULES

@@ -12,7 +12,8 @@ from margin_jax.plots.style import GREY
 from margin_jax.plots.tiles import Tile, plot_tiles
 from margin_jax.runs.gallery import Answer, Gallery
 from margin_jax.runs.given import read_pictures, rows_of_vectors, size_and_channels, unreadable
-from margin_jax.runs.run import Run, load_run
+from margin_jax.runs.load import load_run
+from margin_jax.runs.run import Run
 from margin_jax.runs.run_data import reading_of
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from margin_jax.data.moments import moments
 from margin_jax.losses.base import OWN, Loss, check_loss, first_state, in_epoch
 from margin_jax.models import PRETRAINED, pretrained
 from margin_jax.models.encoder import Encoder
+from margin_jax.models.make import make_encoder
 from margin_jax.runs.folder import is_saved
-from margin_jax.runs.run import get_encoder
 from margin_jax.runs.run_data import RunData, plan_epoch, prepare_data
 from margin_jax.runs.validation import make_validator
 from margin_jax.schedules import Schedule
@@ -203,3 +203,22 @@ def _begin_with(
     of_images = PRETRAINED[config.encoder_name]
     mean, std = np.array(of_images.mean), np.array(of_images.std)
     return params, encoder.with_normalisation(batch_stats, mean, std)
+
+
+def get_encoder(config: TrainConfig, own: Encoder | None) -> Encoder:
+    """The encoder of a configuration: by name, or one's own.
+
+    Raises:
+        ValueError: an unknown name, or one's own missing or not asked for.
+    """
+    if (own is not None) != (config.encoder == OWN):
+        raise ValueError(
+            f"an encoder object and encoder={OWN!r} in the configuration must be given together; "
+            f"the configuration says {config.encoder!r}"
+        )
+    if own is not None:
+        return own
+    name, parameters = config.encoder_parameters()
+    return make_encoder(
+        name, config.embedding_size, colour=config.begins_with_weights, **parameters
+    )

@@ -10,7 +10,8 @@ from margin_jax.schedules.combinators import (
     join_schedules,
     warmup_schedule,
 )
-from margin_jax.schedules.feedback import automargin, dams, quantile_margin, target_easy_fraction
+from margin_jax.schedules.dams import dams
+from margin_jax.schedules.feedback import automargin, quantile_margin, target_easy_fraction
 from margin_jax.schedules.open_loop import (
     constant,
     cosine,

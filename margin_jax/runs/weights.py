@@ -1,0 +1,118 @@
+"""The arrays of an encoder in a file of safetensors, by name."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+
+from margin_jax.files import sha256
+
+WEIGHTS = "weights.safetensors"
+_MOST_HEADER = 2**24  # before the numbers of a safetensors file
+
+
+def arrays_by_name(params: chex.ArrayTree, batch_stats: chex.ArrayTree) -> dict[str, Any]:
+    """All arrays of an encoder, as ``params/trunk/Conv_0/kernel`` and ``batch_stats/mean``.
+
+    Raises:
+        ValueError: if two arrays have one name.
+    """
+    tree = {"params": params, "batch_stats": batch_stats}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    found = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
+    if len(found) < len(leaves):
+        raise ValueError("two arrays of the network have one name: a name must not have / in it")
+    return found
+
+
+def as_trees(
+    arrays: Mapping[str, Any], like: tuple[chex.ArrayTree, chex.ArrayTree]
+) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+    """The inverse of :func:`arrays_by_name`, in the structure of `like`."""
+    tree = {"params": like[0], "batch_stats": like[1]}
+
+    def place(path: Any, _: Any) -> Any:
+        return arrays[jax.tree_util.keystr(path, simple=True, separator="/")]
+
+    filled = jax.tree_util.tree_map_with_path(place, tree)
+    return filled["params"], filled["batch_stats"]
+
+
+def write_weights(folder: Path, params: chex.ArrayTree, batch_stats: chex.ArrayTree) -> None:
+    """Writes ``weights.safetensors``.
+
+    Raises:
+        ValueError: for an array of a type that the format, as NumPy has it, does not know.
+    """
+    from safetensors.numpy import save
+
+    arrays = {n: np.ascontiguousarray(v) for n, v in arrays_by_name(params, batch_stats).items()}
+    for name, value in arrays.items():
+        if value.dtype.kind not in "fiub":  # bfloat16 is V
+            raise ValueError(f"weights must be numbers that NumPy knows; {name} is {value.dtype}")
+    (folder / WEIGHTS).write_bytes(save(arrays))
+
+
+def read_weights(
+    folder: Path, digest: str, like: tuple[chex.ArrayTree, chex.ArrayTree]
+) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+    """``(params, batch_stats)`` of a model folder, in the structure, shapes and types of `like`.
+
+    Args:
+        folder: the model folder.
+        digest: the SHA-256 of its weights, as its description says.
+        like: of the encoder that is described.
+
+    Raises:
+        ValueError: for a file that is not the one described, or holds something else.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    path = folder / WEIGHTS
+    wanted = arrays_by_name(*like)
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in wanted.values())
+    content = read_at_most(path, size + _MOST_HEADER)
+    if sha256(content) != digest:
+        raise ValueError(f"{WEIGHTS} is not the file that model.json describes")
+    try:
+        found = load(content)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{WEIGHTS} is no safetensors file: {error}") from error
+    for name in sorted({*found, *wanted}):
+        what = "has no place in the encoder" if name not in wanted else "is missing"
+        if name not in found or name not in wanted:
+            raise ValueError(f"{WEIGHTS}: {short(name)} {what}")
+        value, leaf = found[name], wanted[name]
+        if (value.shape, value.dtype) != (leaf.shape, leaf.dtype):
+            raise ValueError(
+                f"{WEIGHTS}: {name} must be {leaf.dtype}{list(leaf.shape)}; got "
+                f"{value.dtype}{list(value.shape)}"
+            )
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(f"{WEIGHTS}: {name} is not finite")
+    return as_trees(found, like)
+
+
+def short(value: object) -> str:
+    """What came, in a line that is not long."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def read_at_most(path: Path, most: int) -> bytes:
+    """The content of a file that is a file, and no longer than it can be.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"there is no file {path.name}")
+    if path.stat().st_size > most:
+        size = path.stat().st_size
+        raise ValueError(f"{path.name} has {size:,} bytes, and can have {most:,}")
+    return path.read_bytes()
