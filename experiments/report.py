@@ -273,8 +273,8 @@ def markdown(shapes: list[Shape]) -> str:
         short_tables(complete),
         "AUC of all pairs (of even ones first, where one identity can have most of the same "
         "pairs): the tuned constant's own, and the others' difference to it. The rank is among "
-        "what was trained on every data set. †: the margin had not moved by the best epoch, so two "
-        "constants are compared; (†): with some of the seeds.",
+        "what was trained on every data set of a table. †: the margin had not moved by the best "
+        "epoch, so two constants are compared; (†): with some of the seeds.",
         multiplicity(complete),
         for_other_images(complete),
         active_or_all(complete),

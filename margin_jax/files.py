@@ -131,3 +131,23 @@ def to_json(value: Any, indent: int | None = None) -> str:
         return None if isinstance(v, float) and not math.isfinite(v) else v
 
     return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def short(value: object) -> str:
+    """What came, in a line that is not long."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def read_at_most(path: Path, most: int) -> bytes:
+    """The content of a file that is a file, and no longer than it can be.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"there is no file {path.name}")
+    if path.stat().st_size > most:
+        size = path.stat().st_size
+        raise ValueError(f"{path.name} has {size:,} bytes, and can have {most:,}")
+    return path.read_bytes()

@@ -402,7 +402,14 @@ OWN = SMALL.replace(encoder="own")
             "image_size must be the same in every arm; got 12 for a and 24 for b",
         ),
         ({"a": SMALL}, {"baseline": "c"}, "baseline must be one of a; got 'c'"),
-        ({"a": SMALL, "b": SMALL}, {}, "arms must differ; a and b are the same configuration"),
+        (
+            {
+                "a": SMALL.replace(loss="shadow"),
+                "b": SMALL.replace(loss="shadow", distance="cosine"),
+            },
+            {},
+            "arms must differ; a and b are the same configuration",
+        ),
         ({"a": SMALL, "b": OWN}, {}, "an encoder object and"),
         ({"a": SMALL}, {"encoder": True}, "an encoder object and"),
         ({"a": SMALL, "b": SMALL.replace(loss="own")}, {}, "a loss object and"),

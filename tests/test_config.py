@@ -160,3 +160,8 @@ def test_options_go_over_the_file(tmp_path, monkeypatch):
         cli.main(["compare", "--config", str(path), "--margin", "0.3", "--vary", "mining=all,hard"])
     assert (asked["train"].epochs, asked["train"].margin, asked["train"].seed) == (5, 0.7, 9)
     assert (asked["compare"].epochs, asked["compare"].margin) == (2, 0.3)
+    # Another loss inherits nothing that the file's had settled.
+    path.write_text(mj.TrainConfig(loss="triplet:reduction=sum,mining=hard").to_json())
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--config", str(path), "--loss", "triplet:reduction=mean"])
+    assert (asked["train"].reduction, asked["train"].mining) == ("mean", "all")

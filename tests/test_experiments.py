@@ -322,6 +322,22 @@ class TestReport:
         row = report.again(shape).splitlines()[3]
         assert row == "| dams | +0.0233 ± 0.0379 | -0.0250 ± 0.0635 |"
 
+    def test_heads_on_features_have_a_table_of_their_own(self, study, made_up):
+        (constant, dams) = (study("grid").CANDIDATES[name] for name in ("constant", "dams"))
+        for seed in (5, 6):
+            write_cells(study, made_up, [made_up_cell(constant[1], seed, test=0.9)])
+            write_cells(study, made_up, [made_up_cell(dams[2], seed, test=0.9)])
+        cells = read_cells(study, made_up)
+        write_cells(study, made_up, [cell | {"dataset": "cub_features"} for cell in cells])
+        report = study("report")
+        shapes = report.read_shapes(made_up)
+        small, heads = report.short_tables(shapes).split("Heads on features, mean over ")
+        assert small.startswith("Small networks, mean over ")
+        assert "| schedule | Omniglot | mean rank |" in small
+        assert "| schedule | CUB-200-2011, features | mean rank |" in heads
+        # There all seeds were trained before any was read.
+        assert report.markdown(shapes).count("were trained after 0 to 4 had been read") == 1
+
     def test_how_many_differences_there_are_and_which_remain(self, study, made_up):
         report = study("report")
         said = report.multiplicity(report.read_shapes(made_up))

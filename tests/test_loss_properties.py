@@ -286,3 +286,19 @@ def test_outside_jit_it_is_one_program(name, caplog):
     assert len(programs) < 12
     expected = jax.jit(functools.partial(called, loss))(params, x, labels, 0.3)
     chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("margin", [float("inf"), np.float32("nan")])
+def test_a_margin_that_is_no_number_is_refused(margin):
+    x, labels, _ = batch()
+    with pytest.raises(ValueError, match="margin must be below 1e38 and finite"):
+        mj.triplet_stats(x, labels, margin)
+    for name in LOSSES:
+        with pytest.raises(ValueError, match="margin must be below 1e38 and finite"):
+            called(loss_of(name), params_of(name), x, labels, margin)
+
+
+def test_a_loss_with_an_array_in_it_says_that_it_must_be_hashable():
+    x, labels, _ = batch()
+    with pytest.raises(TypeError, match="a loss must be hashable"):
+        mj.SupConLoss(temperature=jnp.float32(0.1))({}, x, labels, 0.2)

@@ -221,6 +221,24 @@ def test_an_option_may_not_contradict_the_text_of_the_loss(text, options):
     assert mj.TrainConfig.from_json(config.to_json()) == config
 
 
+def test_another_loss_inherits_nothing_that_the_old_one_settled():
+    summed = mj.TrainConfig(loss="triplet:reduction=sum,mining=hard", memory=64)
+    changed = summed.replace(loss="triplet:reduction=mean")
+    assert (changed.reduction, changed.mining, changed.memory) == ("mean", "all", 64)
+    assert summed.replace(loss="triplet", mining="semihard").mining == "semihard"
+    assert summed.replace(loss="arcface", memory=None).distance == "cosine"
+    assert mj.TrainConfig(loss="arcface").replace(loss="triplet").distance == "euclidean"
+    assert summed.replace(epochs=3).mining == "hard"
+    assert mj.TrainConfig(reduction="sum").replace(loss="triplet:soft=true").reduction == "sum"
+
+
+def test_a_mining_that_the_text_of_the_loss_overruled_is_read_as_it_was_trained():
+    old = json.loads(mj.TrainConfig(loss="triplet:mining=hard").to_json())
+    assert (
+        mj.TrainConfig.from_json(json.dumps({**old, "mining": "all,4:semihard"})).mining == "hard"
+    )
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_named_loss_is_one(name):
     assert isinstance(make_loss(name, {}), mj.Loss)

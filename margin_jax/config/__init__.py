@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from margin_jax.config.data import DataConfig
-from margin_jax.config.loss import LossConfig, MarginConfig
+from margin_jax.config.loss import LossConfig, MarginConfig, free_of, settled_by
 from margin_jax.config.network import NetworkConfig
 from margin_jax.config.option import Option, as_file_name, checked
 from margin_jax.config.training import TrainingConfig
@@ -130,7 +130,12 @@ class TrainConfig(  # fields of the last base come first
         return Path(self.out or f"runs/{self.title}-{as_file_name(self.schedule)}-{self.seed}")
 
     def replace(self, **changes: Any) -> "TrainConfig":
-        """A copy with some fields changed, checked again."""
+        """A copy with some fields changed, checked again.
+
+        With another loss, what the old one settled, such as its distance, is as usual again.
+        """
+        if changes.get("loss", self.loss) != self.loss:
+            changes = {**free_of(self.loss), **changes}
         return dataclasses.replace(self, **changes)
 
     def shrunk(self) -> "TrainConfig":
@@ -171,4 +176,8 @@ class TrainConfig(  # fields of the last base come first
         if not isinstance(values, dict) or set(values) - known:
             unknown = sorted(set(values) - known) if isinstance(values, dict) else values
             raise ValueError(f"not a configuration of this version: unknown {unknown}")
-        return cls(**{**_UNSAID, **values})
+        found = {**_UNSAID, **values}
+        # Version 0.2.0 kept a mining that the text of the loss did not let it have.
+        if isinstance(loss := found.get("loss"), str) and "mining" in (settled := settled_by(loss)):
+            found["mining"] = settled["mining"]
+        return cls(**found)

@@ -12,11 +12,29 @@ from margin_jax.losses.distances import DISTANCES
 from margin_jax.losses.mining import mining_schedule, mining_starts
 from margin_jax.losses.tile import MININGS
 from margin_jax.schedules import SCHEDULES
-from margin_jax.spec import kinds
+from margin_jax.spec import kinds, leaves_open
 
 # Parameters of losses that have an option of their own, with its usual value; of mining, which may
 # change by epoch, it is that of the first one.
 _LOSS_OPTIONS = {"distance": "euclidean", "reduction": "mean_active", "mining": "all"}
+
+
+def settled_by(loss: str) -> dict[str, Any]:
+    """The options that a loss leaves no choice of: its text says them, or it has one distance.
+
+    Raises:
+        ValueError: as :func:`~margin_jax.losses.resolve_loss`.
+    """
+    if loss == OWN:
+        return {}
+    _, values = resolve_loss(loss, {})
+    said = {n: values[n] for n in _LOSS_OPTIONS if n in values and not leaves_open(loss, LOSSES, n)}
+    return said if "distance" in values else {"distance": make_loss(loss, {}).distance, **said}
+
+
+def free_of(loss: str) -> dict[str, Any]:
+    """Those options with their usual values: what is left when another loss takes its place."""
+    return {option: _LOSS_OPTIONS[option] for option in settled_by(loss)}
 
 
 def _known() -> str:
@@ -112,28 +130,21 @@ class LossConfig:
             raise ValueError(f"memory_warmup is for memory; got {self.memory_warmup} without it")
 
     def _check_named_loss(self, starts: dict[int, str]) -> None:
-        asked = [self._loss_options(epoch) for epoch in starts]
-        name, values = resolve_loss(self.loss, asked[0])
         (loss, *_) = [self.make_loss(epoch) for epoch in starts]
-        settled = [resolve_loss(self.loss, options)[1] for options in asked]
+        name, _ = resolve_loss(self.loss, {})
+        settled = settled_by(self.loss)
         for option, usual in _LOSS_OPTIONS.items():
             given = getattr(self, option)
-            if option in kinds(LOSSES[name]):
-                fixed = any(
-                    of[option] != said[option] for of, said in zip(asked, settled, strict=True)
-                )
-                if fixed and given != usual:
-                    raise ValueError(
-                        f"{option} must be {values[option]}, as loss {self.loss} says; got {given}"
-                    )
-                if fixed:
-                    object.__setattr__(self, option, values[option])
-            elif option == "distance" and given in (usual, loss.distance):
-                object.__setattr__(self, option, loss.distance)
-            elif given != usual:
+            if option in settled and given in (usual, settled[option]):
+                object.__setattr__(self, option, settled[option])
+            elif option not in kinds(LOSSES[name]) and given != usual:
                 having = [n for n, of in LOSSES.items() if option in kinds(of)]
                 raise ValueError(
                     f"{option} is for {', '.join(having)}; got {given} with loss {name}"
+                )
+            elif option in settled:
+                raise ValueError(
+                    f"{option} must be {settled[option]}, as loss {self.loss} says; got {given}"
                 )
         if self.memory is not None and not takes_references(loss):
             raise ValueError(f"memory is for losses over triplets; got it with loss {name}")

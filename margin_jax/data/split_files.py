@@ -1,4 +1,4 @@
-"""Lists of identities, one name a line, that say who is trained on and who is tested."""
+"""Files of lists of identities, as JSON: who is trained on and who is tested."""
 
 from pathlib import Path
 from typing import NamedTuple

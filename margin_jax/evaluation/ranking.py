@@ -1,4 +1,4 @@
-"""Who is near each query of a gallery, and at which place its own identity comes."""
+"""Which gallery images are near each query, and at which place its own identity comes."""
 
 import functools
 

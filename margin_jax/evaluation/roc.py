@@ -1,4 +1,4 @@
-"""The ROC of pairs: FPR and TPR at every distance there is."""
+"""The ROC of pairs, FPR and TPR at every distance there is, and their equal error rate."""
 
 import numpy as np
 

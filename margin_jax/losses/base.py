@@ -1,5 +1,6 @@
 """What training asks of a loss."""
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -103,11 +104,17 @@ class WithoutParameters:
 
 
 def one_program(compute: F) -> F:
-    """Compiles what a `loss` computes also where nobody has put it under `jit`.
+    """Compiles what a `loss`, the first argument, computes where nobody has put it under `jit`.
 
     Under `jit` it is as if it were not there.
     """
-    return cast(F, jax.jit(compute, static_argnames=("loss", "axis_name"), inline=True))
+    program = jax.jit(compute, static_argnames=("loss", "axis_name"), inline=True)
+
+    @functools.wraps(compute)
+    def checked(loss: Loss, *args: Any) -> Any:
+        return program(check_loss(loss), *args)
+
+    return cast(F, checked)
 
 
 def check_loss(loss: Loss) -> Loss:

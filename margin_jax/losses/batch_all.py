@@ -270,11 +270,14 @@ def triplet_stats(
         >>> mj.triplet_stats(x, jnp.array([0, 0, 1, 1]), 0.2).totals()
         {'valid': 8, 'easy': 5, 'semihard': 0, 'hard': 3}
     """
-    constants = jax.lax.stop_gradient((jnp.asarray(embeddings), margin))
+    x = jnp.asarray(embeddings)
+    mu = check_margin(
+        margin, jnp.promote_types(x.dtype, jnp.float32), x.shape[0] if x.ndim else None
+    )
     _, stats = batch_all_triplet_loss(
-        constants[0],
+        jax.lax.stop_gradient(x),
         labels,
-        constants[1],
+        jax.lax.stop_gradient(mu),
         distance=distance,
         where=where,
         axis_name=axis_name,

@@ -24,8 +24,8 @@ from margin_jax import __version__
 from margin_jax.config import TrainConfig
 from margin_jax.data import OWN
 from margin_jax.evaluation.tables import report_rows, table, training_line
-from margin_jax.files import parse_json, sha256, to_json, write_text
-from margin_jax.runs.weights import WEIGHTS, read_at_most, short
+from margin_jax.files import parse_json, read_at_most, sha256, short, to_json, write_text
+from margin_jax.runs.weights import WEIGHTS
 
 MODEL, CARD = "model.json", "README.md"
 STABLEHLO, ONNX = "encoder.jaxexport", "encoder.onnx"

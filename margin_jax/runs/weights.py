@@ -9,7 +9,7 @@ import chex
 import jax
 import numpy as np
 
-from margin_jax.files import sha256
+from margin_jax.files import read_at_most, sha256, short
 
 WEIGHTS = "weights.safetensors"
 _MOST_HEADER = 2**24  # before the numbers of a safetensors file
@@ -96,23 +96,3 @@ def read_weights(
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise ValueError(f"{WEIGHTS}: {name} is not finite")
     return as_trees(found, like)
-
-
-def short(value: object) -> str:
-    """What came, in a line that is not long."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def read_at_most(path: Path, most: int) -> bytes:
-    """The content of a file that is a file, and no longer than it can be.
-
-    Raises:
-        ValueError: if not.
-    """
-    if not path.is_file():  # a pipe would be waited for
-        raise ValueError(f"there is no file {path.name}")
-    if path.stat().st_size > most:
-        size = path.stat().st_size
-        raise ValueError(f"{path.name} has {size:,} bytes, and can have {most:,}")
-    return path.read_bytes()
