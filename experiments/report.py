@@ -92,7 +92,8 @@ def short_table(shapes: list[Shape]) -> str:
         for kind in (shape.kinds[:2] if shape.name in UNEVEN else shape.kinds[:1])
     ]
     titles = [
-        shape.data + (f", {KINDS[kind]}" if shape.name in UNEVEN else "") for shape, kind in columns
+        shape.data.removesuffix(", features") + (f", {KINDS[kind]}" if shape.name in UNEVEN else "")
+        for shape, kind in columns
     ]
     lines = [
         f"| schedule | {' | '.join(titles)} | mean rank |",

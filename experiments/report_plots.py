@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from shapes import Shape
+from shapes import REDUCTION, Shape
 
 from margin_jax.plots.figure import EpochLocator
 from margin_jax.plots.style import PALETTE, show_hidden, tidy
@@ -17,31 +17,35 @@ COLOURS = (*PALETTE, *PALETTE[2:], *PALETTE[:2])
 def plot_differences(shapes: list[Shape]) -> Figure:
     """Paired differences in AUC to the tuned constant with their 95 % intervals.
 
-    A row for each data set, with a scale of its own, since their intervals differ tenfold.
+    A column for each data set, with a scale of its own, since their intervals differ tenfold.
     """
     labels = list(dict.fromkeys(label for shape in shapes for label in shape.chosen))
     labels.remove("constant")
-    names = list(dict.fromkeys(shape.name for shape in shapes))
-    reductions = list(dict.fromkeys(shape.reduction for shape in shapes))
-    size = (1.5 + 3.6 * len(reductions), 0.7 + (0.6 + 0.19 * len(labels)) * len(names))
+    every = sorted(shapes, key=lambda shape: shape.of_features)
+    names = list(dict.fromkeys(shape.name for shape in every))
+    reductions = list(dict.fromkeys(shape.reduction for shape in every))
+    size = (1.9 + 1.8 * len(names), 0.7 + (0.5 + 0.19 * len(labels)) * len(reductions))
     figure = Figure(figsize=size, dpi=130, layout="constrained")
-    places = {"sharex": "row", "sharey": True, "squeeze": False}
-    grid = figure.subplots(len(names), len(reductions), **places)
-    for shape in shapes:
-        axes = grid[names.index(shape.name), reductions.index(shape.reduction)]
+    places = {"sharex": "col", "sharey": True, "squeeze": False}
+    grid = figure.subplots(len(reductions), len(names), **places)
+    for shape in every:
+        row, column = reductions.index(shape.reduction), names.index(shape.name)
+        axes = grid[row, column]
         for label in set(labels) & set(shape.chosen):
             found = shape.judged.summary(label, "auc")
             mean, width = found.difference, found.difference_interval
             colour = "0.55" if abs(mean) <= width else PALETTE[0] if mean > 0 else PALETTE[1]
             axes.errorbar(mean, labels.index(label), xerr=width, fmt="o", color=colour, ms=4)
+        if column == 0:
+            axes.set_ylabel(REDUCTION[shape.reduction])
+        grid[0, column].set_title(shape.data.replace(", ", "\n"), fontsize="medium")
+    for axes in grid.flat:
         axes.axvline(0, color="black", lw=0.8)
-        axes.set_title(shape.title, fontsize="medium")
-    for row in grid:
-        reach = max(map(abs, row[0].get_xlim()))
-        row[0].set_xlim(-reach, reach)
-        for axes in row:
-            axes.xaxis.set_major_locator(MaxNLocator(5))
-            tidy(axes, "x")
+        tidy(axes, "x")
+    for axes in grid[-1]:
+        reach = max(map(abs, axes.get_xlim()))
+        axes.set_xlim(-reach, reach)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
     grid[0, 0].set_yticks(range(len(labels)), labels)
     grid[0, 0].invert_yaxis()
     figure.supxlabel(
@@ -93,5 +97,5 @@ def plot_curves(shapes: list[Shape]) -> Figure:
     for axes in grid.flat:
         show_hidden(axes)
     lines = [grid[0, 0].plot([], [], style, color=colour)[0] for style, colour in styles.values()]
-    figure.legend(lines, styles, loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(lines, styles, loc="outside upper center", ncols=2 * len(shapes), frameon=False)
     return figure

@@ -334,7 +334,7 @@ class TestReport:
         small, heads = report.short_tables(shapes).split("Heads on features, mean over ")
         assert small.startswith("Small networks, mean over ")
         assert "| schedule | Omniglot | mean rank |" in small
-        assert "| schedule | CUB-200-2011, features | mean rank |" in heads
+        assert "| schedule | CUB-200-2011 | mean rank |" in heads
         # There all seeds were trained before any was read.
         assert report.markdown(shapes).count("were trained after 0 to 4 had been read") == 1
 
