@@ -4,11 +4,12 @@ r"""The grid: every schedule tuned with the same budget, then trained on the sam
 
 DATA is a folder with `omniglot` (images_background_small1.zip of brendenlake/omniglot, unpacked)
 and `lfw` (a folder for each person, of LFW deep-funneled; 96 pixels a side are enough). For the
-wider grid add `cub` (the folder `images` of CUB-200-2011), and MNIST by
-`margin-jax datasets describe tfds:mnist --data-dir DATA`:
+wider grid add `cub` (the folder `images` of CUB-200-2011), MNIST by
+`margin-jax datasets describe tfds:mnist --data-dir DATA`, and features of a pretrained network
+(`docs/guide/studies.md` has the command):
 
-    python experiments/compare.py --data DATA --datasets omniglot,lfw,cub,mnist --schedules all \
-        --seeds 10
+    python experiments/compare.py --data DATA --schedules all --seeds 10 \
+        --datasets omniglot,lfw,cub,mnist,lfw_features,cub_features
 
 A cell is a dataset, a reduction of the loss, a schedule and a seed. It writes one line of JSON into
 `experiments/results/cells`: results, a summary of the epochs, and the command that repeats it. An
@@ -38,11 +39,13 @@ What makes it fair:
   of the first four had been read on all sets but MNIST; 0.02 was known to be the best constant of
   Omniglot over active triplets, and some of them were already trained for `gradient.py`. LFW was
   first trained for 12 epochs (P = 32, K = 2; in the history at 899b17f), read, and found too short
-  for DAMS to act; of four differences that exceeded their interval there, none does now.
+  for DAMS to act; of four differences that exceeded their interval there, none does now. On
+  features all was fixed and all ten seeds were trained at once; four untuned settings had been read
+  there before (`features.md`).
 - *Machines.* Results depend on the kind of CPU in their last digits and therefore, some epochs
   later, in the first ones. Cells name the kind; there are four: AMD EPYC, two newer EPYCs, whose
-  family and model are named too, and an Intel Xeon. In 35 of the 74 comparisons some or all pairs
-  are of two kinds: most of what the last two settings brought on Omniglot and LFW, and most of the
+  family and model are named too, and an Intel Xeon. Cells on features are all of one kind. In 35 of
+  the 74 other comparisons some or all pairs are of two kinds: most of what the last two settings brought on Omniglot and LFW, and most of the
   four kinds of schedule that came last on MNIST, LFW and CUB. Such a pair shares split,
   initialisation and batches, but also differs by chance. DAMS on LFW over all triplets shows how
   much, since by every best epoch it was still at 0.5 and so equals the constant: .0037 ± .0141 over
@@ -51,8 +54,9 @@ What makes it fair:
 On a CPU each process has one core, so that results do not depend on the number of cores. All cells
 of a dataset and a reduction are trained in one process, which compiles once.
 
-The 1804 cells took 27.4 hours of one core (AMD EPYC of three generations, Intel Xeon; jax 0.10.2),
-the default grid 7.6, so about four of two cores. The results:
+The 1,804 cells of small networks took 27.4 hours of one core (AMD EPYC of three generations, Intel
+Xeon; jax 0.10.2), the default grid among them 7.6, so about four of two cores. The 872 on features
+took 8.5 hours beside other work (AMD EPYC of one generation; jax 0.12). The results:
 `experiments/results/README.md`, and `experiments/results/schedules.md` (by `report.py`).
 """
 
