@@ -45,9 +45,9 @@ What makes it fair:
 - *Machines.* Results depend on the kind of CPU in their last digits and therefore, some epochs
   later, in the first ones. Cells name the kind; there are four: AMD EPYC, two newer EPYCs, whose
   family and model are named too, and an Intel Xeon. Cells on features are all of one kind. In 35 of
-  the 74 other comparisons some or all pairs are of two kinds: most of what the last two settings brought on Omniglot and LFW, and most of the
-  four kinds of schedule that came last on MNIST, LFW and CUB. Such a pair shares split,
-  initialisation and batches, but also differs by chance. DAMS on LFW over all triplets shows how
+  the 74 other comparisons some or all pairs are of two kinds: most of what the last two settings
+  brought on Omniglot and LFW, and most of the four kinds of schedule that came last on MNIST, LFW
+  and CUB. Such a pair shares split, initialisation and batches, but also differs by chance. DAMS on LFW over all triplets shows how
   much, since by every best epoch it was still at 0.5 and so equals the constant: .0037 ± .0141 over
   the seeds 0 to 4, on two kinds of CPU, and 0 over the others, on one.
 

@@ -251,6 +251,23 @@ def cells_table(shape: Shape) -> str:
     return "\n".join(lines)
 
 
+def over_identities(shape: Shape) -> str:
+    """How wide the intervals of single tests are, by a bootstrap over their identities.
+
+    "" where the cells do not have them.
+    """
+    kind, chosen = shape.kinds[0], shape.chosen["constant"]
+    tests = [shape.by_place[chosen, seed]["test"][kind] for seed in shape.seeds]
+    ends = [test["auc_interval"] for test in tests if "auc_interval" in test]
+    if len(ends) < len(tests):
+        return ""
+    half = np.mean([(high - low) / 2 for low, high in ends])
+    return (
+        "That is over splits and initialisations. Over the identities of one test (a bootstrap), "
+        f"the AUC of the constant has ± {half:.4f}, mean over the seeds."
+    )
+
+
 def markdown(shapes: list[Shape]) -> str:
     """The whole report."""
     complete = [shape for shape in shapes if shape.complete]
@@ -299,6 +316,7 @@ def markdown(shapes: list[Shape]) -> str:
             ),
             f"Figures are of {kind} where nothing else is said.",
             table(shape),
+            over_identities(shape),
             *(
                 [
                     "Seeds 5 to 9 were trained after 0 to 4 had been read (what else was known "

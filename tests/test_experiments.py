@@ -335,6 +335,12 @@ class TestReport:
         assert small.startswith("Small networks, mean over ")
         assert "| schedule | Omniglot | mean rank |" in small
         assert "| schedule | CUB-200-2011 | mean rank |" in heads
+        assert report.over_identities(shapes[0]) == ""
+        for cell in cells:
+            cell["test"]["all_pairs"]["auc_interval"] = [0.7, 0.9 if cell["seed"] else 0.8]
+        write_cells(study, made_up, [cell | {"dataset": "cub_features"} for cell in cells])
+        (of_features,) = (s for s in report.read_shapes(made_up) if s.of_features)
+        assert "the AUC of the constant has ± 0.0900, mean" in report.over_identities(of_features)
         # There all seeds were trained before any was read.
         assert report.markdown(shapes).count("were trained after 0 to 4 had been read") == 1
 
