@@ -47,9 +47,10 @@ What makes it fair:
   family and model are named too, and an Intel Xeon. Cells on features are all of one kind. In 35 of
   the 74 other comparisons some or all pairs are of two kinds: most of what the last two settings
   brought on Omniglot and LFW, and most of the four kinds of schedule that came last on MNIST, LFW
-  and CUB. Such a pair shares split, initialisation and batches, but also differs by chance. DAMS on LFW over all triplets shows how
-  much, since by every best epoch it was still at 0.5 and so equals the constant: .0037 ± .0141 over
-  the seeds 0 to 4, on two kinds of CPU, and 0 over the others, on one.
+  and CUB. Such a pair shares split, initialisation and batches, but also differs by chance. DAMS on
+  LFW over all triplets shows how much, since by every best epoch it was still at 0.5 and so equals
+  the constant: .0037 ± .0141 over the seeds 0 to 4, on two kinds of CPU, and 0 over the others, on
+  one.
 
 On a CPU each process has one core, so that results do not depend on the number of cores. All cells
 of a dataset and a reduction are trained in one process, which compiles once.
