@@ -103,8 +103,6 @@ def train_cell(
     Raises:
         ValueError: if what is there is a cell with other options.
     """
-    import jax
-
     import margin_jax as mj
     from margin_jax.config.option import as_file_name
 
@@ -139,7 +137,7 @@ def train_cell(
         "command": command(options),
         "images": fingerprint(data),
         "machine": machine(),
-        "versions": {"margin_jax": mj.__version__, "jax": jax.__version__},
+        "versions": versions(),
         "seconds": round(time.perf_counter() - started, 1),
         "best_epoch": run.report["best_epoch"],
         "validation": shortened(run.report["validation"]),
@@ -209,6 +207,20 @@ def machine() -> str:
         return jax.devices()[0].device_kind
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cores} core{'' if cores == 1 else 's'} of {cpu(Path('/proc/cpuinfo'))}"
+
+
+def versions() -> dict[str, str]:
+    """Of what a cell is computed with."""
+    import jax
+
+    import margin_jax as mj
+
+    return {"margin_jax": mj.__version__, "jax": jax.__version__}
+
+
+def comes_out_alike(cell: dict) -> bool:
+    """Whether a cell, trained here and now, would come out the same to the last digit."""
+    return cell["machine"] == machine() and cell["versions"] == versions()
 
 
 def cpu(cpuinfo: Path) -> str:

@@ -18,7 +18,8 @@ The rule by which the settings are chosen, written down before any of their cell
 Sets are Omniglot, LFW and CUB-200-2011 with the small network, and LFW and CUB-200-2011 as
 features of a pretrained one. MNIST takes no part: two digits validate it, which choose badly
 (`schedules.md`). These eight, the two untuned constants and the constant that validation chose for
-the set are trained on the seeds 0 to 9, on one kind of machine, anew. Cells go to
+the set are trained on the seeds 0 to 9, on one kind of machine. Cells that `compare.py` has trained
+on this very kind, with the same versions, are taken over; all others are trained anew. They go to
 `experiments/results/regret`; started again, it goes on where it was. `--report` writes
 `experiments/results/regret.md` and its picture from them, in seconds; its first words, the
 findings, stay as they are.
@@ -32,7 +33,7 @@ from pathlib import Path
 
 import cell_files
 import numpy as np
-from compare import CELLS, open_dataset, share_out, train_cell, tuned
+from compare import CELLS, comes_out_alike, open_dataset, share_out, train_cell, tuned
 from grid import CANDIDATES, NAMES, PUBLISHED, REDUCTIONS, TUNING_SEEDS
 from matplotlib.figure import Figure
 from scipy import stats
@@ -112,6 +113,10 @@ def train(name: str, reduction: str, arguments: argparse.Namespace) -> None:
     options, data = open_dataset(name, arguments.data)
     options["reduction"] = reduction
     path = cell_files.path_of(arguments.out / "regret", name, reduction)
+    wanted = [cell_files.key(own, s) for own in (best, *UNTUNED, *settings) for s in SEEDS]
+    grid = cell_files.read(cell_files.path_of(CELLS, name, reduction))
+    alike = [grid[key] for key in wanted if key in grid and comes_out_alike(grid[key])]
+    cell_files.add(path, *alike, *cell_files.read(path).values())
     before = cell_files.read(path)
     for seed in SEEDS:
         for schedule in dict.fromkeys((best, *UNTUNED, *settings)):

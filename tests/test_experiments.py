@@ -647,6 +647,39 @@ def test_settings_are_chosen_by_validation_and_their_regret_is_of_the_test(study
         regret.read_validation(tmp_path / "cells", "mean")
 
 
+def test_cells_of_the_grid_that_would_come_out_alike_are_taken_over(study, tmp_path, monkeypatch):
+    regret, compare, cell_files, grid = map(study, ("regret", "compare", "cell_files", "grid"))
+    here = {"machine": compare.machine(), "versions": compare.versions()}
+    every = [own for family in grid.CANDIDATES.values() for own in family]
+    for name in regret.SETS:
+        tuning = [made_up_cell(own, seed, 0.8) for own in every for seed in grid.TUNING_SEEDS]
+        cell_files.add(cell_files.path_of(tmp_path / "grid", name, "mean"), *tuning)
+    elsewhere = {**made_up_cell("constant:0.05", 1), **here, "machine": "a box"}
+    older = {**made_up_cell("constant:0.05", 2), **here, "versions": {"jax": "0.1"}}
+    alike = {**made_up_cell("constant:0.05", 3), **here}
+    path = cell_files.path_of(tmp_path / "grid", "lfw", "mean")
+    cell_files.add(path, elsewhere, older, alike)
+    trained = []
+
+    def train_cell(path, options, *_):
+        key = cell_files.key(options["schedule"], options["seed"])
+        if key not in cell_files.read(path):
+            trained.append((options["schedule"], options["seed"]))
+            cell_files.add(path, made_up_cell(options["schedule"], options["seed"]))
+        return cell_files.read(path)[key]
+
+    monkeypatch.setattr(regret, "CELLS", tmp_path / "grid")
+    monkeypatch.setattr(regret, "train_cell", train_cell)
+    monkeypatch.setattr(regret, "open_dataset", lambda *_: ({}, None))
+    arguments = types.SimpleNamespace(out=tmp_path, data=None, scratch=None)
+    regret.train("lfw", "mean", arguments)
+    found = cell_files.read(cell_files.path_of(tmp_path / "regret", "lfw", "mean"))
+    seeds = {seed for schedule, seed in trained if schedule == "constant:0.05"}
+    assert seeds == set(regret.SEEDS) - {3}
+    assert found[cell_files.key("constant:0.05", 3)] == alike
+    assert {cell["seed"] for cell in found.values()} == set(regret.SEEDS)  # none of the tuning
+
+
 def test_a_control_has_the_margins_of_the_next_seed(study, tmp_path, monkeypatch):
     yoked, cell_files = study("yoked"), study("cell_files")
     trained = []
