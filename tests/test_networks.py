@@ -2,7 +2,9 @@
 
 import functools
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -82,28 +84,35 @@ def test_a_small_stem_looks_at_more_places(name):
 )
 def test_published_weights_take_the_place_of_drawn_ones(monkeypatch, name, mean, std):
     encoder = make_encoder(name, 16, colour=True)
-    drawn = jax.tree.map(
-        lambda x: np.zeros(x.shape, x.dtype),
-        jax.eval_shape(
-            functools.partial(encoder.init, example_shape=(32, 32, 1)), jax.random.key(0)
-        ),
-    )
+    key, shape = jax.random.key(0), (32, 32, 1)
+    drawn = jax.eval_shape(functools.partial(encoder.init, example_shape=shape), key)
     published = jax.tree.map(
-        lambda x: x + 1, (drawn[0]["trunk"], drawn[1]["module"].get("trunk", {}))
+        lambda x: np.ones(x.shape, x.dtype),
+        (drawn[0]["trunk"], drawn[1]["module"].get("trunk", {})),
     )
     monkeypatch.setattr(pretrained, "fetch", lambda name: f"cache of {name}")
     files = {(name, f"cache of {name}"): published, (name, "/file"): published}
     monkeypatch.setattr(pretrained, "load_weights", lambda *asked: files[asked])
     for options in ({"pretrained": True}, {"weights": "/file"}):
         given = mj.TrainConfig(encoder=name, **options)
-        params, batch_stats = setting._begin_with(setting._published(given), given, encoder, *drawn)
+        read = setting._published(given)
+        params, batch_stats = setting._begin_with(read, given, encoder, key, shape)
         assert all(np.all(x == 1) for x in jax.tree.leaves(params["trunk"]))
-        assert all(np.all(x == 0) for x in jax.tree.leaves(params["head"]))
         assert all(np.all(x == 1) for x in jax.tree.leaves(batch_stats["module"]))
         np.testing.assert_allclose(batch_stats["mean"], mean)
         np.testing.assert_allclose(batch_stats["std"], std)
         assert jax.tree.structure(params) == jax.tree.structure(drawn[0])
         assert jax.tree.structure(batch_stats) == jax.tree.structure(drawn[1])
+
+
+def test_beside_a_given_trunk_the_rest_is_drawn_as_ever():
+    encoder = make_encoder("mlp", 8)
+    key, shape = jax.random.key(1), (6, 6, 1)
+    params, stats = encoder.init(key, shape)
+    given = jax.tree.map(jnp.ones_like, params["trunk"])
+    begun, begun_stats = encoder.init_with_trunk(key, shape, given, {})
+    chex.assert_trees_all_equal(begun, {**params, "trunk": given})
+    chex.assert_trees_all_equal(begun_stats, stats)
 
 
 def test_a_network_in_colour_takes_images_in_grey(tiny_encoder, tmp_path, no_pictures):

@@ -93,7 +93,13 @@ def _pull(
 def _pull_in_order(
     x: Array, kernel: Array, to_y: Array, strides: tuple[int, ...], padding: Padding
 ) -> tuple[Array, Array]:
-    """Both as convolutions of [N, H, W, C] with [H, W, I, O]."""
+    """Both as convolutions of [N, H, W, C] with [H, W, I, O], those of a 1 × 1 kernel as products.
+
+    As a convolution its second gradient has a kernel of the size of the image, which is slow.
+    """
+    if kernel.shape[:2] == strides == (1, 1) and not any(map(any, padding)):
+        to_x = jnp.einsum("bhwo,io->bhwi", to_y, kernel[0, 0])
+        return to_x, jnp.einsum("bhwi,bhwo->io", x, to_y)[None, None]
     sizes = list(zip(x.shape[1:3], kernel.shape, to_y.shape[1:3], strides, padding, strict=False))
     to_x = lax.conv_general_dilated(
         to_y,

@@ -1,5 +1,6 @@
 """A network of Flax, of either kind, with the normalisation of its examples."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,18 +118,21 @@ class Encoder:
             "std": jnp.broadcast_to(jnp.asarray(std, jnp.float32), shape),
         }
 
-    def with_trunk(
+    def init_with_trunk(
         self,
-        params: chex.ArrayTree,
-        batch_stats: chex.ArrayTree,
+        key: chex.PRNGKey,
+        example_shape: Sequence[int],
         trunk: chex.ArrayTree,
         trunk_stats: chex.ArrayTree,
     ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
-        """``(params, batch_stats)`` with those of the trunk, before the head, replaced."""
-        module = batch_stats["module"]
+        """As :meth:`init`, but the trunk, all before the head, has these weights.
+
+        It is not drawn: to compile that can take half a minute.
+        """
+        params, batch_stats = _init_head(self, key, tuple(example_shape))
         if trunk_stats:  # a transformer has none
-            module = {**module, "trunk": trunk_stats}
-        return {**params, "trunk": trunk}, {**batch_stats, "module": module}
+            batch_stats["module"]["trunk"] = trunk_stats
+        return {**params, "trunk": trunk}, batch_stats
 
     def apply(
         self,
@@ -157,3 +161,12 @@ class Encoder:
             self.module, params, batch_stats["module"], x, train=train, key=key
         )
         return embeddings, {**batch_stats, "module": module} if train else batch_stats
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _init_head(encoder: Encoder, key: chex.PRNGKey, example_shape: tuple[int, ...]) -> Any:
+    """What :meth:`Encoder.init` draws but for the trunk, which the compiler then leaves out."""
+    params, batch_stats = encoder.init(key, example_shape)
+    params.pop("trunk")
+    batch_stats["module"].pop("trunk", None)
+    return params, batch_stats

@@ -1,12 +1,14 @@
 """All that a run needs before it trains: data, network, loss, schedule, optimiser and step."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 from jax.sharding import Mesh
 
 from margin_jax.config import TrainConfig
@@ -58,8 +60,9 @@ def set_up(
     encoder = get_encoder(config, encoder)
     check_own(config, loss)
     # A run that goes on has its weights already, and their file may be gone.
+    goes_on = config.resume and is_saved(config.folder)
     published = None
-    if config.begins_with_weights and not (config.resume and is_saved(config.folder)):
+    if config.begins_with_weights and not goes_on:
         published = _published(config)
     data = prepare_data(config, dataset, encoder, loss)
     augment = make_augment(config.augment)
@@ -85,11 +88,15 @@ def set_up(
         mesh,
     )
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    params, batch_stats = encoder.init(init_key, one.shape[1:])
-    if published is not None:
-        params, batch_stats = _begin_with(published, config, encoder, params, batch_stats)
-    elif not config.begins_with_weights:
+    shape = one.shape[1:]
+    if goes_on:  # all of it is read, so there is nothing to draw
+        drawn = jax.eval_shape(lambda: encoder.init(init_key, shape))
+        params, batch_stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), drawn)
+    elif published is None:
+        params, batch_stats = encoder.init(init_key, shape)
         batch_stats = encoder.with_normalisation(batch_stats, *moments(data.dataset, data.train))
+    else:
+        params, batch_stats = _begin_with(published, config, encoder, init_key, shape)
     optimizer, _ = compiled(loss_of(1))
     dim = _dim(encoder, params, batch_stats, one)
     memory = None if config.memory is None else Memory.empty(config.memory, dim)
@@ -196,10 +203,10 @@ def _published(config: TrainConfig) -> tuple[Any, Any]:
 
 
 def _begin_with(
-    trunk: tuple[Any, Any], config: TrainConfig, encoder: Encoder, params: Any, batch_stats: Any
+    trunk: tuple[Any, Any], config: TrainConfig, encoder: Encoder, key: Array, shape: Sequence[int]
 ) -> tuple[Any, Any]:
     """Takes over a published trunk, and the normalisation of images that goes with it."""
-    params, batch_stats = encoder.with_trunk(params, batch_stats, *trunk)
+    params, batch_stats = encoder.init_with_trunk(key, shape, *trunk)
     of_images = PRETRAINED[config.encoder_name]
     mean, std = np.array(of_images.mean), np.array(of_images.std)
     return params, encoder.with_normalisation(batch_stats, mean, std)
