@@ -502,11 +502,14 @@ class TestCommittedResults:
 
     def test_the_controls_are_of_these_cells(self, study):
         yoked = study("yoked")
-        (found,) = yoked.read(CELLS.parent)
+        omniglot, birds = every = yoked.read(CELLS.parent)
         written = (CELLS.parent / "yoked.md").read_text(encoding="utf-8")
-        assert yoked.markdown([found], written) == written
+        assert yoked.markdown(every, written) == written
         assert "With seven seeds of ten the control is the same run" in written
-        assert np.sum(found.auc["dams"] == found.auc["control of dams"]) == 7
+        assert np.sum(omniglot.auc["dams"] == omniglot.auc["control of dams"]) == 7
+        assert "Their controls are as good to 0.0001." in written
+        for kind in yoked.GAINED[birds.name, birds.reduction]:
+            assert abs(np.mean(birds.auc[kind] - birds.auc[f"control of {kind}"])) < 1e-4
 
     def test_the_effective_margins_are_of_these_cells(self, study):
         effective = study("effective_margin")
@@ -697,7 +700,7 @@ def test_a_control_has_the_margins_of_the_next_seed(study, tmp_path, monkeypatch
     monkeypatch.setattr(yoked, "open_dataset", lambda name, folder: ({}, None))
     arguments = types.SimpleNamespace(data=tmp_path, out=tmp_path, scratch=tmp_path)
     yoked.train("omniglot", "mean", arguments)
-    assert len(trained) == 10 * (1 + 2 * len(yoked.KINDS))
+    assert len(trained) == 10 * (1 + 2 * len(yoked.GAINED["omniglot", "mean"]))
     controls = {c["seed"]: c["schedule"] for c in trained if c["variation"] == "control of dams"}
     assert controls[3] == "replay:0.05/0.09/0.1"
     assert controls[9] == "replay:0.05/0.05/0.1"
