@@ -5,12 +5,14 @@ import resource
 import shutil
 import signal
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from margin_jax.runs.folder import is_saved
 from margin_jax.training.checkpoint import Checkpoint
 
 TREE = {"w": jnp.arange(6.0).reshape(2, 3), "key": jax.random.key(3), "n": jnp.int32(4)}
@@ -35,6 +37,16 @@ def test_the_newest_save_comes_back_as_it_was(tmp_path):
     assert list(some) == ["b"]
     kept = [path.name for path in (tmp_path / "c").iterdir()]
     assert kept == ["2"]
+
+
+@pytest.mark.parametrize("leave", [Path.mkdir, Path.touch, lambda p: p.symlink_to("nowhere")])
+def test_whether_a_run_is_saved_is_said_without_opening_it(tmp_path, leave):
+    """Its weights are not drawn then, so both must mean the same."""
+    saves = tmp_path / "checkpoints"
+    saves.mkdir()
+    leave(saves / "3")
+    with Checkpoint(saves) as checkpoint:
+        assert is_saved(tmp_path) == (checkpoint.step is not None)
 
 
 def test_arrays_keep_their_types(tmp_path):

@@ -112,7 +112,7 @@ def unwritable(folder: Path, error: OSError) -> ValueError:
 def is_saved(folder: Path) -> bool:
     """Whether a run folder has a checkpoint."""
     # Until it is whole, a save has a longer name.
-    return any(path.name.isdigit() for path in (folder / CHECKPOINTS).glob("*"))
+    return any(path.name.isdigit() and path.is_dir() for path in (folder / CHECKPOINTS).glob("*"))
 
 
 def is_vacant(folder: Path) -> bool:
