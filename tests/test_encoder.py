@@ -1,5 +1,8 @@
 """Networks of Linen and of NNX as pure functions, alone and in a run."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ from flax import linen as nn
 from flax import nnx
 
 import margin_jax as mj
+from margin_jax.models import linen
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 FEATURES = 8
@@ -58,6 +62,20 @@ def fit(vectors, tmp_path_factory):
         return mj.fit(mj.TrainConfig(**{**given, **options}), dataset=vectors, encoder=encoder)
 
     return run
+
+
+@pytest.mark.parametrize("flags", ["", "--xla_backend_optimization_level=1"])
+def test_weights_are_drawn_alike_alone_and_in_a_program_of_others(monkeypatch, flags):
+    """Alone they are compiled apart, with less optimisation."""
+    monkeypatch.setenv("XLA_FLAGS", flags)  # read by XLA once, long before
+    linen._program.cache_clear()
+    encoder = mj.Encoder(OfLinen())
+    init = functools.partial(encoder.init, example_shape=(FEATURES,))
+    alone, inside = init(jax.random.key(0)), jax.jit(init)(jax.random.key(0))
+    chex.assert_trees_all_close(alone, inside, rtol=1e-6)
+    assert np.std(alone[0]["first"]["kernel"]) > 0
+    assert (linen._program() is linen._part) == bool(flags)
+    linen._program.cache_clear()
 
 
 def equal(tree, other):

@@ -1,6 +1,7 @@
 """A network of Flax Linen as pure functions."""
 
 import functools
+import os
 import re
 from typing import Any
 
@@ -26,11 +27,33 @@ def settled(module: nn.Module) -> nn.Module:
     return module
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def draw(module: nn.Module, key: Array, examples: Array) -> tuple[Any, Any]:
     """``(params, batch_stats)``; compiled once for a module, however many runs begin with it."""
+    program = _part if isinstance(key, jax.core.Tracer) else _program()
+    variables: tuple[Any, Any] = program(module, key, examples)
+    return variables
+
+
+def _draw(module: nn.Module, key: Array, examples: Array) -> tuple[Any, Any]:
     variables = module.init(key, examples, train=False)
     return variables["params"], variables.get("batch_stats", {})
+
+
+_part = jax.jit(_draw, static_argnums=0)
+
+
+@functools.cache
+def _program() -> Any:
+    """A program of its own: on CPU of little optimisation, as it runs once.
+
+    It has many kernels: those of EfficientNet-Lite0 take 8 seconds to compile then, and not 25. The
+    last digit of a number may be another. What a user asks of the compiler goes first.
+    """
+    asked = "xla_backend_optimization_level" in os.environ.get("XLA_FLAGS", "")
+    if asked or jax.default_backend() != "cpu":
+        return _part
+    little = {"xla_backend_optimization_level": 1}
+    return jax.jit(_draw, static_argnums=0, compiler_options=little)
 
 
 def embed(
