@@ -21,6 +21,7 @@ SAME_ON_EACH_SIDE = ((1, 1), (1, 1))
         (11, 3, 2, SAME_ON_EACH_SIDE),
         (12, 3, 2, SAME_ON_EACH_SIDE),  # the last row has no part in the result
         (8, 1, 1, "SAME"),
+        (8, 1, 1, SAME_ON_EACH_SIDE),
         (9, 1, 2, "SAME"),  # nor has every second row
         (17, 7, 2, "SAME"),
         (13, 5, 3, "VALID"),
