@@ -71,8 +71,11 @@ def test_weights_are_drawn_alike_alone_and_in_a_program_of_others(monkeypatch, f
     linen._program.cache_clear()
     encoder = mj.Encoder(OfLinen())
     init = functools.partial(encoder.init, example_shape=(FEATURES,))
-    alone, inside = init(jax.random.key(0)), jax.jit(init)(jax.random.key(0))
-    chex.assert_trees_all_close(alone, inside, rtol=1e-6)
+    key = jax.random.key(0)
+    alone = init(key)
+    for inside in (jax.jit(init)(key), jax.jit(lambda: init(key))()):
+        chex.assert_trees_all_close(alone, inside, rtol=1e-6)
+    assert jax.eval_shape(lambda: init(key)) == jax.eval_shape(lambda: alone)
     assert np.std(alone[0]["first"]["kernel"]) > 0
     assert (linen._program() is linen._part) == bool(flags)
     linen._program.cache_clear()

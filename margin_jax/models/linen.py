@@ -29,7 +29,8 @@ def settled(module: nn.Module) -> nn.Module:
 
 def draw(module: nn.Module, key: Array, examples: Array) -> tuple[Any, Any]:
     """``(params, batch_stats)``; compiled once for a module, however many runs begin with it."""
-    program = _part if isinstance(key, jax.core.Tracer) else _program()
+    traced = any(isinstance(array, jax.core.Tracer) for array in (key, examples))
+    program = _part if traced else _program()
     variables: tuple[Any, Any] = program(module, key, examples)
     return variables
 
