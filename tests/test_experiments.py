@@ -714,6 +714,27 @@ def test_a_control_has_the_margins_of_the_next_seed(study, tmp_path, monkeypatch
     )
 
 
+def test_a_control_is_trained_beside_cells_of_the_grid(study, tmp_path, monkeypatch):
+    yoked, cell_files = study("yoked"), study("cell_files")
+    trained = []
+
+    def train_cell(path, options, data, scratch, told):
+        key = cell_files.key(options["schedule"], options["seed"], told["variation"])
+        if key not in cell_files.read(path):
+            trained.append(told["variation"])
+            cell_files.add(path, {**made_up_cell(options["schedule"], options["seed"]), **told})
+        return cell_files.read(path)[key]
+
+    monkeypatch.setattr(yoked, "train_cell", train_cell)
+    monkeypatch.setattr(yoked, "open_dataset", lambda *_: ({}, None))
+    monkeypatch.setattr(yoked, "comes_out_alike", lambda cell: cell["seed"] != 3)
+    arguments = types.SimpleNamespace(data=tmp_path, out=tmp_path, scratch=tmp_path)
+    yoked.train("cub_features", "mean_active", arguments)
+    kinds = yoked.GAINED["cub_features", "mean_active"]
+    assert [name for name in trained if "control" not in name] == ["constant", *kinds]
+    assert sum("control" in name for name in trained) == 10 * len(kinds)
+
+
 def test_fresh_data_are_tuned_on_their_own_and_take_the_settings_as_they_are(
     study, tmp_path, monkeypatch, capsys
 ):
