@@ -52,12 +52,9 @@ def train(path: Path, reduction: str, arguments: argparse.Namespace) -> None:
     options["reduction"] = reduction
     cells = cell_files.path_of(arguments.out, path.stem, reduction)
 
-    def cell(schedule: str, seed: int) -> dict:
+    def cell(schedule: str, seed: int) -> None:
         changed = {**options, "schedule": schedule, "seed": seed}
-        found = train_cell(cells, changed, data, arguments.scratch, {"dataset": path.stem})
-        auc = found["test"]["pairs"]["auc"]
-        print(f"{path.stem} {reduction} {schedule} seed {seed}: test {auc:.4f}", flush=True)
-        return found
+        train_cell(cells, changed, data, arguments.scratch, {"dataset": path.stem})
 
     for schedule, seed in itertools.product(CANDIDATES["constant"], TUNING_SEEDS):
         cell(schedule, seed)

@@ -75,15 +75,13 @@ def train(name: str, reduction: str, arguments: argparse.Namespace) -> None:
     for variation, schedule, seed in dict.fromkeys(plan()):
         changed = {"reduction": reduction, "schedule": schedule, "seed": seed}
         there = not VARIATIONS[variation] and cell_files.key(schedule, seed) in tuned
-        cell = train_cell(
+        train_cell(
             of_grid if there else own,
             {**options, **changed, **VARIATIONS[variation]},
             data,
             arguments.scratch,
             {"dataset": name} if there else {"dataset": name, "variation": variation},
         )
-        (auc,) = aucs([cell])
-        print(f"{name} {variation} {reduction} {schedule} seed {seed}: test {auc:.4f}", flush=True)
 
 
 # By variation, reduction and schedule.

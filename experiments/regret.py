@@ -33,7 +33,7 @@ from pathlib import Path
 
 import cell_files
 import numpy as np
-from compare import CELLS, comes_out_alike, open_dataset, share_out, train_cell, tuned
+from compare import CELLS, open_dataset, share_out, train_cell, tuned
 from grid import CANDIDATES, NAMES, PUBLISHED, REDUCTIONS, TUNING_SEEDS
 from matplotlib.figure import Figure
 from scipy import stats
@@ -109,23 +109,15 @@ def tuned_constant(cells: Mapping[cell_files.Key, dict]) -> str:
 def train(name: str, reduction: str, arguments: argparse.Namespace) -> None:
     """All cells of a data set and a reduction."""
     settings = choose(read_validation(CELLS, reduction))
-    best = tuned_constant(cell_files.read(cell_files.path_of(CELLS, name, reduction)))
+    grid = cell_files.read(cell_files.path_of(CELLS, name, reduction))
+    best = tuned_constant(grid)
     options, data = open_dataset(name, arguments.data)
     options["reduction"] = reduction
     path = cell_files.path_of(arguments.out / "regret", name, reduction)
-    wanted = [cell_files.key(own, s) for own in (best, *UNTUNED, *settings) for s in SEEDS]
-    grid = cell_files.read(cell_files.path_of(CELLS, name, reduction))
-    alike = [grid[key] for key in wanted if key in grid and comes_out_alike(grid[key])]
-    cell_files.add(path, *alike, *cell_files.read(path).values())
-    before = cell_files.read(path)
     for seed in SEEDS:
         for schedule in dict.fromkeys((best, *UNTUNED, *settings)):
             changed = {**options, "schedule": schedule, "seed": seed}
-            cell = train_cell(path, changed, data, arguments.scratch, {"dataset": name})
-            if cell_files.key_of(cell) not in before:
-                auc = cell["test"][headline(name)]["auc"]
-                told = f"{name} {reduction} {schedule} seed {seed}: test {auc:.4f}"
-                print(f"{told}, {cell['seconds']:.0f} s", flush=True)
+            train_cell(path, changed, data, arguments.scratch, {"dataset": name}, grid)
 
 
 class Regret:

@@ -100,20 +100,11 @@ def train(name: str, arguments: argparse.Namespace) -> None:
     """All cells of a data set: tunes every kind, then trains the seeds."""
     options, data = open_dataset(name, arguments.data)
     path = cell_files.path_of(arguments.out / "related", name, REDUCTION)
-    before = cell_files.read(path)
 
     def cell(loss: str, schedule: str, seed: int) -> dict:
         changed = {"loss": loss, "schedule": schedule, "seed": seed, **reduction_of(loss)}
         told = {"dataset": name, "variation": loss}
-        found = train_cell(path, {**options, **changed}, data, arguments.scratch, told)
-        if cell_files.key_of(found) not in before:
-            auc = found["test"][headline(name)]["auc"]
-            print(
-                f"{name} {loss} {schedule} seed {seed}: validation "
-                f"{found['validation']['auc']:.4f}, test {auc:.4f}, {found['seconds']:.0f} s",
-                flush=True,
-            )
-        return found
+        return train_cell(path, {**options, **changed}, data, arguments.scratch, told)
 
     for kind in arguments.kinds:
         cells = [cell(*own, seed) for own, seed in itertools.product(KINDS[kind], TUNING_SEEDS)]

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import cell_files
 import numpy as np
-from compare import CELLS, comes_out_alike, open_dataset, share_out, train_cell, tuned
+from compare import CELLS, open_dataset, share_out, train_cell, tuned
 from grid import CANDIDATES, NAMES
 from regret import plus_minus, tuned_constant, with_interval
 from shapes import REDUCTION, headline
@@ -53,20 +53,11 @@ def train(name: str, reduction: str, arguments: argparse.Namespace) -> None:
     options, data = open_dataset(name, arguments.data)
     options["reduction"] = reduction
     path = cell_files.path_of(arguments.out / "yoked", name, reduction)
-    before = cell_files.read(path)
 
     def cell(variation: str, schedule: str, seed: int) -> dict:
         changed = {**options, "schedule": schedule, "seed": seed}
         told = {"dataset": name, "variation": variation}
-        key = cell_files.key(schedule, seed)
-        if key in grid and comes_out_alike(grid[key]):
-            cell_files.add(path, {**told, **grid[key]})
-        found = train_cell(path, changed, data, arguments.scratch, told)
-        if cell_files.key_of(found) not in before:
-            auc = found["test"][headline(name)]["auc"]
-            print(f"{name} {variation} seed {seed}: test {auc:.4f}, {found['seconds']:.0f} s")
-            sys.stdout.flush()
-        return found
+        return train_cell(path, changed, data, arguments.scratch, told, grid)
 
     for seed in SEEDS:
         cell(CONSTANT, tuned_constant(grid), seed)

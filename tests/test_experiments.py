@@ -186,6 +186,36 @@ class TestACell:
         with pytest.raises(ValueError, match=said):
             compare.train_cell(path, options | {"epochs": 3}, None, tmp_path)
 
+    def test_that_of_the_grid_which_would_come_out_the_same_is_taken_over(
+        self, study, tmp_path, monkeypatch, options
+    ):
+        compare, cell_files = study("compare"), study("cell_files")
+        alike = {"schedule": options["schedule"], "seed": 3, "command": compare.command(options)}
+        alike |= {"machine": compare.machine(), "versions": compare.versions()}
+        path, told = tmp_path / "cells.jsonl", {"variation": "control"}
+
+        def cell(grid, extra=told):
+            return compare.train_cell(path, options, None, tmp_path, extra, grid)
+
+        def fit(*_, **__):
+            raise RuntimeError("it is trained")
+
+        monkeypatch.setattr(mj, "fit", fit)
+        for other in (
+            {"machine": "a box"},
+            {"versions": {"jax": "0.1"}},
+            {"command": compare.command(options | {"epochs": 3})},
+            {"seed": 4},
+        ):
+            grid = {cell_files.key_of(alike | other): alike | other}
+            with pytest.raises(RuntimeError, match="it is trained"):
+                cell(grid)
+        assert not cell_files.read(path)
+        found = cell({cell_files.key_of(alike): alike})
+        assert found == {**alike, **told}
+        assert list(cell_files.read(path).values()) == [found]
+        assert cell({}) == found
+
     def test_its_machine_names_the_generation_of_the_cpu(self, study, tmp_path):
         cpuinfo = tmp_path / "cpuinfo"
         assert study("compare").cpu(cpuinfo) == "a CPU"
@@ -650,44 +680,35 @@ def test_settings_are_chosen_by_validation_and_their_regret_is_of_the_test(study
         regret.read_validation(tmp_path / "cells", "mean")
 
 
-def test_cells_of_the_grid_that_would_come_out_alike_are_taken_over(study, tmp_path, monkeypatch):
-    regret, compare, cell_files, grid = map(study, ("regret", "compare", "cell_files", "grid"))
-    here = {"machine": compare.machine(), "versions": compare.versions()}
+def test_regret_trains_every_setting_beside_the_grid(study, tmp_path, monkeypatch):
+    regret, cell_files, grid = map(study, ("regret", "cell_files", "grid"))
     every = [own for family in grid.CANDIDATES.values() for own in family]
     for name in regret.SETS:
         tuning = [made_up_cell(own, seed, 0.8) for own in every for seed in grid.TUNING_SEEDS]
         cell_files.add(cell_files.path_of(tmp_path / "grid", name, "mean"), *tuning)
-    elsewhere = {**made_up_cell("constant:0.05", 1), **here, "machine": "a box"}
-    older = {**made_up_cell("constant:0.05", 2), **here, "versions": {"jax": "0.1"}}
-    alike = {**made_up_cell("constant:0.05", 3), **here}
-    path = cell_files.path_of(tmp_path / "grid", "lfw", "mean")
-    cell_files.add(path, elsewhere, older, alike)
     trained = []
 
-    def train_cell(path, options, *_):
-        key = cell_files.key(options["schedule"], options["seed"])
-        if key not in cell_files.read(path):
-            trained.append((options["schedule"], options["seed"]))
-            cell_files.add(path, made_up_cell(options["schedule"], options["seed"]))
-        return cell_files.read(path)[key]
+    def train_cell(path, options, data, scratch, told, of_grid):
+        assert path == cell_files.path_of(tmp_path / "regret", "lfw", "mean")
+        assert of_grid == cell_files.read(cell_files.path_of(tmp_path / "grid", "lfw", "mean"))
+        trained.append((options["schedule"], options["seed"]))
 
     monkeypatch.setattr(regret, "CELLS", tmp_path / "grid")
     monkeypatch.setattr(regret, "train_cell", train_cell)
     monkeypatch.setattr(regret, "open_dataset", lambda *_: ({}, None))
-    arguments = types.SimpleNamespace(out=tmp_path, data=None, scratch=None)
-    regret.train("lfw", "mean", arguments)
-    found = cell_files.read(cell_files.path_of(tmp_path / "regret", "lfw", "mean"))
-    seeds = {seed for schedule, seed in trained if schedule == "constant:0.05"}
-    assert seeds == set(regret.SEEDS) - {3}
-    assert found[cell_files.key("constant:0.05", 3)] == alike
-    assert {cell["seed"] for cell in found.values()} == set(regret.SEEDS)  # none of the tuning
+    regret.train("lfw", "mean", types.SimpleNamespace(out=tmp_path, data=None, scratch=None))
+    assert len(set(trained)) == len(trained)
+    assert {seed for _, seed in trained} == set(regret.SEEDS)  # none of the tuning
+    by_seed = [{own for own, s in trained if s == seed} for seed in regret.SEEDS]
+    assert all(own == by_seed[0] and own > {*regret.UNTUNED, *regret.ALWAYS} for own in by_seed)
 
 
 def test_a_control_has_the_margins_of_the_next_seed(study, tmp_path, monkeypatch):
     yoked, cell_files = study("yoked"), study("cell_files")
     trained = []
 
-    def train_cell(path, options, data, scratch, told):
+    def train_cell(path, options, data, scratch, told, grid):
+        assert grid == cell_files.read(cell_files.path_of(yoked.CELLS, "omniglot", "mean"))
         cell = {**made_up_cell(options["schedule"], options["seed"]), **told}
         if options["schedule"].startswith("dams"):
             cell["epochs"]["margin"] = [0.05, 0.05 + 0.01 * options["seed"], 0.1]
@@ -712,27 +733,6 @@ def test_a_control_has_the_margins_of_the_next_seed(study, tmp_path, monkeypatch
     assert "| 0.8990 | 0.8980 | +0.0010 ± 0.0023 | -0.0010 ± 0.0023 | -0.0020 ± 0.0045 |" in (
         yoked.markdown([found], "")
     )
-
-
-def test_a_control_is_trained_beside_cells_of_the_grid(study, tmp_path, monkeypatch):
-    yoked, cell_files = study("yoked"), study("cell_files")
-    trained = []
-
-    def train_cell(path, options, data, scratch, told):
-        key = cell_files.key(options["schedule"], options["seed"], told["variation"])
-        if key not in cell_files.read(path):
-            trained.append(told["variation"])
-            cell_files.add(path, {**made_up_cell(options["schedule"], options["seed"]), **told})
-        return cell_files.read(path)[key]
-
-    monkeypatch.setattr(yoked, "train_cell", train_cell)
-    monkeypatch.setattr(yoked, "open_dataset", lambda *_: ({}, None))
-    monkeypatch.setattr(yoked, "comes_out_alike", lambda cell: cell["seed"] != 3)
-    arguments = types.SimpleNamespace(data=tmp_path, out=tmp_path, scratch=tmp_path)
-    yoked.train("cub_features", "mean_active", arguments)
-    kinds = yoked.GAINED["cub_features", "mean_active"]
-    assert [name for name in trained if "control" not in name] == ["constant", *kinds]
-    assert sum("control" in name for name in trained) == 10 * len(kinds)
 
 
 def test_fresh_data_are_tuned_on_their_own_and_take_the_settings_as_they_are(
