@@ -345,8 +345,10 @@ def check_folders(parser: argparse.ArgumentParser, arguments: argparse.Namespace
 def share_out(work: Callable[..., None], jobs: list[tuple], processes: int) -> bool:
     """Does `work(*job)` for every job, so many at a time, and tells whether all went well.
 
-    On a CPU each has a core of its own; else the core is None.
+    On a CPU each has a core of its own; else the core is None. Linux gives them memory in large
+    pages (`benchmarks/encoders.py`), which changes no result.
     """
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     installed = {part.name for part in importlib.metadata.distributions()}
     drivers = {"jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin", "libtpu"}
     platform = os.environ.get("JAX_PLATFORMS", "" if drivers & installed else "cpu")

@@ -5,7 +5,9 @@ import itertools
 import json
 import math
 import multiprocessing
+import re
 import shlex
+import shutil
 import sys
 import tarfile
 import types
@@ -803,6 +805,20 @@ def test_fine_tuning_has_the_best_untuned_setting_too(study, tmp_path, monkeypat
     assert text.count("\n## ") == 4
     assert text.count(f"| `{best}` | 0.9000 | +0.1000 ± 0.0000 | 50% | 30% | 0.12 |") == 4
     assert (tmp_path / "finetuned.png").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
+def test_jobs_are_shared_out(study, tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    proc = Path("/proc/self")
+    jobs = [(proc / name, tmp_path / name) for name in ("environ", "status", "none")]
+    assert not study("compare").share_out(shutil.copyfile, jobs, 2)
+    # That with which the process began, which is when the C library looks.
+    began = (tmp_path / "environ").read_bytes().split(b"\0")
+    assert b"GLIBC_TUNABLES=glibc.malloc.hugetlb=1" in began
+    status = (tmp_path / "status").read_text(encoding="utf-8")
+    assert re.search(r"^Cpus_allowed_list:\t\d+$", status, re.MULTILINE)
+    assert f"No such file or directory: '{proc / 'none'}'\n" in capfd.readouterr().err
 
 
 def test_the_options_of_a_study(study, tmp_path, capsys):
