@@ -196,8 +196,8 @@ class TestACell:
         alike |= {"machine": compare.machine(), "versions": compare.versions()}
         path, told = tmp_path / "cells.jsonl", {"variation": "control"}
 
-        def cell(grid, extra=told):
-            return compare.train_cell(path, options, None, tmp_path, extra, grid)
+        def cell(grid):
+            return compare.train_cell(path, options, None, tmp_path, told, grid)
 
         def fit(*_, **__):
             raise RuntimeError("it is trained")
@@ -809,7 +809,8 @@ def test_fine_tuning_has_the_best_untuned_setting_too(study, tmp_path, monkeypat
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
 def test_jobs_are_shared_out(study, tmp_path, monkeypatch, capfd):
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setenv("GLIBC_TUNABLES", "")  # so that it is forgotten after the test
+    monkeypatch.delenv("GLIBC_TUNABLES")
     proc = Path("/proc/self")
     jobs = [(proc / name, tmp_path / name) for name in ("environ", "status", "none")]
     assert not study("compare").share_out(shutil.copyfile, jobs, 2)
