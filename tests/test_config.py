@@ -38,6 +38,41 @@ def test_an_encoder_s_text_says_what_its_options_do(text, options):
         assert getattr(by_text, name) == value
 
 
+def test_another_encoder_inherits_nothing_that_the_old_one_s_text_said():
+    said = mj.TrainConfig(encoder="nn2:small_stem=true,dtype=bfloat16", embedding_size=64)
+    plain = said.replace(encoder="nn2")
+    assert (plain.small_stem, plain.dtype, plain.embedding_size) == (False, "float32", 64)
+    assert said.replace(encoder="small_cnn").dtype == "float32"
+    assert said.replace(encoder="small_cnn", dtype="bfloat16").dtype == "bfloat16"
+    assert said.replace(epochs=3).dtype == "bfloat16"
+    assert mj.TrainConfig(dtype="bfloat16").replace(encoder="nn2").dtype == "bfloat16"
+    cells = mj.vary(said, encoder=["nn2", "small_cnn:width=0.5"])
+    assert [arm.dtype for arm in cells.values()] == ["float32"] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [("width=0.5", {"width": 2.0}), ("dtype=float32", {"dtype": "bfloat16"})],
+)
+def test_an_option_may_not_contradict_the_text_of_the_encoder(text, options):
+    (name, value), (given,) = text.split("="), options.values()
+    with pytest.raises(ValueError, match=f"{name} must be {value}, as encoder .*; got {given}$"):
+        mj.TrainConfig(encoder=f"small_cnn:{text}", **options)
+
+
+@pytest.mark.parametrize("name", ["glyphs", "folder", "vectors", "list", "own"])
+def test_a_name_means_the_same_whatever_lies_in_the_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = mj.TrainConfig(dataset=name, data_dir=None if name in ("glyphs", "own") else "x")
+    (tmp_path / name).mkdir()
+    assert mj.TrainConfig.from_json(config.to_json()).dataset == name
+
+
+def test_a_split_may_be_a_path(tmp_path):
+    path = tmp_path / "split.json"
+    assert mj.TrainConfig(split=path).split == str(path)
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_encoder_s_name_alone_is_enough(name):
     found, values = resolve_encoder(name, {"width": 0.5, "no parameter": 1})
@@ -165,3 +200,8 @@ def test_options_go_over_the_file(tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         cli.main(["train", "--config", str(path), "--loss", "triplet:reduction=mean"])
     assert (asked["train"].reduction, asked["train"].mining) == ("mean", "all")
+    # Nor another encoder; and what no version knows settled nothing.
+    path.write_text('{"encoder": "small_cnn:width=0.5", "loss": "unknown"}')
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--config", str(path), "--encoder", "small_cnn", "--loss", "supcon"])
+    assert (asked["train"].width, asked["train"].loss) == (1.0, "supcon")

@@ -191,6 +191,11 @@ def test_rows_are_read_as_they_are_computed_with():
     assert read_rows(pictures, np.array([1])).dtype == np.uint8
 
 
+def test_labels_of_bytes_are_text():
+    names = np.array([b"al", b"al", "b\u00f6".encode(), "b\u00f6".encode()])
+    assert mj.Dataset.from_arrays(np.zeros((4, 2)), names).identities == ("al", "b\u00f6")
+
+
 def test_a_digest_knows_floats_of_any_dtype():
     examples, labels = people((12,), np.float32)
     digests = {

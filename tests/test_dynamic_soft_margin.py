@@ -20,9 +20,11 @@ def batch(seed=0):
     return rng.normal(size=(N, DIM)), rng.integers(0, 4, N), where
 
 
-def test_oracle():
-    """Over three batches; the histogram has no gradient."""
-    loss = mj.DynamicSoftMarginLoss(bins=32, momentum=0.2)
+@pytest.mark.parametrize(("bins", "shares"), [(32, 2**18), (33, 50)])
+def test_oracle(monkeypatch, bins, shares):
+    """Over three batches, counted as a whole or in parts; the histogram has no gradient."""
+    monkeypatch.setattr("margin_jax.losses.dynamic_soft_margin._SHARES", shares)
+    loss = mj.DynamicSoftMarginLoss(bins=bins, momentum=0.2)
 
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
@@ -31,7 +33,7 @@ def test_oracle():
         return value, (stats, after)
 
     with jax.enable_x64(True):
-        state, histogram = np.zeros(32), np.zeros(32)
+        state, histogram = np.zeros(bins), np.zeros(bins)
         for seed in range(3):
             x, labels, where = batch(seed)
             (value, (stats, state)), to_x = ours(x, labels, where, state)

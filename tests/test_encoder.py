@@ -65,10 +65,11 @@ def fit(vectors, tmp_path_factory):
 
 
 @pytest.mark.parametrize("flags", ["", "--xla_backend_optimization_level=1"])
-def test_weights_are_drawn_alike_alone_and_in_a_program_of_others(monkeypatch, flags):
+def test_weights_are_drawn_alike_alone_and_in_a_program_of_others(request, monkeypatch, flags):
     """Alone they are compiled apart, with less optimisation."""
     monkeypatch.setenv("XLA_FLAGS", flags)  # read by XLA once, long before
     linen._program.cache_clear()
+    request.addfinalizer(linen._program.cache_clear)
     encoder = mj.Encoder(OfLinen())
     init = functools.partial(encoder.init, example_shape=(FEATURES,))
     key = jax.random.key(0)
@@ -78,7 +79,6 @@ def test_weights_are_drawn_alike_alone_and_in_a_program_of_others(monkeypatch, f
     assert jax.eval_shape(lambda: init(key)) == jax.eval_shape(lambda: alone)
     assert np.std(alone[0]["first"]["kernel"]) > 0
     assert (linen._program() is linen._part) == bool(flags)
-    linen._program.cache_clear()
 
 
 def equal(tree, other):

@@ -61,6 +61,20 @@ def test_weights_of_a_run_are_numpy_and_can_be_trained_on():
     assert_same(trained, again)
 
 
+def test_a_state_may_hold_numpy_and_joins_a_part_that_is_placed():
+    schedule, second = mj.dams(margin=0.2), jax.devices()[1]
+    state = new_state(schedule)
+    trained, _ = mj.train_epoch(state, TRAIN_STEP, batches(), schedule)
+    restored = jax.tree.map(np.asarray, state.replace(key=None)).replace(key=state.key)
+    assert_same(trained, mj.train_epoch(restored, TRAIN_STEP, batches(), schedule)[0])
+    placed = state.replace(params=jax.device_put(state.params, second))
+    moved, _ = mj.train_epoch(placed, TRAIN_STEP, batches(), schedule)
+    assert {d for v in jax.tree.leaves(moved) for d in v.devices()} == {second}
+    assert_same(trained, moved)
+    kept = mj.create_state({}, {}, OPTIMIZER, schedule, state.key, loss_state=np.zeros(3))
+    assert isinstance(kept.loss_state, jax.Array)
+
+
 @pytest.mark.parametrize("kind", ["plateau", "polyak"])
 def test_optimisers_that_want_the_loss_get_it(kind):
     optimizer = {

@@ -120,6 +120,13 @@ def test_the_card_reads_pictures_as_the_run_does(run, photographs, fit, channels
         np.testing.assert_array_equal(made["read"](path), ours)
 
 
+def test_the_card_reads_arrays_that_no_file_of_a_picture_gives(run):
+    model = run._model()
+    lines = use(Model(model.config, {**model.data, "example_shape": [16, 24, 3]}, *model[2:]))
+    assert 'np.load("examples.npy").astype(np.uint8)  # [n, 16, 24, 3]' in lines
+    assert "PIL" not in lines
+
+
 @pytest.mark.parametrize(
     "distance", ["euclidean", "squared_euclidean", "cosine", "manhattan", "chebyshev"]
 )
@@ -197,7 +204,7 @@ def test_vectors(tmp_path):
     np.testing.assert_array_equal(
         called(folder)(features[:8].astype(np.float32)), run.embed(features[:8])
     )
-    np.save(folder / "vectors.npy", features)
+    np.save(folder / "examples.npy", features)
     (lines,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert "PIL" not in lines
     command = [sys.executable, "-W", "error", "-c", BARE + lines]

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import margin_jax as mj
 from margin_jax.cli import main
@@ -126,6 +127,28 @@ def test_an_epoch_is_the_same_on_any_number_of_devices():
             for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
                 np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-4 * np.abs(x).max())
     np.testing.assert_allclose(other_vectors, vectors, atol=1e-4)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_new_state_goes_to_the_mesh_by_itself(sharded):
+    """By public names alone, as people begin."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rng = np.random.default_rng(0)
+    batch = rng.normal(size=(8, 5)).astype(np.float32), np.repeat(np.arange(4, dtype=np.int32), 2)
+    params = rng.normal(size=(5, 3)).astype(np.float32)
+    shares = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+
+    def embed(params, batch_stats, images, *, train, key):
+        return images @ params, batch_stats
+
+    def trained(mesh, batch):
+        step = mj.make_train_step(embed, OPTIMIZER, mesh=mesh)
+        state = mj.create_state(params, {}, OPTIMIZER, SCHEDULE, jax.random.key(0))
+        return mj.train_epoch(state, step, [batch, batch], SCHEDULE)[0]
+
+    one, many = trained(None, batch), trained(mesh, shares if sharded else batch)
+    assert len(many.params.devices()) == 4
+    np.testing.assert_allclose(many.params, one.params, rtol=1e-5)
 
 
 def test_the_work_is_shared_and_not_the_images():

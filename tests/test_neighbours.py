@@ -67,7 +67,8 @@ def test_what_lies_far_from_the_origin_is_told_apart(small_blocks):
         (np.zeros((1, 2)), np.zeros((5, 2)), 0, "count must be at least 1"),
         (np.zeros((1, 2)), np.zeros((0, 2)), 1, "no vectors"),
         (np.full((1, 2), np.nan), np.zeros((5, 2)), 1, "queries must be finite"),
-        (np.zeros((1, 2)), np.full((5, 2), 1e38), 1, "distances must be finite; 1 of 1"),
+        (np.zeros((1, 2)), np.full((5, 2), 1e38), 1, "distances must be finite; 5 of 5"),
+        (np.zeros((2, 1)), np.array([[1], [np.nan], [2]]), 2, "must be finite; 2 of 6"),
     ],
 )
 def test_bad_input(queries, vectors, count, said):

@@ -268,6 +268,12 @@ def test_a_description_that_is_none(copy, capsys, change, said):
     assert re.search(said, refused(copy, capsys))
 
 
+def test_a_schedule_may_list_the_margin_of_every_epoch(copy):
+    margins = "replay:" + "/".join(["0.2000000001"] * 200)
+    edit(copy, at("config", "schedule", to=margins))
+    assert mj.load_pretrained(copy).config.schedule == margins
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from margin_jax import cli, plots
 from margin_jax.runs import arms
 from margin_jax.runs.describe import describe
 from margin_jax.runs.evaluate import embed_identities, evaluate_run
-from margin_jax.runs.run_data import plan_epoch, prepare_data, reading_of
+from margin_jax.runs.run_data import plan_epoch, prepare_data, reading_of, settle_batches
 from margin_jax.runs.use import embed_folder, verify_images
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -272,6 +273,19 @@ def test_a_small_set_trains_at_the_defaults(tiny_encoder, tmp_path):
     assert (run.config.identities_per_batch, run.config.images_per_identity) == (16, 4)
     saved = mj.load_run(tmp_path, encoder=tiny_encoder).config
     assert saved.experiment() == run.config.experiment()
+
+
+@pytest.mark.parametrize(("identities", "said"), [(100, False), (40, True)])
+def test_what_is_said_of_a_batch_is_of_its_identities(identities, said):
+    """That its images are as many as was asked for is no news."""
+    asked = mj.TrainConfig(dataset="own", encoder="own", images_per_identity=4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        settled, _ = settle_batches(asked, small_set(identities, 4))
+    assert settled.identities_per_batch == (16 if said else 32)
+    assert [str(w.message)[:42] for w in caught] == (
+        ["a batch has 16 identities of 4 images, as "] if said else []
+    )
 
 
 def test_a_comparison_settles_its_batches_and_goes_on(tiny_encoder, tmp_path):

@@ -305,7 +305,14 @@ def test_lists_as_people_have_them(tmp_path, form):
 
 def test_listed_files_are_found_by_other_names(tmp_path):
     composed, single = "\u00e9", "e\u0301"
-    for name in (f"{single}/{single}_0001.png", "b/1.jpg", "b/1.png", "b/2.png", "b/2.webp"):
+    for name in (
+        f"{single}/{single}_0001.png",
+        "b/1.jpg",
+        "b/1.png",
+        "b/2.json",
+        "b/2.png",
+        "b/2.webp",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     asked = [f"{composed}/{composed}_0001.jpg", "b/1.jpg", "b/2.jpg", "b/3.jpg", "c/1.jpg"]

@@ -10,9 +10,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from margin_jax.config import PARTS, TrainConfig
+from margin_jax.config import PARTS, TrainConfig, set_free
 from margin_jax.config.file import read_options
-from margin_jax.config.loss import free_of
 from margin_jax.files import check_file, local_path
 
 RunFolder = Annotated[
@@ -124,8 +123,7 @@ def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator
             path = values.pop("config")
             if path is not None:
                 said = read_options(local_path("config", path))
-                if isinstance(before := said.get("loss"), str) and "loss" in values:
-                    said |= free_of(before)
+                said |= set_free(said, values)
                 values = {name: said[name] for name in known if name in said} | values
             return command(**values)
 

@@ -26,8 +26,9 @@ def index(
 ) -> Path:
     """Make a searchable gallery of the images in a folder, or add them to an existing one.
 
-    An image's identity is the name of the folder it is in. Run the command again to add images with
-    new names; `margin-jax forget` removes images.
+    An image's identity is the name of the folder it is in, below FOLDER; directly in FOLDER, each
+    image is an identity of its own. Run the command again to add images with new names;
+    `margin-jax forget` removes images.
     """
     from margin_jax.runs.index import index as index_folder
     from margin_jax.runs.load import load_run

@@ -82,7 +82,7 @@ def train(
     """Train a Siamese network and verify it on identities it has never seen.
 
     Without options it trains on letters (the included glyphs dataset) with the DAMS schedule, in
-    two to three minutes on two cores. The run folder then holds the configuration, a record of
+    a minute or two on two cores. The run folder then holds the configuration, a record of
     each epoch, the report, the plots and the weights.
 
     Your own images: margin-jax train --dataset folder --data-dir FOLDER

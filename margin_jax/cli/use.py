@@ -62,7 +62,8 @@ def verify(
 ) -> int:
     """Tell whether two images show the same identity, with their distance and the threshold.
 
-    For a run on vectors, give two names from its file, or two row numbers, counted from 0.
+    For a run on vectors, give two names from its file; if it has none, two row numbers, counted
+    from 0.
 
     Exit status: 0 for the same identity, 1 for different ones, 2 for invalid input.
     """

@@ -5,17 +5,19 @@ is flat. It is put together from parts, one for each room that it is about; a fu
 the data alone says so with :class:`DataConfig`.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from margin_jax.config.data import DataConfig
-from margin_jax.config.loss import LossConfig, MarginConfig, free_of, settled_by
-from margin_jax.config.network import NetworkConfig
+from margin_jax.config.loss import LossConfig, MarginConfig, free_of_loss, settled_by
+from margin_jax.config.network import NetworkConfig, free_of_encoder
 from margin_jax.config.option import Option, as_file_name, checked
 from margin_jax.config.training import TrainingConfig
 from margin_jax.files import local_path, parse_json
@@ -132,11 +134,10 @@ class TrainConfig(  # fields of the last base come first
     def replace(self, **changes: Any) -> "TrainConfig":
         """A copy with some fields changed, checked again.
 
-        With another loss, what the old one settled, such as its distance, is as usual again.
+        With another loss or encoder, what the old one's text settled, such as a distance, is as
+        usual again.
         """
-        if changes.get("loss", self.loss) != self.loss:
-            changes = {**free_of(self.loss), **changes}
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **set_free(self.experiment(), changes), **changes)
 
     def shrunk(self) -> "TrainConfig":
         """With ``MARGIN_JAX_SMALL=1`` in the environment: the same run, made short for a test."""
@@ -181,3 +182,19 @@ class TrainConfig(  # fields of the last base come first
         if isinstance(loss := found.get("loss"), str) and "mining" in (settled := settled_by(loss)):
             found["mining"] = settled["mining"]
         return cls(**found)
+
+
+def set_free(said: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that the loss or the encoder settled, as usual again where it is changed.
+
+    Args:
+        said: options before. Where the loss or the encoder is unknown, it settled nothing.
+        changes: options that replace them; they are not in what is returned.
+    """
+    freed: dict[str, Any] = {}
+    for name, free_of in {"loss": free_of_loss, "encoder": free_of_encoder}.items():
+        before = said.get(name)
+        if isinstance(before, str) and changes.get(name, before) != before:
+            with contextlib.suppress(ValueError):
+                freed |= free_of(before)
+    return {name: value for name, value in freed.items() if name not in changes}

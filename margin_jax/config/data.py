@@ -112,12 +112,12 @@ class DataConfig:
     ] = 4.0
 
     def _check_data(self) -> None:
-        check_dataset(_dataset_as_meant(self.dataset))
+        _check_name(self.dataset)
         check_choice("fit", self.fit, FITS)
         check_choice("transparency", self.transparency, TRANSPARENCIES)
         check_choice("repeated_names", self.repeated_names, REPEATED_NAMES)
         if self.split is not None:
-            check_split(self.split)
+            check_split(os.fspath(self.split))
         if self.dataset in PLACES and self.data_dir is None:
             raise ValueError(f"dataset {self.dataset} needs data_dir, {PLACES[self.dataset]}")
         tfds = self.dataset.startswith("tfds:")
@@ -139,22 +139,28 @@ class DataConfig:
         return f"{name}-{path.name if self.dataset == 'folder' else path.stem}"
 
 
-def _dataset_as_meant(name: str) -> str:
-    """The name, unless it is one that people give for another.
+def _check_name(name: str) -> None:
+    """Whether it is a dataset's.
 
     Raises:
-        ValueError: with what to say instead.
+        ValueError: with what to say instead, for a name that people give for another.
     """
-    if isinstance(name, str) and name in PRESETS:
-        raise ValueError(f"dataset {name} is one of TensorFlow Datasets: use tfds:{name}")
-    if isinstance(name, str) and Path(name).is_dir():
-        raise ValueError(
-            f"dataset must be one of {', '.join(DATASETS)}; got the folder {name}: use "
-            f"--dataset folder --data-dir {name}"
-        )
-    if isinstance(name, str) and Path(name).is_file():
-        raise ValueError(
-            f"dataset must be one of {', '.join(DATASETS)}; got the file {name}: use --dataset "
-            f"vectors --data-dir {name}, or list for a list of pictures"
-        )
-    return name
+    try:
+        check_dataset(name)
+    except ValueError:
+        if name in PRESETS:
+            raise ValueError(
+                f"dataset {name} is one of TensorFlow Datasets: use tfds:{name}"
+            ) from None
+        known = ", ".join(DATASETS)
+        if os.path.isdir(name):
+            raise ValueError(
+                f"dataset must be one of {known}; got the folder {name}: use --dataset folder "
+                f"--data-dir {name}"
+            ) from None
+        if os.path.isfile(name):
+            raise ValueError(
+                f"dataset must be one of {known}; got the file {name}: use --dataset vectors "
+                f"--data-dir {name}, or list for a list of pictures"
+            ) from None
+        raise

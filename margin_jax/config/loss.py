@@ -32,7 +32,7 @@ def settled_by(loss: str) -> dict[str, Any]:
     return said if "distance" in values else {"distance": make_loss(loss, {}).distance, **said}
 
 
-def free_of(loss: str) -> dict[str, Any]:
+def free_of_loss(loss: str) -> dict[str, Any]:
     """Those options with their usual values: what is left when another loss takes its place."""
     return {option: _LOSS_OPTIONS[option] for option in settled_by(loss)}
 

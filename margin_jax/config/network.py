@@ -6,11 +6,21 @@ from typing import Annotated, Any, ClassVar
 from margin_jax.choices import check_choice, one_of
 from margin_jax.config.option import Option
 from margin_jax.data import OWN
-from margin_jax.models import DTYPES, ENCODERS, PRETRAINED, resolve_encoder
+from margin_jax.models import DTYPES, ENCODERS, PRETRAINED, parse_encoder, resolve_encoder
 
 # Parameters of encoders that have an option of their own, with what they are unless they are said.
 _ENCODER_OPTIONS = {"width": 1.0, "small_stem": False, "dtype": "float32"}
 _WITHOUT_A_TRUNK = ("small_cnn", "head", "linear")
+
+
+def free_of_encoder(encoder: str | None) -> dict[str, Any]:
+    """Options that its text says, with their usual values: what is left when another takes over.
+
+    Raises:
+        ValueError: as :func:`~margin_jax.models.resolve_encoder`.
+    """
+    said = {} if encoder in (None, OWN) else parse_encoder(str(encoder))[1]
+    return {option: usual for option, usual in _ENCODER_OPTIONS.items() if option in said}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +71,15 @@ class NetworkConfig:
             )
         name, values = (OWN, {}) if own else self.encoder_parameters()
         for option, usual in _ENCODER_OPTIONS.items():
-            if option in values:
+            given = getattr(self, option)
+            if option in values and given in (usual, values[option]):
                 object.__setattr__(self, option, values[option])
-            elif getattr(self, option) != usual:
+            elif option in values:
+                raise ValueError(
+                    f"{option} must be {values[option]}, as encoder {self.encoder} says; "
+                    f"got {given}"
+                )
+            elif given != usual:
                 having = [n for n, named in ENCODERS.items() if option in named.parameters]
                 raise ValueError(
                     f"{option} is for {', '.join(having or ENCODERS)}; got it with encoder {name}"

@@ -105,7 +105,10 @@ class Dataset:
         return cls(
             examples=examples,
             labels=dense.astype(np.int32),
-            identities=tuple(map(str, names)),
+            identities=tuple(
+                v.decode(errors="backslashreplace") if isinstance(v, bytes) else str(v)
+                for v in names
+            ),
             files=RowNames("example {}".format, range(len(examples))),
             groups=np.arange(len(names), dtype=np.int32),
         )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from margin_jax.data.decode import PICTURES
 from margin_jax.data.pairs import Pairs
 
 
@@ -60,17 +61,18 @@ def read_pairs(path: Path) -> ListedPairs:
 def locate(root: Path, files: Sequence[str]) -> list[Path]:
     """Where listed files are below a folder, or where they would be.
 
-    A file that is not there by its name may be there with accents written another way, and, if it
-    is the only one, with another ending: copies of ``.jpg`` as ``.png``, say.
+    A file that is not there by its name may be there with accents written another way, or as a
+    picture with another ending: copies of ``.jpg`` as ``.png``, say; of several the first by name.
     """
     inside: dict[Path, dict[str, Path]] = {}
 
     def find(place: Path, name: str, whole: bool) -> Path:
         if place not in inside:
             there = sorted(place.iterdir()) if place.is_dir() else []
-            # The first of a name, and of a name without its ending.
-            known = {_plain(path.stem): path for path in reversed(there)}
-            inside[place] = known | {_plain(path.name): path for path in reversed(there)}
+            there.reverse()  # the first by name counts
+            pictures = (path for path in there if path.suffix.lower() in PICTURES)
+            known = {_plain(path.stem): path for path in pictures}
+            inside[place] = known | {_plain(path.name): path for path in there}
         exact = inside[place].get(_plain(name))
         return exact or (not whole and inside[place].get(_plain(Path(name).stem))) or place / name
 

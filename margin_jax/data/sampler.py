@@ -14,7 +14,7 @@ from margin_jax.choices import check_choice
 SAMPLERS = ("pk", "balanced")
 SMALL_IDENTITIES = ("drop", "repeat", "error")
 # What a batch has where nothing else is asked for and there are enough identities: P and K.
-_IDENTITIES, _IMAGES = 32, 2
+IDENTITIES, _IMAGES = 32, 2
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ def choose_batch(
     if small_identities == "repeat":
         sizes = np.maximum(sizes, images_per_identity or _IMAGES)
     able = sizes[sizes >= (images_per_identity or _IMAGES)]
-    most = min(len(able), _IDENTITIES)
+    most = min(len(able), IDENTITIES)
     if identities_per_batch is not None:
         return identities_per_batch, images_per_identity or _IMAGES
-    if images_per_identity is not None or most == _IDENTITIES or most < 2:
+    if images_per_identity is not None or most == IDENTITIES or most < 2:
         return max(most, 2), images_per_identity or _IMAGES  # too few are refused with the batches
 
     def choice(p: int) -> tuple[int, int]:
-        return p, int(min(_IDENTITIES * _IMAGES // p, able[p - 1]))
+        return p, int(min(IDENTITIES * _IMAGES // p, able[p - 1]))
 
     def seen(p: int, k: int) -> float:
         """The share of the images that an epoch of "pk" can see: t batches of P different ones."""

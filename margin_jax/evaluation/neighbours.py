@@ -59,26 +59,30 @@ def nearest(
     ]
     if not parts:
         return np.empty((0, k), np.float32), np.empty((0, k), np.int64)
-    distances, rows = (np.concatenate(part) for part in zip(*parts, strict=True))
-    check_finite(int(np.count_nonzero(rows == len(vectors))), distances.size)
+    distances, rows, bad = (np.concatenate(part) for part in zip(*parts, strict=True))
+    check_finite(int(bad.sum(dtype=np.int64)), len(queries) * len(vectors))
     return distances, rows.astype(np.int64)
 
 
 def _of_some(
     metric: DistanceFn, queries: np.ndarray, vectors: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of as many queries as go through the vectors together."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of as many queries as go through the vectors together; and how many are not finite."""
     # Few shapes, and so few compilations: powers of two.
     padded = np.pad(queries, [(0, (1 << (len(queries) - 1).bit_length()) - len(queries)), (0, 0)])
     size = min(_BLOCK, _TILE // len(padded), 1 << (len(vectors) - 1).bit_length())
     size = max(size, k)
-    best = jnp.full((len(padded), k), jnp.inf), jnp.full((len(padded), k), len(vectors), jnp.int32)
+    best = (
+        jnp.full((len(padded), k), jnp.inf),
+        jnp.full((len(padded), k), len(vectors), jnp.int32),
+        jnp.zeros(len(padded), jnp.int32),
+    )
     for start in range(0, len(vectors), size):
         block = np.asarray(vectors[start : start + size], np.float32)
         block = np.pad(block, [(0, size - len(block)), (0, 0)])
         best = _better(metric, padded, block, start, len(vectors), best)
-    distances, rows = (np.asarray(part)[: len(queries)] for part in best)
-    return distances, rows
+    distances, rows, bad = (np.asarray(part)[: len(queries)] for part in best)
+    return distances, rows, bad
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -88,16 +92,18 @@ def _better(
     block: Array,
     start: int,
     end: int,
-    best: tuple[Array, Array],
-) -> tuple[Array, Array]:
+    best: tuple[Array, Array, Array],
+) -> tuple[Array, Array, Array]:
     """The nearest of those that were found before, and of a block whose first row is `start`."""
     rows = start + jnp.arange(len(block))
     common = origin(metric, block, rows < end)
     tile = metric(queries - common, block - common)
-    tile = jnp.where((rows < end) & jnp.isfinite(tile), tile, jnp.inf)
+    real, finite = rows < end, jnp.isfinite(tile)
+    bad = best[2] + jnp.sum(real & ~finite, axis=1, dtype=jnp.int32)
+    tile = jnp.where(real & finite, tile, jnp.inf)
     depth = best[0].shape[1]
     near, places = jax.lax.top_k(-tile, depth)  # of equals the lower index first
     distances = jnp.concatenate([best[0], -near], axis=1)
     found = jnp.concatenate([best[1], rows[places]], axis=1)
     near, places = jax.lax.top_k(-distances, depth)
-    return -near, jnp.take_along_axis(found, places, axis=1)
+    return -near, jnp.take_along_axis(found, places, axis=1), bad

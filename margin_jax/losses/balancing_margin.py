@@ -31,9 +31,9 @@ class BalancingMarginLoss(Classifier):
     a row of class y weighs (1 − β) / (1 − β^n_y) from that epoch on, and the loss is the weighted
     mean. Both change the softmax only: triplets are counted by cosines, as for
     :class:`~margin_jax.ArcFaceLoss`, with θ_y + m. Where θ_y + m > π, the row's own logit is that
-    of ArcFace, which keeps falling; in the released code it rises again. The released code takes
-    min n from the last class, which is the rarest if classes are sorted by size; here it is always
-    the rarest class.
+    of ArcFace, which keeps falling if m is at most 2.3; in the released code it rises again. The
+    released code takes min n from the last class, which is the rarest if classes are sorted by
+    size; here it is always the rarest class.
 
     Attributes:
         scale: s.

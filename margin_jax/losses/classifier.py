@@ -137,8 +137,8 @@ class ArcFaceLoss(Classifier):
         loss = −log( e^{s·cos(θ_y + μ)} / (e^{s·cos(θ_y + μ)} + Σ_{j≠y} e^{s·cosθ_j}) )
 
     averaged over the rows. Where θ_y + μ > π, cos(θ_y + μ) is replaced by cosθ_y − μ·sinμ, as in
-    the authors' code, so that it keeps falling as θ_y grows. Angles are never computed, so
-    gradients are finite at cosθ = ±1.
+    the authors' code, so that it keeps falling as θ_y grows; with a μ above 2.3 it jumps up there,
+    and a larger one is no harder. Angles are never computed, so gradients are finite at cosθ = ±1.
 
     Each (x, W_y, W_j) counts as a triplet: easy if cos(θ_y + μ) ≥ cosθ_j, hard if cosθ_j ≥ cosθ_y
     and it is not easy, else semihard. Distances in the statistics are 1 − cosθ. A softmax is never

@@ -16,6 +16,7 @@ from margin_jax.losses.windows import by_label, inverse, kth_positive, negatives
 from margin_jax.stats import TripletStats
 
 _MOST = 2.0  # between vectors of length 1
+_SHARES = 2**18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,10 @@ class DynamicSoftMarginLoss(WithoutParameters):
 
     The margin has no effect on the loss; triplets are only counted with it, as
     :func:`~margin_jax.triplet_stats` does.
+
+    Only the loss and its counts normalise embeddings: after training, and in the quantiles of
+    effective margins (`histogram`), they are compared as the network returns them. Let it return
+    length 1, as those here do.
 
     The histogram is the loss's *state*: :func:`~margin_jax.make_train_step` keeps it in the train
     state, where no optimiser changes it, and it is saved and restored. Alone the loss is the pure
@@ -148,8 +153,14 @@ def _compute(
     def add_counts(k: Array, counts: Array) -> Array:
         _, valid, low, within = triplets(k)
         shares = jnp.stack([1 - within, within], axis=-1) * valid[..., None]
-        return counts + jnp.zeros_like(counts).at[low].add(shares)
+        if parts == 1:
+            return counts + jnp.zeros_like(counts).at[low].add(shares)
+        apart = jnp.zeros_like(counts, shape=(parts, *counts.shape))
+        return counts + jnp.sum(apart.at[part[:, None], low].add(shares), axis=0)
 
+    # A float32 that counts shares one by one loses them when it is large.
+    parts = -(-constant.size // _SHARES)
+    part = row * parts // len(rows)
     # Each bin's share of what lies above it, and of what lies below the next one.
     counts = jnp.zeros_like(constant, shape=(loss.bins, 2))
     counts = over_devices(jax.lax.fori_loop(0, most, add_counts, counts))

@@ -28,7 +28,8 @@ class ShadowLoss(WithoutParameters):
     anchor gets no gradient, and longer embeddings satisfy any margin, so a schedule that follows
     the easy share raises the margin without limit.
 
-    After training, images are compared by cosine distance, since δ is not symmetric. The gradient
+    After training, and in the quantiles of effective margins (`histogram`), images are compared by
+    cosine distance, since δ is not symmetric. The gradient
     is 0 for anchors of length 0, and large for short ones.
 
     Attributes:

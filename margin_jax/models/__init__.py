@@ -91,9 +91,24 @@ def resolve_encoder(text: str, defaults: Mapping[str, Any]) -> tuple[str, dict[s
     Raises:
         ValueError: an unknown name or key, a key said twice, or a value of another kind.
     """
-    values = {name: {"dtype": DTYPES[0], **named.parameters} for name, named in ENCODERS.items()}
-    known = {name: {key: type(value) for key, value in own.items()} for name, own in values.items()}
-    name, said = parse("an encoder", text, known)
-    own = values[name]
+    name, said = parse_encoder(text)
+    own = _parameters(name)
     own |= {key: defaults[key] for key in own if key in defaults}
     return name, own | said
+
+
+def parse_encoder(text: str) -> tuple[str, dict[str, Any]]:
+    """The name of an encoder in a text, and the parameters that it says.
+
+    Raises:
+        ValueError: as :func:`resolve_encoder`.
+    """
+    known = {
+        name: {key: type(value) for key, value in _parameters(name).items()} for name in ENCODERS
+    }
+    return parse("an encoder", text, known)
+
+
+def _parameters(name: str) -> dict[str, Any]:
+    """Their usual values."""
+    return {"dtype": DTYPES[0], **ENCODERS[name].parameters}

@@ -134,7 +134,7 @@ def compare(
             {name: {seed: cells[name, seed][1] for seed in seeds} for name in arms},
             baseline,
         )
-        _write(comparison, first)
+        jobs.on_first(lambda: _write(comparison, first))
     return comparison
 
 

@@ -102,12 +102,13 @@ as an older one may, it is made again from the weights: `margin-jax export FOLDE
 def use(model: Model) -> str:
     """The lines of Python that a model folder is used with; nothing of them is margin-jax."""
     shape, config = model.data["example_shape"], model.config
-    imports, read = "", 'vectors = np.load("vectors.npy").astype(np.float32)  # [n, {}]\n'
-    examples = "vectors[:2]"
-    read = read.format(", ".join(map(str, shape)))
-    if model.data["example_dtype"] == "uint8":
+    imports, examples = "", "examples[:2]"
+    dtype = "uint8" if _pictures(model) else "float32"
+    of = ", ".join(map(str, shape))
+    read = f'examples = np.load("examples.npy").astype(np.{dtype})  # [n, {of}]\n'
+    if _read_from_files(model):
         size, *_, channels = shape
-        fit = _FITS[config.fit].format(size=size, shape=", ".join(map(str, shape)))
+        fit = _FITS[config.fit].format(size=size, shape=of)
         mode = "L" if channels == 1 else "RGB"
         imports = "from PIL import Image, ImageOps\n"
         read = _READ.format(twice=2 * size, mode=mode, fit=fit)
@@ -123,6 +124,16 @@ def use(model: Model) -> str:
     )
 
 
+def _pictures(model: Model) -> bool:
+    return bool(model.data["example_dtype"] == "uint8")
+
+
+def _read_from_files(model: Model) -> bool:
+    """Whether its examples are as files of pictures are read; arrays of one's own may not be."""
+    shape = model.data["example_shape"]
+    return _pictures(model) and bool(shape[0] == shape[1])
+
+
 def card(model: Model, programs: Collection[str]) -> str:
     """The text of ``README.md``.
 
@@ -131,7 +142,7 @@ def card(model: Model, programs: Collection[str]) -> str:
         programs: names of the files that there are besides.
     """
     config, data, test = model.config, model.data, model.report["test"]
-    pictures = data["example_dtype"] == "uint8"
+    pictures = _pictures(model)
     shape, counts = " x ".join(map(str, data["example_shape"])), data["counts"]
     told = {
         "encoder": config.encoder,
@@ -155,9 +166,9 @@ def card(model: Model, programs: Collection[str]) -> str:
     bare = ""
     if STABLEHLO in programs:
         bare = _BARE.format(
-            packages="jax flatbuffers safetensors" + (" pillow" if pictures else ""),
+            packages="jax flatbuffers safetensors" + (" pillow" if _read_from_files(model) else ""),
             use=use(model),
-            pictures=_PICTURES if pictures else "",
+            pictures=_PICTURES if _read_from_files(model) else "",
             program=STABLEHLO,
             version=jax.__version__,
         )

@@ -47,7 +47,7 @@ def index(run: Run, folder: str | Path, out: str | Path) -> Indexed:
     Args:
         run: from :func:`~margin_jax.load_run`.
         folder: a folder of images, nested or not; an image's identity is the name of the folder
-            that it is in. For a run on vectors, a file of vectors.
+            below it that it is in, or else its own name. For a run on vectors, a file of vectors.
         out: the folder of the gallery. Images with new names are added to an existing gallery.
 
     Raises:

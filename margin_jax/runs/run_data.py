@@ -12,7 +12,7 @@ from margin_jax.data import OWN, default_split, load_dataset
 from margin_jax.data.dataset import Dataset
 from margin_jax.data.decode import Reading, one_line
 from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
-from margin_jax.data.sampler import Coverage, choose_batch, pk_batches
+from margin_jax.data.sampler import IDENTITIES, Coverage, choose_batch, pk_batches
 from margin_jax.data.splits import Split, make_split, split_by_parts
 from margin_jax.evaluation.threshold import threshold_pairs
 from margin_jax.losses.base import Loss, describe_loss
@@ -123,7 +123,7 @@ def settle_batches(
     """The configuration with P and K, and the dataset, loaded if they have to follow it.
 
     Warns:
-        UserWarning: saying what they are, if they are not the usual ones.
+        UserWarning: saying what they are, if there are too few identities for the usual P.
     """
     given = config.identities_per_batch, config.images_per_identity
     if None not in given:
@@ -132,7 +132,7 @@ def settle_batches(
     _, rows = split_dataset(config, used := _used(config, dataset))
     p, k = _batch(config, train := used.labels[rows["train"]])
     settled = config.replace(identities_per_batch=p, images_per_identity=k)
-    if given[0] is None and (p, k) != _batch(config, np.arange(10**3) // 2):
+    if given[0] is None and p < IDENTITIES:
         warnings.warn(
             f"a batch has {p} identities of {k} images, as there are {len(np.unique(train))} to "
             "train on; --identities-per-batch and --images-per-identity set something else",

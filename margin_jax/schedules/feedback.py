@@ -31,13 +31,14 @@ def automargin(
         m ← m + (1 − smoothing) · (mean_effective − m),  s likewise of std_effective
         μ ← max(0, m / k + deviations · s)
 
-    With ``smoothing = 0``, m and s are those of the last epoch alone, and with ``deviations = 0``
-    the spread is not used: these defaults are the released code. The first epoch with usable
-    statistics sets m and s; an epoch without any leaves everything as it is. The released code
-    measures cosine similarity; here it is the distance of the loss. At μ = 0 a network that maps
-    everything to one point has no loss, so it stays there; :func:`~margin_jax.clip_schedule` keeps
-    μ above 0. Factors are rounded to 12 bits, so that every machine computes the same margins to
-    the last bit; μ is therefore up to 0.05 % off the formula.
+    With ``smoothing = 0``, m and s are those of the last epoch alone, up to rounding, and with
+    ``deviations = 0`` the spread is not used: these defaults are the released code. The first epoch
+    with usable statistics sets m and s; an epoch without any leaves everything as it is. The
+    released code measures cosine similarity; here it is the distance of the loss. At μ = 0 a
+    network that maps everything to one point has no loss, so it stays there;
+    :func:`~margin_jax.clip_schedule` keeps μ above 0. Factors are rounded to 12 bits, so that every
+    machine computes the same margins to the last bit; each product is therefore up to 0.05 % off
+    the formula.
 
     Args:
         margin: μ of epoch 0, at least 0.

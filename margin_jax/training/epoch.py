@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from margin_jax.schedules import Schedule
 from margin_jax.stats import QUANTILES, EpochTotals
 from margin_jax.training.record import DivergedError, EpochPart, EpochRecord
-from margin_jax.training.state import TrainState
+from margin_jax.training.state import TrainState, as_arrays
 from margin_jax.training.step import StepOutput, TrainStep
 
 T = TypeVar("T")
@@ -104,7 +105,7 @@ def train_steps(
         ValueError: for a step without a histogram where one is needed.
     """
     epoch = int(jax.device_get(state.schedule.epoch)) + 1
-    state, done = _like(state, state), part or EpochPart()
+    state, done = _placed_alike(as_arrays(state)), part or EpochPart()
     pending: deque[tuple[StepOutput, int]] = deque()
 
     def read() -> None:
@@ -234,18 +235,33 @@ def _may_deadlock(array: Array) -> bool:
     return len(devices) > 1 and next(iter(devices)).platform == "cpu"
 
 
+def _placed_alike(state: TrainState) -> TrainState:
+    """The state with all of it where a part of it is, if that is committed to devices.
+
+    What a step makes of such a state is committed as a whole, so that a step of this one would be
+    compiled for itself. A state without such a part is left to the step, whose mesh decides.
+    """
+    places = [v.sharding for v in jax.tree.leaves(state) if v.committed]
+    place = next((place for place in places if place.is_fully_replicated), None)
+    if place is None:
+        return state
+    alike: TrainState = jax.tree.map(
+        lambda v: v if v.committed else jax.device_put(v, place), state
+    )
+    return alike
+
+
 def _like(new: T, old: T) -> T:
     """The new values with the types and placement of the old ones, so that no step recompiles.
 
-    What it returns is committed to its devices, which is part of what a compilation is for: every
-    state that enters a step goes through here. Nothing is copied that is in place already.
+    Nothing is copied that is in place already.
     """
 
     def place(n: Array, o: Array) -> Any:
-        placed = isinstance(n, Array) and n.committed and n.sharding == o.sharding
-        if placed and n.dtype == o.dtype:
-            return n
+        n = n if isinstance(n, Array) else jnp.asarray(n)
         same_type = n if n.dtype == o.dtype else n.astype(o.dtype)  # keys have no astype
+        if not o.committed or (n.committed and n.sharding == o.sharding):
+            return same_type
         return jax.device_put(same_type, o.sharding)
 
     placed: T = jax.tree.map(place, new, old)

@@ -1,7 +1,7 @@
 """The train state: arrays only, frozen, a pytree. The margin lives here and nowhere else."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import chex
 import jax
@@ -11,6 +11,8 @@ from jax import Array
 
 from margin_jax.schedules import Schedule, ScheduleState
 from margin_jax.training.memory import Memory
+
+T = TypeVar("T")
 
 
 @jax.tree_util.register_dataclass
@@ -86,8 +88,9 @@ def create_state(
         loss_state: from the ``init_state`` of a loss that has a state. Default: none.
     """
     loss_params = {} if loss_params is None else loss_params
-    params, batch_stats, loss_params = jax.tree.map(
-        lambda v: v if isinstance(v, Array) else jnp.asarray(v), (params, batch_stats, loss_params)
+    loss_state = {} if loss_state is None else loss_state
+    params, batch_stats, loss_params, loss_state = as_arrays(
+        (params, batch_stats, loss_params, loss_state)
     )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -98,8 +101,14 @@ def create_state(
         schedule=schedule.init(),
         memory=memory,
         loss_params=loss_params,
-        loss_state={} if loss_state is None else loss_state,
+        loss_state=loss_state,
     )
+
+
+def as_arrays(tree: T) -> T:
+    """The same, with NumPy's arrays as JAX's."""
+    arrays: T = jax.tree.map(lambda v: v if isinstance(v, Array) else jnp.asarray(v), tree)
+    return arrays
 
 
 def _trained(params: Any, loss_params: Any) -> Any:

@@ -83,8 +83,10 @@ def make_train_step(
             See *Cross-batch memory*.
         mesh: the devices that share the work; the batch is sharded over the mesh axis "data". Each
             device runs the network on its rows and the loss on its anchors, while triplets, batch
-            statistics, dropout and augmentation are those of the global batch. Default: run where
-            the arguments are.
+            statistics, dropout and augmentation are those of the global batch. Before the first
+            step, ``jax.device_put(state, NamedSharding(mesh, PartitionSpec()))`` places the state;
+            a new one may be left to the step, which then compiles twice. Default: run where the
+            arguments are.
 
     Microbatches:
         The batch is embedded in parts of `microbatch` rows, and the loss is computed from all
@@ -201,7 +203,7 @@ def make_train_step(
             out_specs=(P(), (P(AXIS), P(AXIS), P())),
         )
 
-    @functools.partial(jax.jit, out_shardings=everywhere)
+    @functools.partial(jax.jit, in_shardings=(everywhere, None, None), out_shardings=everywhere)
     def train_step(
         state: TrainState, images: Array, labels: Array
     ) -> tuple[TrainState, StepOutput]:
