@@ -134,8 +134,8 @@ class TrainConfig(  # fields of the last base come first
     def replace(self, **changes: Any) -> "TrainConfig":
         """A copy with some fields changed, checked again.
 
-        With another loss or encoder, what the old one's text settled, such as a distance, is as
-        usual again.
+        With another loss or encoder, what the old one settled, such as its distance, is as usual
+        again.
         """
         return dataclasses.replace(self, **set_free(self.experiment(), changes), **changes)
 

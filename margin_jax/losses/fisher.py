@@ -119,9 +119,9 @@ class FisherTripletLoss(Fisher):
 
     In the counts, a triplet is easy if λ · ‖a − n‖² − (2 − λ) · ‖a − p‖² ≥ μ. This is our reading,
     since the paper has a single hinge for the batch. Distances in the statistics include these
-    weights, so that for a small λ :attr:`EpochRecord.collapsed <margin_jax.EpochRecord>` may be
-    true of embeddings that are well apart; quantiles of effective margins (`histogram`) are of
-    squared distances without weights.
+    weights, so that for a small λ the record of an epoch may call embeddings collapsed that are
+    well apart; quantiles of effective margins (`histogram`) are of squared distances without
+    weights.
 
     The authors sum over the b triplets of a batch, so their margin (0.25 with b = 32) and their ε
     (1e-4) are b times those here; with means, λ does not depend on the number of pairs. With U the

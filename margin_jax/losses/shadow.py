@@ -29,8 +29,8 @@ class ShadowLoss(WithoutParameters):
     the easy share raises the margin without limit.
 
     After training, and in the quantiles of effective margins (`histogram`), images are compared by
-    cosine distance, since δ is not symmetric. The gradient
-    is 0 for anchors of length 0, and large for short ones.
+    cosine distance, since δ is not symmetric. The gradient is 0 for anchors of length 0, and large
+    for short ones.
 
     Attributes:
         reduction, mining, soft: as in :func:`~margin_jax.batch_all_triplet_loss`. There is no swap:

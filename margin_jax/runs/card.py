@@ -129,7 +129,7 @@ def _pictures(model: Model) -> bool:
 
 
 def _read_from_files(model: Model) -> bool:
-    """Whether its examples are as files of pictures are read; arrays of one's own may not be."""
+    """Whether a file of a picture gives an example: a square, as not all arrays are."""
     shape = model.data["example_shape"]
     return _pictures(model) and bool(shape[0] == shape[1])
 
