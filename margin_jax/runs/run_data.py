@@ -132,9 +132,11 @@ def settle_batches(
     _, rows = split_dataset(config, used := _used(config, dataset))
     p, k = _batch(config, train := used.labels[rows["train"]])
     settled = config.replace(identities_per_batch=p, images_per_identity=k)
-    if given[0] is None and p < IDENTITIES:
+    _, sizes = np.unique(train, return_counts=True)
+    enough = config.small_identities == "repeat" or np.count_nonzero(sizes >= k) >= p
+    if given[0] is None and p < IDENTITIES and enough:  # too few are refused with the batches
         warnings.warn(
-            f"a batch has {p} identities of {k} images, as there are {len(np.unique(train))} to "
+            f"a batch has {p} identities of {k} images, as there are {len(sizes)} to "
             "train on; --identities-per-batch and --images-per-identity set something else",
             stacklevel=2,
         )
