@@ -275,11 +275,11 @@ def open_dataset(name: str, folder: Path, **changed: Any) -> tuple[dict, Any]:
     Args:
         name: of the data set.
         folder: where it is.
-        changed: options that are other than in the grid.
+        changed: options that are other than in the grid; all, if it is not in the grid.
     """
     import margin_jax as mj
 
-    options = {**OPTIMISER, **DATASETS[name], **changed}
+    options = {**OPTIMISER, **DATASETS.get(name, {}), **changed}
     options["data_dir"] = {"folder": name, "vectors": f"{name}.npz"}.get(options["dataset"], ".")
     os.chdir(folder)
     config = mj.TrainConfig(**options)

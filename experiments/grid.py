@@ -62,6 +62,7 @@ TEST_TO_TRAIN = {"omniglot": 50 / 40, "lfw": 50 / 40, "lfw_features": 50 / 40, "
 NAMES = {
     "omniglot": "Omniglot",
     "lfw": "LFW",
+    "lfw_faces": "LFW faces",
     "cub": "CUB-200-2011",
     "mnist": "MNIST",
     "lfw_features": "LFW faces, features",

@@ -16,7 +16,7 @@ import margin_jax as mj
 
 KINDS = {"all_pairs": "all pairs", "pairs": "even pairs", "published_pairs": "1,000 pairs"}
 # Where one identity can have most of the same pairs, figures are of even ones, as validation's are.
-UNEVEN = {"lfw", "lfw_features"}
+UNEVEN = {"lfw", "lfw_faces", "lfw_features"}
 # The seeds that were read first; those after them were trained later, to see whether it holds.
 FIRST = range(5)
 REDUCTION = {"mean_active": "mean over active triplets", "mean": "mean over all triplets"}

@@ -799,7 +799,7 @@ def test_fine_tuning_has_the_best_untuned_setting_too(study, tmp_path, monkeypat
     assert not left.value.code
     assert [(own["image_size"], own["epochs"]) for own in opened] == [(64, 14), (224, 50)] * 2
     for own in opened:
-        mj.TrainConfig(**own)
+        mj.TrainConfig(**own, data_dir="pictures")
     assert len(cell_files.read(tmp_path / "finetuned" / "cub_mean.jsonl")) == 7 * 3 * 2
     text = (tmp_path / "finetuned.md").read_text(encoding="utf-8")
     assert text.count("\n## ") == 4
