@@ -800,7 +800,7 @@ def test_fine_tuning_has_the_best_untuned_setting_too(study, tmp_path, monkeypat
     assert [(own["image_size"], own["epochs"]) for own in opened] == [(64, 14), (224, 50)] * 2
     for own in opened:
         mj.TrainConfig(**own, data_dir="pictures")
-    assert len(cell_files.read(tmp_path / "finetuned" / "cub_mean.jsonl")) == 7 * 3 * 2
+    assert len(cell_files.read(tmp_path / "finetuned" / "cub_mean.jsonl")) == 8 * 3 * 2
     text = (tmp_path / "finetuned.md").read_text(encoding="utf-8")
     assert text.count("\n## ") == 4
     assert text.count(f"| `{best}` | 0.9000 | +0.1000 ± 0.0000 | 50% | 30% | 0.12 |") == 4
