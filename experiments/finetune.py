@@ -30,7 +30,7 @@ from compare import CELLS, open_dataset, share_out, train_cell
 from grid import DATASETS, NAMES, PUBLISHED
 from matplotlib.figure import Figure
 from regret import ALWAYS, choose, plus_minus, read_validation, with_interval
-from shapes import headline
+from shapes import KINDS, headline
 from study import Some, first_words, parse, write_page
 
 from margin_jax.plots.figure import EpochLocator
@@ -164,7 +164,7 @@ def markdown(every: list[Found], before: str) -> str:
     for found in every:
         seeds = f"{len(SEEDS)} seeds, ± half the width of the 95 % interval of paired differences"
         parts.append(f"## {NAMES[found.name]}, {found.size} pixels")
-        parts += [f"Test AUC over {seeds}.", found.table()]
+        parts += [f"Test AUC of {KINDS[headline(found.name)]} over {seeds}.", found.table()]
     return "\n\n".join(parts) + "\n"
 
 
