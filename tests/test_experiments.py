@@ -777,13 +777,14 @@ def test_fine_tuning_has_the_best_untuned_setting_too(study, tmp_path, monkeypat
     finetune, cell_files = study("finetune"), study("cell_files")
     best = "litm:margin=0.02,margin_end=0.2"
     ranked = [*finetune.ALWAYS, "dams:margin=0.05,threshold=0.8,increase=0.05", best, "linear"]
-    opened = []
+    opened, trained = [], []
 
     def open_dataset(name, folder, **changed):
         opened.append(changed)
         return changed, None
 
     def train_cell(path, options, data, scratch, told):
+        trained.append((options["schedule"], options["seed"], told))
         auc = 0.9 if options["schedule"] == best else 0.8
         cell = made_up_cell(options["schedule"], options["seed"], test=auc) | told
         cell_files.add(path, cell)
@@ -800,11 +801,39 @@ def test_fine_tuning_has_the_best_untuned_setting_too(study, tmp_path, monkeypat
     assert [(own["image_size"], own["epochs"]) for own in opened] == [(64, 14), (224, 50)] * 2
     for own in opened:
         mj.TrainConfig(**own, data_dir="pictures")
-    assert len(cell_files.read(tmp_path / "finetuned" / "cub_mean.jsonl")) == 8 * 3 * 2
+    cells = cell_files.read(tmp_path / "finetuned" / "cub_mean.jsonl")
+    assert len(cells) == 8 * 3 * 2
+    # At most half of the triplets are easy: no DAMS acts, all are the runs of their constants.
+    assert len(trained) == 2 * 6 * 3 * 2
+    assert not any(schedule.startswith("dams") for schedule, _, _ in trained)
+    taken_over = {
+        cell["schedule"]: cell["same_run_as"] for cell in cells.values() if "same_run_as" in cell
+    }
+    assert taken_over == {
+        finetune.PUBLISHED: "constant:0.2",
+        "dams:margin=0.05,threshold=0.8,increase=0.05": "constant:0.05",
+    }
     text = (tmp_path / "finetuned.md").read_text(encoding="utf-8")
     assert text.count("\n## ") == 4
     assert text.count(f"| `{best}` | 0.9000 | +0.1000 ± 0.0000 | 50% | 30% | 0.12 |") == 4
     assert (tmp_path / "finetuned.png").exists()
+
+
+def test_a_dams_that_would_have_acted_is_not_the_run_of_its_constant(study):
+    finetune, cell_files = study("finetune"), study("cell_files")
+    cell = made_up_cell("constant:0.05", 1)
+    cells = {cell_files.key("constant:0.05", 1, finetune.variation("64")): cell}
+
+    def same_run(schedule, seed=1, size="64"):
+        return finetune.same_run(schedule, seed, size, cells)
+
+    assert max(cell["epochs"]["easy_fraction"]) == 0.5
+    assert same_run("dams:margin=0.05,threshold=0.51") is cell
+    assert same_run("dams:margin=0.05,threshold=0.5") is None  # it acts at as many
+    assert same_run("dams:margin=0.2,threshold=0.95") is None  # of another margin
+    assert same_run("dams:margin=0.05,threshold=0.51", seed=0) is None
+    assert same_run("dams:margin=0.05,threshold=0.51", size="224") is None
+    assert same_run("linear:margin=0.05,margin_end=0.2") is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
