@@ -787,6 +787,7 @@ def test_fine_tuning_has_the_best_untuned_setting_too(study, tmp_path, monkeypat
         trained.append((options["schedule"], options["seed"], told))
         auc = 0.9 if options["schedule"] == best else 0.8
         cell = made_up_cell(options["schedule"], options["seed"], test=auc) | told
+        cell["epochs"]["validation_auc"][0] = options["seed"]  # no two runs are alike
         cell_files.add(path, cell)
         return cell
 
@@ -806,29 +807,38 @@ def test_fine_tuning_has_the_best_untuned_setting_too(study, tmp_path, monkeypat
     # At most half of the triplets are easy: no DAMS acts, all are the runs of their constants.
     assert len(trained) == 2 * 6 * 3 * 2
     assert not any(schedule.startswith("dams") for schedule, _, _ in trained)
-    taken_over = {
-        cell["schedule"]: cell["same_run_as"] for cell in cells.values() if "same_run_as" in cell
-    }
-    assert taken_over == {
+    copied = {
         finetune.PUBLISHED: "constant:0.2",
         "dams:margin=0.05,threshold=0.8,increase=0.05": "constant:0.05",
     }
+    for (changed, _), cell in cells.items():
+        if (constant := copied.get(cell["schedule"])) is not None:
+            trained_one = cells[cell_files.key(constant, cell["seed"], changed)]
+            assert cell["epochs"] == trained_one["epochs"]
+            assert cell["same_run_as"] == constant
     text = (tmp_path / "finetuned.md").read_text(encoding="utf-8")
     assert text.count("\n## ") == 4
     assert text.count(f"| `{best}` | 0.9000 | +0.1000 ± 0.0000 | 50% | 30% | 0.12 |") == 4
+    assert text.count(f"| `{finetune.PUBLISHED}` † | 0.8000 | +0.0000 ± 0.0000 |") == 4
     assert (tmp_path / "finetuned.png").exists()
 
 
 def test_a_dams_that_would_have_acted_is_not_the_run_of_its_constant(study):
     finetune, cell_files = study("finetune"), study("cell_files")
     cell = made_up_cell("constant:0.05", 1)
+    cell["command"] = "margin-jax train --schedule=constant:0.05 --seed=1"
+    cell["epochs"]["easy_fraction"] = [0.3, 0.5, 0.4]
     cells = {cell_files.key("constant:0.05", 1, finetune.variation("64")): cell}
 
     def same_run(schedule, seed=1, size="64"):
         return finetune.same_run(schedule, seed, size, cells)
 
-    assert max(cell["epochs"]["easy_fraction"]) == 0.5
-    assert same_run("dams:margin=0.05,threshold=0.51") is cell
+    copied = same_run("dams:margin=0.05,threshold=0.51")
+    assert (
+        copied["command"] == "margin-jax train --schedule=dams:margin=0.05,threshold=0.51 --seed=1"
+    )
+    assert (copied["schedule"], copied["seconds"]) == ("dams:margin=0.05,threshold=0.51", 0)
+    assert copied["test"] == cell["test"]
     assert same_run("dams:margin=0.05,threshold=0.5") is None  # it acts at as many
     assert same_run("dams:margin=0.2,threshold=0.95") is None  # of another margin
     assert same_run("dams:margin=0.05,threshold=0.51", seed=0) is None
