@@ -141,8 +141,9 @@ class _Sorted:
         self, distances: np.ndarray, same: np.ndarray, members: np.ndarray, threshold: float
     ) -> None:
         near, far = distances[same], distances[~same]
-        self._same = members[same, 0]
-        self._different = members[~same]
+        # In one piece each: `np.take` with such indices is five times as fast as `[:, indices]`.
+        self._same = members[same, 0].copy()
+        self._first, self._second = members[~same].T.copy()
         # How many different pairs are nearer than a same pair, and how many at most as far; and
         # how many same pairs are nearer than a different one.
         self._before = np.searchsorted(far, near, "left")
@@ -158,18 +159,20 @@ class _Sorted:
 
     def figures(self, counts: np.ndarray, fprs: tuple[float, ...]) -> np.ndarray:
         """float64[n, 4 + fprs]: AUC, EER, FMR, FNMR, TPR at each FPR, of int[n, identities]."""
-        first, second = self._different.T
-        weights = counts[:, self._same]
-        true, false = _upto(weights), _upto(counts[:, first] * counts[:, second])
+        weights = np.take(counts, self._same, axis=1)
+        different = np.take(counts, self._first, axis=1) * np.take(counts, self._second, axis=1)
+        true, false = _upto(weights), _upto(different)
         rows, s, d = np.arange(len(counts)), true[:, -1], false[:, -1]
         with np.errstate(invalid="ignore"):  # 0 / 0, where there are no pairs of a kind
             # Before a same pair are those different ones that are nearer, and half of its ties.
-            before = np.sum(weights * (false[:, self._before] + false[:, self._upto]), axis=1)
+            nearer = np.take(false, self._before, axis=1) + np.take(false, self._upto, axis=1)
+            before = np.sum(weights * nearer, axis=1)
             found = [1 - before / (2.0 * s * d), self._equal_error_rate(true, false)]
             found += [false[:, self._called[1]] / d, 1 - true[:, self._called[0]] / s]
             for rate in fprs:
                 # The nearest different pair that may not be called the same, and what is nearer.
-                most = np.floor(rate * d * (1 + 1e-12))  # 0.07 · 100 is more than 7
+                # A whole number, else `searchsorted` would convert all sums; 0.07 · 100 is over 7.
+                most = (rate * d * (1 + 1e-12)).astype(np.int64)
                 allowed = [
                     np.searchsorted(*one, "right") - 1 for one in zip(false, most, strict=True)
                 ]
