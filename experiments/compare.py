@@ -14,7 +14,8 @@ wider grid add `cub` (the folder `images` of CUB-200-2011), MNIST by
 A cell is a dataset, a reduction of the loss, a schedule and a seed. It writes one line of JSON into
 `experiments/results/cells`: results, a summary of the epochs, and the command that repeats it. An
 interrupted grid continues when it is started again, also in the middle of a cell. Finished cells
-are not trained again, so to repeat all of them give another `--out`.
+are not trained again, so to repeat all of them give another `--out`. A DAMS that would never act
+in the run of the constant that it starts from is that run, so its cell is copied from there.
 
 What makes it fair:
 
@@ -98,6 +99,9 @@ def train_cell(
 ) -> dict:
     """Trains a cell, adds it to a file of cells and prints a line, unless it is there.
 
+    A DAMS that never acts is not trained either, but copied from the constant that it starts from,
+    if that is there.
+
     Args:
         path: the file.
         options: of `mj.TrainConfig`; schedule and seed are among them.
@@ -116,7 +120,8 @@ def train_cell(
     named = options["schedule"], options["seed"]
     key = cell_files.key(*named, extra.get("variation", ""))
     wanted = options_of(command(options))
-    if (cell := cell_files.read(path).get(key)) is not None:
+    there = cell_files.read(path)
+    if (cell := there.get(key)) is not None:
         if options_of(cell["command"]) != wanted:
             raise ValueError(
                 f"{' '.join(filter(None, key))} in {path} was trained with other options: "
@@ -124,7 +129,9 @@ def train_cell(
             )
         return cell
     cell = (grid or {}).get(cell_files.key(*named))
-    if cell is not None and comes_out_alike(cell) and options_of(cell["command"]) == wanted:
+    if cell is None or not comes_out_alike(cell) or options_of(cell["command"]) != wanted:
+        cell = same_run(options, there, key)
+    if cell is not None:
         cell_files.add(path, {**extra, **cell})
         return {**extra, **cell}
     folder = scratch / as_file_name("-".join(filter(None, (path.stem, *key))))
@@ -168,6 +175,33 @@ def train_cell(
         flush=True,
     )
     return cell
+
+
+def same_run(
+    options: dict, cells: Mapping[cell_files.Key, dict], key: cell_files.Key
+) -> dict | None:
+    """The cell of a DAMS that never acts, from that of the constant that it starts from.
+
+    In whose run the share of easy triplets never reached DAMS's threshold. None for other
+    schedules, if DAMS would act, or if the constant's cell is not there or not from here and now.
+    """
+    from margin_jax.schedules import resolve_schedule
+
+    schedule, seed = options["schedule"], options["seed"]
+    name, values = resolve_schedule(schedule, {})
+    if name != "dams":
+        return None
+    constant = f"constant:{values['margin']:g}"
+    cell = cells.get((key[0], cell_files.key(constant, seed)[1]))
+    if (
+        cell is None
+        or not comes_out_alike(cell)
+        or options_of(cell["command"]) != options_of(command({**options, "schedule": constant}))
+        or max(cell["epochs"]["easy_fraction"]) >= values["threshold"]
+    ):
+        return None
+    own = {"schedule": schedule, "command": command(options)}
+    return {**cell, **own, "seconds": 0.0, "same_run_as": constant}
 
 
 def command(options: dict) -> str:

@@ -15,9 +15,8 @@ of these nor of those it always takes. A constant of 1 was added when the larges
 out best for two of three seeds of LFW. All have the seeds 0 to 2. Split, batches and pairs depend
 on the seed only, so differences are paired.
 
-If the share of easy triplets never reaches DAMS's threshold in the run of the constant that DAMS
-starts from, DAMS would be the same run, so that cell is copied instead of trained. (The first six,
-those of LFW, were trained, and are equal to the last digit.)
+A DAMS that never acts is copied from its constant, as in `compare.py`. (The first six, those of
+LFW, were trained, and are equal to the last digit.)
 
 Cells go to `experiments/results/finetuned`; started again, it goes on where it was, also in the
 middle of a cell. `--report` writes `experiments/results/finetuned.md` and its picture from them, in
@@ -26,7 +25,6 @@ seconds; its first words, the findings, stay as they are.
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import cell_files
@@ -40,7 +38,6 @@ from study import Some, first_words, parse, write_page
 
 from margin_jax.plots.figure import EpochLocator
 from margin_jax.plots.style import show_hidden, styles, tidy
-from margin_jax.schedules import resolve_schedule
 
 SETS = {"lfw_faces": {"dataset": "folder"}, "cub": DATASETS["cub"]}
 SEEDS = range(3)
@@ -84,30 +81,7 @@ def train(name: str, size: str, arguments: argparse.Namespace) -> None:
         for schedule in own:
             told = {"dataset": name, "variation": variation(size)}
             own_options = {**options, "schedule": schedule, "seed": seed}
-            cells = cell_files.read(path)
-            same = same_run(schedule, seed, size, cells)
-            if same is not None and cell_files.key(schedule, seed, variation(size)) not in cells:
-                cell_files.add(path, same)
-            else:
-                train_cell(path, own_options, data, arguments.scratch, told)
-
-
-def same_run(
-    schedule: str, seed: int, size: str, cells: Mapping[cell_files.Key, dict]
-) -> dict | None:
-    """The cell of a DAMS that never acts, from that of the constant that it starts from.
-
-    None for other schedules, if DAMS would act in that run, and if its cell is not there.
-    """
-    name, values = resolve_schedule(schedule, {})
-    if name != "dams":
-        return None
-    constant = f"constant:{values['margin']:g}"
-    cell = cells.get(cell_files.key(constant, seed, variation(size)))
-    if cell is None or max(cell["epochs"]["easy_fraction"]) >= values["threshold"]:
-        return None
-    same = {"schedule": schedule, "seconds": 0.0, "same_run_as": constant}
-    return {**cell, **same, "command": cell["command"].replace(constant, schedule)}
+            train_cell(path, own_options, data, arguments.scratch, told)
 
 
 def variation(size: str) -> str:

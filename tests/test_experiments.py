@@ -218,6 +218,46 @@ class TestACell:
         assert list(cell_files.read(path).values()) == [found]
         assert cell({}) == found
 
+    def test_a_dams_that_never_acts_is_copied_from_its_constant(
+        self, study, tmp_path, monkeypatch, options
+    ):
+        compare, cell_files = study("compare"), study("cell_files")
+        own = options | {"schedule": "constant:0.1"}
+        constant = made_up_cell("constant:0.1", 3) | {"command": compare.command(own)}
+        constant |= {"machine": compare.machine(), "versions": compare.versions()}
+        constant["epochs"]["easy_fraction"] = [0.3, 0.5, 0.4]
+        path, other = tmp_path / "cells.jsonl", tmp_path / "others.jsonl"
+        cell_files.add(path, constant)
+
+        def cell(path, **changed):
+            return compare.train_cell(path, options | changed, None, tmp_path)
+
+        def fit(*_, **__):
+            raise RuntimeError("it is trained")
+
+        monkeypatch.setattr(mj, "fit", fit)
+        for changed in (
+            {"schedule": "dams:margin=0.1,threshold=0.5"},  # it acts at as many
+            {"schedule": "dams:margin=0.2,threshold=0.95"},
+            {"schedule": "linear:margin=0.1,margin_end=0.2"},
+            {"schedule": "dams:margin=0.1,threshold=0.51", "seed": 4},
+            {"schedule": "dams:margin=0.1,threshold=0.51", "epochs": 3},
+        ):
+            with pytest.raises(RuntimeError, match="it is trained"):
+                cell(path, **changed)
+        cell_files.add(other, constant | {"machine": "a box"})
+        with pytest.raises(RuntimeError, match="it is trained"):
+            cell(other, schedule="dams:margin=0.1,threshold=0.51")
+
+        copied = cell(path, schedule="dams:margin=0.1,threshold=0.51")
+        assert copied["command"] == compare.command(
+            options | {"schedule": "dams:margin=0.1,threshold=0.51"}
+        )
+        assert (copied["same_run_as"], copied["seconds"]) == ("constant:0.1", 0)
+        for same in ("test", "epochs", "seed"):
+            assert copied[same] == constant[same]
+        assert cell(path, schedule="dams:margin=0.1,threshold=0.51") == copied
+
     def test_its_machine_names_the_generation_of_the_cpu(self, study, tmp_path):
         cpuinfo = tmp_path / "cpuinfo"
         assert study("compare").cpu(cpuinfo) == "a CPU"
@@ -787,7 +827,8 @@ def test_fine_tuning_has_the_best_untuned_setting_too(study, tmp_path, monkeypat
         trained.append(options["schedule"])
         auc = 0.9 if options["schedule"] == best else 0.8
         cell = made_up_cell(options["schedule"], options["seed"], test=auc) | told
-        cell["epochs"]["validation_auc"][0] = options["seed"]  # no two runs are alike
+        if options["schedule"] == finetune.PUBLISHED:
+            cell["epochs"]["margin"] = [0.2] * 3  # it never acts
         cell_files.add(path, cell)
         return cell
 
@@ -804,46 +845,12 @@ def test_fine_tuning_has_the_best_untuned_setting_too(study, tmp_path, monkeypat
         mj.TrainConfig(**own, data_dir="pictures")
     cells = cell_files.read(tmp_path / "finetuned" / "cub_mean.jsonl")
     assert len(cells) == 8 * 3 * 2
-    # At most half of the triplets are easy: no DAMS acts, all are the runs of their constants.
-    assert len(trained) == 2 * 6 * 3 * 2
-    assert not any(schedule.startswith("dams") for schedule in trained)
-    copied = {
-        finetune.PUBLISHED: "constant:0.2",
-        "dams:margin=0.05,threshold=0.8,increase=0.05": "constant:0.05",
-    }
-    for (changed, _), cell in cells.items():
-        if (constant := copied.get(cell["schedule"])) is not None:
-            trained_one = cells[cell_files.key(constant, cell["seed"], changed)]
-            assert cell["epochs"] == trained_one["epochs"]
-            assert cell["same_run_as"] == constant
+    assert len(trained) == len(cells) * 2
     text = (tmp_path / "finetuned.md").read_text(encoding="utf-8")
     assert text.count("\n## ") == 4
     assert text.count(f"| `{best}` | 0.9000 | +0.1000 ± 0.0000 | 50% | 30% | 0.12 |") == 4
     assert text.count(f"| `{finetune.PUBLISHED}` † | 0.8000 | +0.0000 ± 0.0000 |") == 4
     assert (tmp_path / "finetuned.png").exists()
-
-
-def test_a_dams_that_would_have_acted_is_not_the_run_of_its_constant(study):
-    finetune, cell_files = study("finetune"), study("cell_files")
-    cell = made_up_cell("constant:0.05", 1)
-    cell["command"] = "margin-jax train --schedule=constant:0.05 --seed=1"
-    cell["epochs"]["easy_fraction"] = [0.3, 0.5, 0.4]
-    cells = {cell_files.key("constant:0.05", 1, finetune.variation("64")): cell}
-
-    def same_run(schedule, seed=1, size="64"):
-        return finetune.same_run(schedule, seed, size, cells)
-
-    copied = same_run("dams:margin=0.05,threshold=0.51")
-    assert (
-        copied["command"] == "margin-jax train --schedule=dams:margin=0.05,threshold=0.51 --seed=1"
-    )
-    assert (copied["schedule"], copied["seconds"]) == ("dams:margin=0.05,threshold=0.51", 0)
-    assert copied["test"] == cell["test"]
-    assert same_run("dams:margin=0.05,threshold=0.5") is None  # it acts at as many
-    assert same_run("dams:margin=0.2,threshold=0.95") is None  # of another margin
-    assert same_run("dams:margin=0.05,threshold=0.51", seed=0) is None
-    assert same_run("dams:margin=0.05,threshold=0.51", size="224") is None
-    assert same_run("linear:margin=0.05,margin_end=0.2") is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked at in /proc")
