@@ -67,7 +67,7 @@ ROWS = [
     (
         "train --max-identities 60 --identities-per-batch 8 --fmr 0.001",
         r"--fmr needs at least 10,000 different pairs for a threshold at 0.001, so that 10 match "
-        r"falsely; got 5,184 of 9 validation identities: choose a larger rate, or more "
+        r"falsely; got 5,184 of 9 identities: choose a larger rate, or more "
         r"identities \(--split",
     ),
     ("train --learning-rate inf", "--learning-rate must be at most"),
@@ -135,7 +135,7 @@ ROWS = [
     ("train --schedule linear:epochs=2.5", "where epochs is not a whole number"),
     ("train --schedule exponential:0", "exponential needs margins above 0"),
     ("train --schedule quantile_margin:quantile=2", "quantile must be between 0 and 1; got 2"),
-    ("train --schedule automargin:k=nan", "k must be finite and above 0; got nan"),
+    ("train --schedule automargin:k=nan", "k must be above 1e-6 and below 1e38; got nan"),
     ("train --mining all,11", "--mining must give the kind of triplets from epoch 1 on"),
     ("train --mining all,x:hard", "--mining is a kind, or kinds by first epoch"),
     ("train --mining all,3:hard,2:all", "--mining must give the kind .* by increasing epochs"),

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 import types
@@ -12,6 +13,7 @@ from flax import nnx
 
 import margin_jax as mj
 from margin_jax.losses import batch_all, blocks, tile
+from margin_jax.losses.distances import euclidean
 
 N, DIM = 12, 4  # nearly every test uses this one shape, so that little is compiled
 METRICS = ("euclidean", "squared_euclidean", "cosine", "manhattan", "chebyshev")
@@ -835,6 +837,28 @@ def test_plain_lists_and_numbers_are_accepted():
 
 
 ONES = np.ones((4, 3), np.float32)
+
+
+@dataclasses.dataclass
+class Weighted:
+    """A distance that cannot be hashed."""
+
+    weights: np.ndarray
+
+    def __call__(self, x, y):
+        return euclidean(x * self.weights, y * self.weights)
+
+
+class Column:
+    """As a table has them."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype)
+
+
 WRONG = {
     "one_dimension": ({"embeddings": np.ones(4, np.float32)}, ValueError, r"\[rows, dim\].*\(4,\)"),
     "three_dimensions": ({"embeddings": ONES[None]}, ValueError, r"\[rows, dim\].*\(1, 4, 3\)"),
@@ -873,12 +897,42 @@ WRONG = {
         ValueError,
         r"mining must be one of all.*got 'semi-hard'. Did you mean 'semihard'\?",
     ),
+    "distance_of_one_column": (
+        {"distance": lambda x, y: jnp.sum(jnp.abs(x - y), axis=1, keepdims=True)},
+        ValueError,
+        r"must return shape \[B, N\] .*; got \(4, 1\) for \(4, 3\) and \(4, 3\)",
+    ),
+    "distance_of_rows": (
+        {"distance": lambda x, y: jnp.sum(jnp.abs(x - y), axis=1)},
+        ValueError,
+        r"must return shape \[B, N\] .*; got \(4,\)",
+    ),
+    "distance_of_columns_by_rows": (
+        {
+            "distance": lambda x, y: euclidean(y, x),
+            "references": ONES[:2],
+            "reference_labels": [0, 1],
+        },
+        ValueError,
+        r"got \(2, 4\) for \(4, 3\) and \(2, 3\)",
+    ),
+    "integer_distance": (
+        {"distance": lambda x, y: jnp.zeros((len(x), len(y)), int)},
+        TypeError,
+        r"a distance must return floating point; got int",
+    ),
+    "distance_with_an_array": (
+        {"distance": Weighted(np.ones(3))},
+        TypeError,
+        r"must be hashable, since programs are compiled for it; got Weighted: ",
+    ),
     "no_such_thing": ({"mining": 3}, ValueError, r"mining must be one of .*; got 3\.$"),
     "nan_margin": ({"margin": float("nan")}, ValueError, r"and finite; got nan"),
     "infinite_margin": ({"margin": np.float32("inf")}, ValueError, r"finite; got inf"),
     "nan_margin_array": ({"margin": np.array(np.nan)}, ValueError, r"finite; got nan"),
     "three_margins": ({"margin": np.ones(3)}, ValueError, r"one for each anchor; got shape \(3,\)"),
     "complex_margin": ({"margin": 1j}, TypeError, r"margin must be a real number; got complex"),
+    "array_of_text_as_margin": ({"margin": np.array("0.2")}, TypeError, r"a number, .*; got <U3"),
     "text_margin": ({"margin": "0.2"}, TypeError, r"margin must be a number, .*; got str"),
     "state_as_margin": (
         {"margin": mj.dams().init()},
@@ -982,10 +1036,26 @@ def test_a_margin_may_be_any_integer(margin):
     assert mj.batch_all_triplet_loss(ONES, [0, 0, 1, 1], margin)[0] == float(margin)
 
 
-def test_labels_that_do_not_fit_are_refused():
+@pytest.mark.parametrize("kind", [np.array, list, Column])
+def test_labels_that_do_not_fit_are_refused(kind):
     """Hashed identities, say: cut to 32 bits they would merge without a word."""
+    labels = kind([0, 0, 2**32, 2**32])
     with pytest.raises(ValueError, match="must fit int32; got 0 to 4294967296"):
-        mj.batch_all_triplet_loss(np.ones((4, 2), np.float32), np.array([0, 0, 2**32, 2**32]), 0.2)
+        mj.batch_all_triplet_loss(ONES, labels, 0.2)
+
+
+def test_a_distance_of_ones_own_may_compute_in_a_narrow_float():
+    """What it returns is widened: sums over triplets are float32."""
+
+    def narrow(x, y):
+        x, y = (v.astype(jnp.bfloat16) for v in (x, y))
+        return jnp.sum(jnp.abs(x[:, None] - y[None]), axis=-1)
+
+    x, labels, margin, _ = CASES["random"]
+    loss, stats = mj.batch_all_triplet_loss(x, labels, margin, distance=narrow)
+    assert loss.dtype == stats.sum_ap.dtype == jnp.float32
+    exact = mj.batch_all_triplet_loss(x, labels, margin, distance="manhattan")[0]
+    assert loss == pytest.approx(float(exact), rel=0.02)
 
 
 @pytest.mark.parametrize("kind", ["variable", "list"])

@@ -119,7 +119,13 @@ def test_the_loss_learns_digits_of_made_up_classes():
         (lambda p, x, y: mj.ArcFaceLoss()(p[:, 1:], x, y, 0.2), r"as embeddings; got \(5, 3\)"),
         (lambda p, x, y: mj.ArcFaceLoss()(p, x, y + 1, 0.2), "labels must be from 0 to 4, .* to 5"),
         (lambda p, x, y: mj.ArcFaceLoss()(p, x, y, -0.2), "must be at least 0; got -0.2"),
+        (lambda p, x, y: mj.ArcFaceLoss()(p, x, y, np.array(-0.2)), "must be at least 0; got -0.2"),
         (lambda p, x, y: mj.ArcFaceLoss()(p, x, y, [0.2]), "margin must be a scalar"),
+        (lambda p, x, y: mj.ArcFaceLoss()({}, x, y, 0.2), "proxies must be an array; got dict"),
+        (
+            lambda p, x, y: mj.ArcFaceLoss()(p * 1j, x, y, 0.2),
+            "must be floating point; got complex",
+        ),
         (lambda p, x, y: mj.CosFaceLoss(math.inf), "scale must be above 0 and finite; got inf"),
         (lambda p, x, y: mj.CosFaceLoss().init(jax.random.key(0), 4, 1), "at least 2 identities"),
     ],
@@ -127,5 +133,10 @@ def test_the_loss_learns_digits_of_made_up_classes():
 def test_what_it_refuses(call, message):
     proxies, x, labels = batch()
     labels[:2] = 0, CLASSES - 1
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call(proxies, x, labels)
+
+
+def test_proxies_are_float32_whatever_else_is_64_bits():
+    with jax.enable_x64(True):
+        assert mj.ArcFaceLoss().init(jax.random.key(0), 4, 3).dtype == jnp.float32

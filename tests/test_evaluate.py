@@ -87,6 +87,16 @@ def test_of_many_images_pairs_are_drawn_evenly(monkeypatch):
         mj.evaluate(x, labels, validation=(v, other), fmr=0.001, count=200)
 
 
+def test_a_rate_that_drawn_pairs_cannot_show(monkeypatch):
+    monkeypatch.setattr("margin_jax.evaluation.evaluate.EXACT_UP_TO", 10)
+    x, labels = np.arange(20.0)[:, None], np.repeat([0, 1], 10)
+    said = (
+        "needs at least 1,000 different pairs .*; got 100 of 2 identities: .* or more identities$"
+    )
+    with pytest.raises(ValueError, match=said):
+        mj.evaluate(x, labels, fmr=0.01)
+
+
 def test_some_of_the_different_pairs_are_drawn_evenly_over_identities():
     labels = np.repeat(np.arange(20), [100, *[4] * 19])
     for count in (100, 2000):
@@ -111,6 +121,7 @@ X, LABELS = np.eye(4), np.array([0, 0, 1, 1])
         ((X, LABELS), {"validation": (X * np.nan, LABELS)}, "^validation embeddings must be fin"),
         ((X, LABELS), {"validation": (X, np.arange(4))}, "^validation embeddings must be of two"),
         ((X, LABELS), {"fmr": 0.1}, "at least 100 different pairs for .* at 0.1, .*; got 4"),
+        ((X, LABELS), {"fmr": 1.0}, "fmr must be above 0 and below 1; got 1"),
         ((X, LABELS), {"count": 1}, "count must be at least 2 pairs; got 1"),
         ((X, LABELS), {"distance": "euclid"}, "Did you mean 'euclidean'"),
     ],

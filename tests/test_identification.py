@@ -123,6 +123,17 @@ def test_names_and_groups_may_be_text_and_other_cameras_stay():
     assert "1 queries left out" in alone.lines()[-1]
 
 
+@pytest.mark.parametrize("kind", [np.uint64, object])
+def test_the_same_identities_in_other_types(kind):
+    """Beyond 2^53 numpy compares signed with unsigned numbers as floats, which are equal."""
+    gallery, queries = np.array([[0.0], [5.0]]), np.array([[1.0], [5.0]])
+    enrolled, names = np.array([2**60, 2**60 + 1]), np.array([2**60 + 1] * 2)
+    if kind is object:  # as a table has text
+        enrolled, names = enrolled.astype(str), names.astype(str)
+    report = mj.identification_report(gallery, enrolled, queries, names.astype(kind))
+    assert report.rank_at[1] == 0.5
+
+
 def test_what_is_written_and_said():
     x, whose, q, of_query, *_ = drawn(0)
     report = mj.identification_report(x, whose, q, of_query, threshold=2.0)

@@ -262,6 +262,20 @@ def test_it_trains(name):
         assert np.any(np.asarray(moved) != np.asarray(still))
 
 
+@every_loss
+def test_nothing_is_promoted_in_silence(name):
+    """Neither ranks nor types, as libraries of others may demand it of all that they call."""
+    x, labels, where = (jnp.asarray(v) for v in batch())
+    loss, params, margin = loss_of(name), params_of(name), jnp.float32(0.3)
+
+    def of(params, x, **options):
+        return called(loss, params, x, labels, margin, **options)
+
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(jax.grad(of, argnums=(0, 1), has_aux=True), params, x)
+        jax.eval_shape(jax.grad(of, argnums=(0, 1), has_aux=True), params, x, where=where)
+
+
 @pytest.mark.parametrize(
     "name",
     [

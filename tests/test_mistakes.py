@@ -70,6 +70,25 @@ def test_at_the_threshold_it_is_the_same():
 
 
 @pytest.mark.parametrize(
+    ("x", "threshold", "matches"),
+    [
+        ([[0], [0.1], [5], [5.1]], 0.1, 0),  # the float32 0.1 is above the float64
+        ([[0], [0.1], [5], [5.1]], 0.1000001, 2),
+        ([[0], [0], [5], [5.1]], -5e-324, 0),  # what `choose_threshold` finds below 0
+    ],
+)
+def test_a_threshold_between_two_float32(x, threshold, matches):
+    found = find_mistakes(np.array(x), np.array([0, 1, 2, 2]), threshold=threshold)
+    assert found.false_matches.sum() == matches
+    assert len(found.worst_false_matches(4)) == matches // 2
+    for exact_up_to in (0, 100):
+        report = mj.all_pairs_report(
+            np.array(x), np.array([0, 1, 2, 2]), threshold=threshold, exact_up_to=exact_up_to
+        )
+        assert report.fmr == matches / 2 / 5
+
+
+@pytest.mark.parametrize(
     ("x", "labels", "threshold", "said"),
     [
         (np.zeros((1, 2)), [0], 1, "need two images; got 1"),

@@ -65,9 +65,11 @@ def test_images_alone_of_their_identity_are_found_but_do_not_ask():
         (np.array([[1e20], [3e20]]), np.zeros(2, int), {}, "distances must be finite; 2 of 2"),
         (np.zeros((2, 2)), np.zeros(2, int), {"ks": (0, 1)}, r"at least 1; got \(0, 1\)"),
         (np.zeros((2, 2)), np.zeros(2, int), {"ks": ()}, r"at least 1; got \(\)"),
+        (np.zeros((2, 2)), np.zeros(2, int), {"ks": 5}, r"several numbers, such as .*; got 5"),
+        (np.zeros((2, 0)), np.zeros(2, int), {}, r"dim at least 1, .* got shapes \(2, 0\)"),
         (np.zeros((2, 2)), np.zeros(2, int), {"distance": "euclid"}, "Did you mean 'euclidean'"),
     ],
 )
 def test_bad_input(x, labels, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         mj.retrieval_report(x, labels, **options)

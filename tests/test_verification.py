@@ -154,6 +154,7 @@ def test_too_few_pairs_are_said():
         (np.array([1, np.nan]), np.array([True, False]), 1.0, ValueError, "1 of 2 are not"),
         (np.ones(2), np.array([True, True]), 1.0, ValueError, "got 2 same of 2"),
         (np.ones(2), np.array([True, False]), np.nan, ValueError, "got NaN"),
+        (np.ones(2), np.array([True, False]), None, TypeError, "must be a distance; got None"),
     ],
 )
 def test_bad_input(distances, same, threshold, error, message):

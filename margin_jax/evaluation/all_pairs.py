@@ -21,6 +21,7 @@ from margin_jax.evaluation.roc import check_finite, check_kinds
 from margin_jax.evaluation.verification import (
     FPRS,
     VerificationReport,
+    at_most,
     check_threshold,
     report_from_roc,
     verification_report,
@@ -113,7 +114,7 @@ def _report(
         # A Python float would be rounded to the float32 of the distances.
         return verification_report(distances, matches, threshold=np.float64(threshold))
 
-    counts, errors, bad = _count(tiles, _at_most(threshold))
+    counts, errors, bad = _count(tiles, at_most(threshold))
     check_finite(bad, pairs)
     bins = np.flatnonzero(counts.any(axis=1))
     rates = np.cumsum(counts[bins], axis=0) / (pairs - same, same)
@@ -164,8 +165,8 @@ def _some_pairs(labels: np.ndarray) -> np.ndarray:
     drawn = _distinct(rng, int(upto[-1]))
     first = np.searchsorted(upto, drawn, side="right")
     second = len(labels) - (upto[first] - drawn)
-    pairs: np.ndarray = order[np.concatenate([same, np.stack([first, second], axis=1)])]
-    return pairs
+    # The lower index first, as in the report: a distance may depend on it.
+    return np.sort(order[np.concatenate([same, np.stack([first, second], axis=1)])], axis=1)
 
 
 def _distinct(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -239,11 +240,3 @@ def _upper_edges(bins: np.ndarray) -> np.ndarray:
     size = np.where(ordered < 0, ~ordered, ordered).astype(np.int32)
     edges: np.ndarray = np.copysign(size.view(np.float32).astype(np.float64), ordered)
     return edges
-
-
-def _at_most(threshold: float) -> np.float32:
-    """The largest float32 that is at most `threshold`; no distance lies between the two."""
-    with np.errstate(over="ignore"):
-        nearest = np.float32(threshold)
-    below = np.float32(np.nextafter(nearest, np.float32(-np.inf)))
-    return nearest if float(nearest) <= threshold else below

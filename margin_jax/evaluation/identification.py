@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from margin_jax.evaluation.ranking import search
-from margin_jax.evaluation.retrieval import check_embeddings
+from margin_jax.evaluation.retrieval import check_embeddings, check_ks
 from margin_jax.evaluation.verification import check_threshold
 from margin_jax.losses.distances import DistanceFn, get_distance, origin
 
@@ -156,17 +156,11 @@ def identification_report(
             f"expected a gallery [n, dim], n at least 1, and queries [m, dim]; got shapes "
             f"{x.shape} and {q.shape}"
         )
-    if (x_labels.dtype.kind in "US") != (q_labels.dtype.kind in "US"):
-        raise ValueError(
-            "gallery_labels and query_labels must both be numbers or both text; got "
-            f"{x_labels.dtype} and {q_labels.dtype}"
-        )
-    if not ranks or min(ranks) < 1:
-        raise ValueError(f"ranks must be at least 1; got {ranks}")
+    check_ks("ranks", ranks)
     if threshold is not None:
         check_threshold(threshold)
     own, other = _groups(gallery_groups, query_groups, len(x), len(q))
-    whose, of_query = _alike(x_labels, q_labels)
+    whose, of_query = _alike("labels", x_labels, q_labels)
     enrolled = np.isin(of_query, whose)
     if not enrolled.any():
         raise ValueError(f"no query is of an identity in the gallery; got {len(q):,} queries")
@@ -199,11 +193,28 @@ def identification_report(
     )
 
 
-def _alike(x_labels: np.ndarray, q_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _alike(
+    what: str, of_gallery: np.ndarray, of_queries: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Both as int32, equal where they were."""
-    _, dense = np.unique(np.concatenate([x_labels, q_labels]), return_inverse=True)
+    both = [_as_text(v) for v in (of_gallery, of_queries)]
+    kinds = [v.dtype.kind in "UST" for v in both]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"gallery_{what} and query_{what} must both be numbers or both text; got "
+            f"{of_gallery.dtype} and {of_queries.dtype}"
+        )
+    if {v.dtype.kind for v in both} == {"i", "u"}:  # numpy would compare them as rounded floats
+        both = [v.astype(object) for v in both]
+    _, dense = np.unique(np.concatenate(both), return_inverse=True)
     dense = dense.astype(np.int32)
-    return dense[: len(x_labels)], dense[len(x_labels) :]
+    return dense[: len(of_gallery)], dense[len(of_gallery) :]
+
+
+def _as_text(labels: np.ndarray) -> np.ndarray:
+    """Objects that all are text, as tables hold them, as text."""
+    text = labels.dtype == object and all(isinstance(label, str) for label in labels)
+    return labels.astype(str) if text else labels
 
 
 def _groups(
@@ -220,7 +231,7 @@ def _groups(
             f"gallery_groups and query_groups must have shapes {(n,)} and {(m,)}; got {own.shape} "
             f"and {other.shape}"
         )
-    return _alike(own, other)
+    return _alike("groups", own, other)
 
 
 def _tpir(first: np.ndarray, mated: int, unknown: np.ndarray, fpir: float) -> float | None:

@@ -10,7 +10,7 @@ from jax import Array
 
 from margin_jax.evaluation.retrieval import check_embeddings
 from margin_jax.evaluation.roc import check_finite
-from margin_jax.evaluation.verification import check_threshold
+from margin_jax.evaluation.verification import at_most, check_threshold
 from margin_jax.losses.distances import DistanceFn, get_distance, origin
 
 # Distances that are on the device at a time.
@@ -43,12 +43,12 @@ class Mistakes(NamedTuple):
 
         An image is in one of them at most, or a single one could be in all.
         """
-        wrong = self.nearest_distance <= self.threshold
+        wrong = self.nearest_distance <= at_most(self.threshold)
         return _each_once(wrong, self.nearest_distance, self.nearest, count)
 
     def worst_false_non_matches(self, count: int) -> list[tuple[float, int, int]]:
         """``(distance, image, its farthest of the same)``, the largest distance first; likewise."""
-        wrong = self.farthest_distance > self.threshold
+        wrong = self.farthest_distance > at_most(self.threshold)
         found = _each_once(wrong, -self.farthest_distance, self.farthest, count)
         return [(-distance, first, second) for distance, first, second in found]
 
@@ -86,7 +86,7 @@ def find_mistakes(
         padded = np.pad(block, (0, size - len(block)), mode="edge")  # one shape, one compilation
         *found, bad = (
             np.asarray(part)[: len(block)]
-            for part in _compare(metric, vectors, names, padded, np.float32(threshold))
+            for part in _compare(metric, vectors, names, padded, at_most(threshold))
         )
         check_finite(int(np.sum(bad)), len(block) * (len(x) - 1))
         parts.append(found)

@@ -93,8 +93,7 @@ def retrieval_report(
         `arXiv 2003.08505 <https://arxiv.org/abs/2003.08505>`_.
     """
     x, y = check_embeddings(embeddings, labels)
-    if not ks or min(ks) < 1:
-        raise ValueError(f"ks must be at least 1; got {ks}")
+    check_ks("ks", ks)
     _, dense, sizes = np.unique(y, return_inverse=True, return_counts=True)
     others = sizes[dense] - 1
     if not others.any():
@@ -131,12 +130,21 @@ def retrieval_report(
     )
 
 
+def check_ks(name: str, ks: tuple[int, ...]) -> None:
+    """Raises ValueError unless all are at least 1, TypeError for a single number."""
+    if np.ndim(ks) != 1:
+        raise TypeError(f"{name} must be several numbers, such as (1, 5); got {ks!r:.80}")
+    if len(ks) == 0 or min(ks) < 1:
+        raise ValueError(f"{name} must be at least 1; got {ks}")
+
+
 def check_embeddings(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``(float32[n, dim], labels[n])``; ValueError for other shapes, or if not all is finite."""
     x, y = np.asarray(embeddings, np.float32), np.asarray(labels)
-    if x.ndim != 2 or y.shape != x.shape[:1]:
+    if x.ndim != 2 or y.shape != x.shape[:1] or x.shape[1] == 0:
         raise ValueError(
-            f"expected embeddings [n, dim] and labels [n]; got shapes {x.shape} and {y.shape}"
+            f"expected embeddings [n, dim], dim at least 1, and labels [n]; got shapes {x.shape} "
+            f"and {y.shape}"
         )
     if not np.all(np.isfinite(x)):
         raise ValueError("embeddings must be finite")

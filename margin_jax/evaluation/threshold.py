@@ -9,24 +9,27 @@ from margin_jax.evaluation.verification import check_fmr, different_pairs_for
 _DRAWN = 50_000
 
 
-def threshold_pairs(saved: Pairs, labels: np.ndarray, fmr: float, *, seed: int) -> Pairs:
-    """Validation pairs that can show a false match rate.
+def threshold_pairs(
+    saved: Pairs, labels: np.ndarray, fmr: float, *, seed: int, advice: str = "more identities"
+) -> Pairs:
+    """Pairs that can show a false match rate.
 
     Those that there are, or, if their different ones are too few, the same pairs among them with
     more different ones: small identities have few same pairs, and so few pairs are drawn in all.
 
     Args:
-        saved: validation pairs, rows of `labels`.
-        labels: int[validation examples].
-        fmr: the rate.
+        saved: pairs of rows of `labels`.
+        labels: int[examples].
+        fmr: the rate, at least 1e-6, which needs ten million pairs, and below 1.
         seed: of those that are drawn.
+        advice: what would help if there are too few.
 
     Raises:
         ValueError: if there are not as many; with how many are needed.
     """
-    if not 1e-6 <= fmr <= 0.5:
-        raise ValueError(f"fmr must be from 1e-06 to 0.5; got {fmr}")
     needed = different_pairs_for(fmr)
+    if fmr < 1e-6:
+        raise ValueError(f"fmr must be at least 1e-06; got {fmr}")
     if np.count_nonzero(~saved.same) >= needed:
         return saved
     different = different_pairs(labels, max(_DRAWN, needed), seed=seed)
@@ -35,8 +38,7 @@ def threshold_pairs(saved: Pairs, labels: np.ndarray, fmr: float, *, seed: int) 
     except ValueError as error:
         people = len(np.unique(labels))
         raise ValueError(
-            f"{error} of {people:,} validation identities: choose a larger rate, or more "
-            "identities (--split)"
+            f"{error} of {people:,} identities: choose a larger rate, or {advice}"
         ) from None
     same = saved.rows[saved.same]
     return Pairs(

@@ -153,8 +153,6 @@ def check_fmr(fmr: float, different: int) -> None:
     Raises:
         ValueError: if not, with how many would; for a rate that is none.
     """
-    if not 0 < fmr < 1:
-        raise ValueError(f"fmr must be above 0 and below 1; got {fmr}")
     if different < (needed := different_pairs_for(fmr)):
         raise ValueError(
             f"fmr needs at least {needed:,} different pairs for a threshold at {fmr:g}, so that "
@@ -163,7 +161,13 @@ def check_fmr(fmr: float, different: int) -> None:
 
 
 def different_pairs_for(fmr: float) -> int:
-    """How many different pairs a false match rate needs, that it be made of ten false matches."""
+    """How many different pairs a false match rate needs, that it be made of ten false matches.
+
+    Raises:
+        ValueError: for a rate that is none.
+    """
+    if not 0 < fmr < 1:
+        raise ValueError(f"fmr must be above 0 and below 1; got {fmr}")
     return int(np.ceil(_ENOUGH / fmr * (1 - 1e-12)))  # 10 / 0.003 times 0.003 may be above 10
 
 
@@ -268,7 +272,22 @@ def report_from_roc(
     )
 
 
+def at_most(threshold: float) -> np.float32:
+    """The largest float32 that is at most `threshold`; no distance lies between the two.
+
+    Nor is it one that a processor may take for 0, as the number just below 0 is.
+    """
+    with np.errstate(over="ignore"):
+        nearest = np.float32(threshold)
+    if float(nearest) > threshold:
+        nearest = np.float32(np.nextafter(nearest, np.float32(-np.inf)))
+    least = np.finfo(np.float32).smallest_normal
+    return -least if -least < nearest < 0 else nearest
+
+
 def check_threshold(threshold: float) -> None:
-    """Raises ValueError for NaN."""
+    """Raises ValueError for NaN, TypeError for what is no number."""
+    if isinstance(threshold, str) or np.ndim(threshold) or threshold is None:
+        raise TypeError(f"threshold must be a distance; got {threshold!r:.80}")
     if not threshold == threshold:
         raise ValueError("threshold must be a distance; got NaN")

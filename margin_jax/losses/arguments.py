@@ -20,7 +20,7 @@ def check_rows(
     where: ArrayLike | None,
 ) -> tuple[Array, Array, Array]:
     """Checked rows in at least float32, padding of ones, their labels and their mask."""
-    x, given = gathered(jnp.asarray(rows)), _as_given(labels)
+    x, given = gathered(jnp.asarray(rows)), known_labels(labels)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} must be floating point; got {x.dtype}")
     if x.ndim != 2 or 0 in x.shape:
@@ -49,12 +49,16 @@ def check_rows(
     return jnp.where(real[:, None], x, 1), y, real
 
 
-def _as_given(labels: ArrayLike) -> Array | np.ndarray:
-    """On the host where they are, so that what 32 bits do not hold is not cut before it is seen."""
-    on_host = isinstance(labels, list | tuple) and not any(
-        isinstance(label, Array) for label in jax.tree.leaves(labels)
+def known_labels(labels: ArrayLike) -> Array | np.ndarray:
+    """On the host unless they are JAX's, so that what 32 bits do not hold is seen before it is cut.
+
+    Also a column of a table or a tensor of another library.
+    """
+    on_device = any(
+        isinstance(part, Array) or hasattr(part, "__jax_array__")
+        for part in jax.tree.leaves(labels)
     )
-    return np.asarray(labels) if on_host or isinstance(labels, np.ndarray) else jnp.asarray(labels)
+    return jnp.asarray(labels) if on_device else np.asarray(labels)
 
 
 def of_one_type(labels: Array, reference_labels: Array) -> tuple[Array, Array]:
@@ -77,6 +81,8 @@ def check_margin(margin: ArrayLike, dtype: jnp.dtype, rows: int | None = None) -
         dtype: of what is returned.
         rows: how many.
     """
+    if isinstance(margin, np.ndarray) and margin.dtype.kind in "USTMm":
+        raise TypeError(f"margin must be a number, such as state.margin; got {margin.dtype}")
     if isinstance(margin, numbers.Real | np.ndarray) and not np.all(np.abs(margin) < 1e38):
         raise ValueError(f"margin must be below 1e38 and finite; got {margin}")
     if isinstance(margin, int | np.integer | np.ndarray) and np.asarray(margin).dtype.kind in "iuO":

@@ -68,9 +68,10 @@ def batch_all_triplet_loss(
         mining: which active triplets train the network: "all", "semihard" or "hard". The released
             code of the paper calls these "hard", "semihard" and "superhard", each as a mean over
             the selected triplets; its "none" is (reduction="mean", mining="all"). Or "batch_hard":
-            for each anchor, only the triplet of its farthest positive and nearest negative (the
-            first one of equals). A mean is then over anchors: "mean_active" over those with a loss
-            above 0, "mean" over those with a triplet. Counts are still those of all triplets.
+            for each anchor, only the triplet of its farthest positive and nearest negative (of
+            equals that of the lowest label, then the first). A mean is then over anchors:
+            "mean_active" over those with a loss above 0, "mean" over those with a triplet. Counts
+            are still those of all triplets.
         where: bool[batch], True for real rows, False for padding. Default: all real.
         references: float[refs, dim], other rows to draw positives and negatives from, instead of
             the batch. None of them counts as the anchor itself.
@@ -109,12 +110,13 @@ def batch_all_triplet_loss(
         embeddings by the number of devices.
 
     Raises:
-        ValueError: wrong shapes, an unknown option, swap with batch_hard, a margin known to be NaN
-            or infinite, labels known not to fit int32, or more than 92,681 rows to draw from (one
-            anchor's triplets could then exceed an int32).
-        TypeError: embeddings that are not floating point, labels that are not integers, labels and
-            reference labels without a common integer type, a mask that is not boolean; or when the
-            loss is differentiated twice or in forward mode.
+        ValueError: wrong shapes, also of a distance of your own, an unknown option, swap with
+            batch_hard, a margin known to be NaN or infinite, labels known not to fit int32, or more
+            than 92,681 rows to draw from (one anchor's triplets could then exceed an int32).
+        TypeError: embeddings or distances that are not floating point, a distance that cannot be
+            hashed, labels that are not integers, labels and reference labels without a common
+            integer type, a mask that is not boolean; or when the loss is differentiated twice or in
+            forward mode.
 
     Example:
         >>> import jax.numpy as jnp, margin_jax as mj

@@ -60,7 +60,8 @@ def batch_all(
     Returns:
         The sum, float[], differentiable once, in reverse mode, with respect to `anchors`,
         `references` and `margin`; and the statistics of every anchor, which are constants to
-        differentiation. A distance that is not finite makes the sum NaN rather than vanish from it.
+        differentiation. A distance that is not finite, or distances whose sum is not, make the sum
+        NaN rather than vanish from it.
 
     Raises:
         TypeError: when it is differentiated a second time.

@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from margin_jax.devices.meshes import gathered
-from margin_jax.losses.arguments import check_margin, check_rows
+from margin_jax.losses.arguments import check_margin, check_rows, known_labels
 from margin_jax.losses.base import one_program
 from margin_jax.losses.distances import dot, unit
 from margin_jax.stats import TripletStats
@@ -68,7 +68,8 @@ class Classifier:
         """
         if classes < 2:
             raise ValueError(f"a classifier needs at least 2 identities to train on; got {classes}")
-        return jax.random.normal(key, (classes, embedding_size)) / math.sqrt(embedding_size)
+        drawn = jax.random.normal(key, (classes, embedding_size), jnp.float32)
+        return drawn / math.sqrt(embedding_size)
 
     def __call__(
         self,
@@ -95,9 +96,9 @@ class Classifier:
         """
         x, y, real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
         proxies = check_proxies(params, x)
-        if where is None and isinstance(labels, np.ndarray | list | tuple):
-            check_labels(np.asarray(labels), len(proxies))
-        if isinstance(margin, numbers.Real) and margin < 0:
+        if where is None and isinstance(known := known_labels(labels), np.ndarray):
+            check_labels(known, len(proxies))
+        if isinstance(margin, numbers.Real | np.ndarray) and np.any(np.asarray(margin) < 0):
             raise ValueError(f"the margin of a classifier must be at least 0; got {margin}")
         return _compute(self, proxies, x, y, real, check_margin(margin, x.dtype), axis_name)
 
@@ -223,8 +224,14 @@ def check_proxies(proxies: ArrayLike, x: Array) -> Array:
 
     Raises:
         ValueError: for another shape.
+        TypeError: for what is no array of floating point.
     """
-    weights = gathered(jnp.asarray(proxies))
+    try:
+        weights = gathered(jnp.asarray(proxies))
+    except (TypeError, ValueError):
+        raise TypeError(f"proxies must be an array; got {type(proxies).__name__}") from None
+    if not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise TypeError(f"proxies must be floating point; got {weights.dtype}")
     if weights.ndim != 2 or weights.shape[0] < 2 or weights.shape[1] != x.shape[1]:
         raise ValueError(
             f"proxies must have shape [classes, {x.shape[1]}], of at least 2 classes and as many "
@@ -249,7 +256,7 @@ def compare(proxies: Array, x: Array, y: Array, real: Array) -> Compared:
     y = jnp.where((y >= 0) & (y < classes), y, -1).astype(jnp.int32)
     y = jnp.where(real, y, 0)
     cosine = dot(unit(x), unit(proxies.astype(x.dtype)))
-    own = y[:, None] == jnp.arange(classes, dtype=jnp.int32)
+    own = y[:, None] == jnp.arange(classes, dtype=jnp.int32)[None, :]
     return Compared(cosine, own, jnp.sum(jnp.where(own, cosine, 0), axis=1), y, real)
 
 

@@ -7,6 +7,7 @@ vectors, as large as one step of a margin schedule.
 All gradients are finite everywhere, and 0 where a distance is 0.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -159,12 +160,49 @@ DISTANCES: dict[str, DistanceFn] = {
 PRODUCTS = (euclidean, squared_euclidean, cosine, shadow)
 
 
+@dataclasses.dataclass(frozen=True)
+class OwnDistance:
+    """A distance of the user's own: a tile of another shape would broadcast without a word.
+
+    Attributes:
+        function: what was given.
+    """
+
+    function: DistanceFn
+
+    def __call__(self, x: Array, y: Array) -> Array:
+        """Its tile, in the type of the rows.
+
+        Raises:
+            ValueError: for another shape.
+            TypeError: for what is not floating point.
+        """
+        tile = jnp.asarray(self.function(x, y))
+        if tile.shape != (len(x), len(y)):
+            raise ValueError(
+                f"a distance must return shape [B, N] for x[B, D] and y[N, D]; got {tile.shape} "
+                f"for {x.shape} and {y.shape}"
+            )
+        if not jnp.issubdtype(tile.dtype, jnp.floating):
+            raise TypeError(f"a distance must return floating point; got {tile.dtype}")
+        return tile.astype(x.dtype)
+
+
 def get_distance(distance: str | DistanceFn) -> DistanceFn:
-    """The function behind a name of :data:`DISTANCES`; a function is returned as it is.
+    """The function behind a name of :data:`DISTANCES`; one of the user's own is checked when used.
 
     Raises:
         ValueError: for an unknown name.
+        TypeError: for a function that cannot be hashed.
     """
-    if callable(distance):
-        return distance
-    return DISTANCES[check_choice("distance", distance, DISTANCES)]
+    if not callable(distance):
+        return DISTANCES[check_choice("distance", distance, DISTANCES)]
+    try:
+        hash(distance)
+    except TypeError as error:
+        raise TypeError(
+            f"a distance must be hashable, since programs are compiled for it; got "
+            f"{type(distance).__name__}: {error}"
+        ) from None
+    known = distance in PRODUCTS or distance in DISTANCES.values()
+    return distance if known or isinstance(distance, OwnDistance) else OwnDistance(distance)

@@ -1,6 +1,7 @@
 """The dynamic soft margin: triplets weighted by how common their difference of distances is."""
 
 import dataclasses
+import numbers
 from typing import Any, ClassVar
 
 import jax
@@ -76,8 +77,8 @@ class DynamicSoftMarginLoss(WithoutParameters):
 
     def __post_init__(self) -> None:
         """Refuses a value that could never be called."""
-        if self.bins < 2:
-            raise ValueError(f"bins must be at least 2; got {self.bins}")
+        if not isinstance(self.bins, numbers.Integral) or self.bins < 2:
+            raise ValueError(f"bins must be a whole number, at least 2; got {self.bins}")
         if not 0 < self.momentum <= 1:
             raise ValueError(f"momentum must be above 0 and at most 1; got {self.momentum}")
 
@@ -152,7 +153,7 @@ def _compute(
 
     def add_counts(k: Array, counts: Array) -> Array:
         _, valid, low, within = triplets(k)
-        shares = jnp.stack([1 - within, within], axis=-1) * valid[..., None]
+        shares = jnp.where(valid[..., None], jnp.stack([1 - within, within], axis=-1), 0)
         if parts == 1:
             return counts + jnp.zeros_like(counts).at[low].add(shares)
         apart = jnp.zeros_like(counts, shape=(parts, *counts.shape))

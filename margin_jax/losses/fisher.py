@@ -1,6 +1,7 @@
 """Fisher discriminant losses: scatter within and between classes, by class means."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -67,7 +68,8 @@ class Fisher(WithoutParameters):
         x, y, real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
         mu = check_margin(margin, x.dtype)
         where = None if where is None else real
-        return _compute(self, params.get("ridge", 0.0), x, y, where, mu, axis_name)
+        ridge = params.get("ridge", 0.0) if isinstance(params, Mapping) else 0.0
+        return _compute(self, ridge, x, y, where, mu, axis_name)
 
     def combine(self, within: Array, between: Array, margin: Array) -> Array:
         """The loss of a batch."""
@@ -234,11 +236,11 @@ def scatter(x: Array, labels: Array, real: Array) -> Scatter:
     size, n = by_class(counted), jnp.sum(counted)
     mean = by_class(x) / jnp.maximum(size, 1)[:, None]
     away = jnp.sum(jnp.where(real[:, None], x - mean, 0) ** 2, axis=1)
-    apart = mean - jnp.sum(x, axis=0) / jnp.maximum(n, 1)
+    apart = mean - jnp.sum(x, axis=0, keepdims=True) / jnp.maximum(n, 1)
     apart = jnp.sum(jnp.where(real[:, None], apart, 0) ** 2, axis=1)
     within, between = jnp.sum(counted * (size - 1)), jnp.sum(counted * (n - size))
     return Scatter(
         2 * jnp.sum(size * away) / jnp.maximum(within, 1),
         2 * jnp.sum((n - size) * away + n * apart) / jnp.maximum(between, 1),
-        jnp.sum(counted * ((size > 1) & (n > size))),
+        jnp.sum(jnp.where((size > 1) & (n > size), counted, 0)),
     )

@@ -93,13 +93,14 @@ def _compute(
             jax.lax.all_gather(v, axis_name, tiled=True) for v in (rows, y, real)
         )
         first = jax.lax.axis_index(axis_name) * len(rows)
-    itself = (first + jnp.arange(len(rows)))[:, None] == jnp.arange(len(everyone))
-    other = ~itself & everyone_real
-    positive = other & (y[:, None] == everyone_labels)
+    itself = (first + jnp.arange(len(rows)))[:, None] == jnp.arange(len(everyone))[None, :]
+    other = ~itself & everyone_real[None, :]
+    positive = other & (y[:, None] == everyone_labels[None, :])
     cosines = dot(rows, everyone) / loss.temperature
     # Of a row that does not count all columns stand in, as a sum over none has no logarithm.
     taken = jnp.where(other | ~counted[:, None], cosines, -jnp.inf)
-    mean = jnp.sum(jnp.where(positive, cosines, 0), axis=1) / jnp.maximum(stats.positives, 1)
+    positives = jnp.maximum(stats.positives, 1).astype(x.dtype)
+    mean = jnp.sum(jnp.where(positive, cosines, 0), axis=1) / positives
     losses = jnp.where(counted, jax.nn.logsumexp(taken, axis=1) - mean, 0)
     total, count = jnp.sum(losses), jnp.sum(counted.astype(losses.dtype))
     if axis_name is not None:

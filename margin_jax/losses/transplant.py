@@ -117,8 +117,8 @@ def _compute(
 
     options: dict[str, Any] = {"distance": loss.distance, "where": where, "axis_name": axis_name}
     at_0 = triplet_stats(x, y, 0.0, **options)
-    hard = at_0.hard.astype(x.dtype) / jnp.maximum(at_0.valid, 1)
-    mean = at_0.sum_ap / jnp.maximum(at_0.positives, 1)
+    hard = at_0.hard.astype(x.dtype) / jnp.maximum(at_0.valid, 1).astype(x.dtype)
+    mean = at_0.sum_ap / jnp.maximum(at_0.positives, 1).astype(x.dtype)
     hardness = jax.lax.stop_gradient(1 + loss.instance * hard * mean / 2)
     return batch_all_triplet_loss(
         x,

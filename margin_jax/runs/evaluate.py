@@ -18,7 +18,7 @@ from margin_jax.evaluation.verification import VerificationReport, choose_thresh
 from margin_jax.runs.folder import PAIRS, check_sealed
 from margin_jax.runs.given import load_others
 from margin_jax.runs.run import Run
-from margin_jax.runs.run_data import load
+from margin_jax.runs.run_data import MORE_IDENTITIES, load
 
 
 class Own(NamedTuple):
@@ -101,7 +101,7 @@ def choose_run_threshold(run: Run, fmr: float, own: Own | None = None) -> float:
 
     Args:
         run: from :func:`~margin_jax.load_run`.
-        fmr: the rate, from 1e-06 to 0.5.
+        fmr: the rate, at least 1e-6 and below 1.
         own: from :func:`load_own`, if it is loaded already.
 
     Raises:
@@ -111,7 +111,7 @@ def choose_run_threshold(run: Run, fmr: float, own: Own | None = None) -> float:
     rows = own.rows(run, "validation")
     labels, saved = own.dataset.labels[rows], own.pairs["validation"]
     within = Pairs(np.searchsorted(rows, saved.rows), saved.same)
-    pairs = threshold_pairs(within, labels, fmr, seed=run.config.seed)
+    pairs = threshold_pairs(within, labels, fmr, seed=run.config.seed, advice=MORE_IDENTITIES)
     vectors = run.embed(own.dataset.examples, rows)
     distances = pair_distances(vectors, pairs.rows, run.config.distance)
     return choose_threshold(distances, pairs.same, fmr)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # it loads Flax, which data do not need
 
 PUBLISHED_PAIRS = 1_000
 PAIRS = 100_000
+# What helps if validation has too few pairs for a false match rate.
+MORE_IDENTITIES = "more validation identities (--split)"
 
 
 class RunData(NamedTuple):
@@ -218,7 +220,9 @@ def prepare_data(
     if config.fmr is not None:
         own = rows["validation"]
         saved = Pairs(np.searchsorted(own, pairs["validation"].rows), pairs["validation"].same)
-        chosen = threshold_pairs(saved, labels[own], config.fmr, seed=config.seed)
+        chosen = threshold_pairs(
+            saved, labels[own], config.fmr, seed=config.seed, advice=MORE_IDENTITIES
+        )
         pairs["threshold"] = Pairs(own[chosen.rows], chosen.same)
     groups = dataset.groups[labels[rows["test"]]]
     hard = hard_pairs(labels[rows["test"]], groups, PAIRS, seed=config.seed)

@@ -46,6 +46,7 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
     Raises:
         ValueError: unless there is one boundary fewer than schedules, and the boundaries are whole
             numbers that increase and are at least 1.
+        TypeError: for what is no schedule.
 
     Example:
         >>> import margin_jax as mj
@@ -58,6 +59,10 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
             f"join_schedules needs one boundary between each two schedules; got "
             f"{len(schedules)} schedules and {len(boundaries)} boundaries"
         )
+    for schedule in schedules:
+        if not isinstance(schedule, Schedule):
+            kind = type(schedule).__name__
+            raise TypeError(f"schedules must be such as mj.dams() returns; got {kind}")
     boundaries = [whole("boundaries", boundary) for boundary in boundaries]
     if boundaries != sorted(set(boundaries)) or not all(0 < end < 2**31 for end in boundaries):
         raise ValueError(f"boundaries must rise, from at least 1; got {boundaries}")

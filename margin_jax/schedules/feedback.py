@@ -42,8 +42,8 @@ def automargin(
 
     Args:
         margin: μ of epoch 0, at least 0.
-        k: the divisor of the mean, above 0: a larger k gives a smaller margin. At k = 1 half of the
-            triplets are easy if the effective margins are symmetric about their mean.
+        k: the divisor of the mean, above 1e-6: a larger k gives a smaller margin. At k = 1 half of
+            the triplets are easy if the effective margins are symmetric about their mean.
         deviations: any finite number. If the effective margins are normally distributed, −1.28 at
             k = 1 makes 90 % of the triplets easy.
         smoothing: the weight of the past, in [0, 1).
@@ -60,7 +60,7 @@ def automargin(
     """
     start = at_least("margin", margin, 0)
     if not 1e-6 < number("k", k) < 1e38:
-        raise ValueError(f"k must be finite and above 0; got {k}")
+        raise ValueError(f"k must be above 1e-6 and below 1e38; got {k}")
     part, spread = 1 / k, finite("deviations", deviations)
     if not 0 <= number("smoothing", smoothing) < 1:
         raise ValueError(f"smoothing must be at least 0 and below 1; got {smoothing}")

@@ -22,7 +22,7 @@ def linear(margin: float, margin_end: float, epochs: int) -> Schedule:
     """A straight line from `margin` to `margin_end`, which then stays.
 
     ``μ(e) = margin + (margin_end − margin) · e / (epochs − 1)``: the first of `epochs` epochs
-    trains at `margin`, the last at `margin_end`.
+    trains at `margin`, the last at `margin_end`, and so does a single one.
 
     Raises:
         ValueError: unless the margins are finite and at least 0, and ``epochs ≥ 1``.
@@ -64,7 +64,7 @@ def litm(margin: float, margin_end: float, epochs: int, stages: int = 3) -> Sche
 
     In epoch e the stage is ``s = ⌊e · stages / epochs⌋``, and
     ``μ = margin + (margin_end − margin) · s / (stages − 1)``. With fewer epochs than stages, each
-    epoch is a stage.
+    epoch is a stage; a single one trains at `margin_end`.
 
     The paper trains in several stages whose margin grows from stage to stage. Equal lengths and
     equal steps are our reading of it. Its other proposals (features of several levels, a search
@@ -95,6 +95,7 @@ def replay(margins: Numbers) -> Schedule:
 
     Raises:
         ValueError: unless there is one, and all are finite and at least 0.
+        TypeError: for what is no list of numbers.
 
     Example:
         >>> import margin_jax as mj
@@ -102,6 +103,8 @@ def replay(margins: Numbers) -> Schedule:
         >>> round(float(schedule.init().margin), 6)
         0.2
     """
+    if np.ndim(margins) != 1:
+        raise TypeError(f"replay needs a list of margins; got {margins!r:.80}")
     if len(margins) == 0:
         raise ValueError("replay needs at least one margin; got none")
     return table(np.array([at_least("margins", margin, 0) for margin in margins]))
