@@ -371,6 +371,20 @@ def test_a_full_disk_stops_the_run_and_leaves_its_last_state(tiny_fit, tmp_path,
     assert resumed.report == whole.report
 
 
+def test_a_full_disk_leaves_the_pairs_of_a_finished_run(tiny_fit, tmp_path):
+    run = tiny_fit(tmp_path / "run", epochs=1)
+    pairs = (run.path / "pairs.npz").read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(pairs) // 2, before[1]))
+        with pytest.raises(ValueError, match="cannot write the run folder"):
+            tiny_fit(run.path, epochs=1, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (run.path / "pairs.npz").read_bytes() == pairs
+    assert not list(run.path.glob("*.partial"))
+
+
 def test_a_refused_resume_changes_nothing(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished.path, folder)

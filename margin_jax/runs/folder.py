@@ -27,6 +27,7 @@ from margin_jax.files import (
     sha256,
     to_json,
     write_text,
+    writing,
 )
 from margin_jax.lock import LOCK
 from margin_jax.runs.run_data import RunData
@@ -101,7 +102,8 @@ def write_pairs(folder: Path, data: RunData) -> None:
         arrays["files"] = np.array(data.dataset.files)
     for name, pairs in data.pairs.items():
         arrays |= {f"{name}_rows": pairs.rows, f"{name}_same": pairs.same}
-    np.savez_compressed(folder / PAIRS, **arrays)
+    with writing(folder / PAIRS) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def unwritable(folder: Path, error: OSError) -> ValueError:
