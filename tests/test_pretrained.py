@@ -286,6 +286,14 @@ def test_a_file_of_another_format_is_refused(tmp_path, content, got):
         load_weights("mobilenet_v3_small", path)
 
 
+def test_tensors_of_a_type_that_numpy_does_not_have_are_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    header = b'{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+    with pytest.raises(ValueError, match=rf"of types that NumPy has; cannot read {path}"):
+        load_weights("mobilenet_v3_small", path)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"there is no file .*none\.safetensors"):
         load_weights("mobilenet_v3_small", tmp_path / "none.safetensors")

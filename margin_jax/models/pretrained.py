@@ -119,7 +119,11 @@ def load_weights(name: str, path: Path | str) -> tuple[Any, Any]:
         raise ValueError(f"weights must be a safetensors file; there is no file {path}")
     try:
         tensors = load_file(path)
-    except (SafetensorError, TypeError) as error:  # TypeError: of a type unknown to NumPy
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"weights must be of types that NumPy has; cannot read {path}: {error}"
+        ) from error
+    except SafetensorError as error:
         with path.open("rb") as file:
             start = file.read(4)
         is_pickle = start.startswith(b"\x80") or start == b"PK\x03\x04"  # PyTorch zips its pickles
