@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -236,6 +237,20 @@ def test_a_network_of_ones_own(tiny_fit, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 1), np.uint8)
     found = called(run.export(tmp_path / "model"))(images)
     np.testing.assert_allclose(found, run.embed(images), rtol=1e-5, atol=1e-6)
+
+
+class Halves(nn.Module):
+    @nn.compact
+    def __call__(self, examples, *, train):
+        return nn.Dense(4)(examples.reshape(len(examples), -1)).astype(jnp.bfloat16)
+
+
+def test_embeddings_are_float32_whatever_the_network_returns(tiny_fit, tmp_path):
+    run = tiny_fit(tmp_path / "run", encoder=mj.Encoder(Halves()), epochs=1)
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 1), np.uint8)
+    found = called(run.export(tmp_path / "model"))(images)
+    assert found.dtype == run.embed(images).dtype == np.float32
+    np.testing.assert_allclose(found, run.embed(images), rtol=0.02, atol=0.02)
 
 
 def test_a_network_that_can_not_be_exported(tiny_fit, tmp_path):

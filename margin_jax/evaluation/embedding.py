@@ -96,7 +96,7 @@ def _round_up(n: int) -> int:
 def _embed(apply_fn: ApplyFn, mesh: Mesh, params: Any, batch_stats: Any, examples: Array) -> Array:
     vectors = apply_fn(params, batch_stats, examples, train=False, key=None)[0]
     everywhere: Array = jax.lax.with_sharding_constraint(vectors, replicated(mesh))
-    return everywhere
+    return everywhere.astype(jnp.float32)
 
 
 def pair_distances(

@@ -89,7 +89,8 @@ def stablehlo(
     like = jax.eval_shape(lambda: (params, batch_stats))
 
     def embed(weights: dict[str, Array], examples: Array) -> Array:
-        return encoder.apply(*as_trees(weights, like), examples, train=False, key=None)[0]
+        found = encoder.apply(*as_trees(weights, like), examples, train=False, key=None)[0]
+        return found.astype(jnp.float32)
 
     shape = (*jax.export.symbolic_shape("n"), *model.data["example_shape"])
     given: Any = arrays_by_name(*like), jax.ShapeDtypeStruct(shape, _dtype(model))
@@ -118,7 +119,8 @@ def onnx_of(
     """
 
     def embed(examples: Array) -> Array:
-        return encoder.apply(params, batch_stats, examples, train=False, key=None)[0]
+        found = encoder.apply(params, batch_stats, examples, train=False, key=None)[0]
+        return found.astype(jnp.float32)
 
     name = f"margin-jax, trained on {model.data['dataset']}"
     return onnx_model(embed, model.data["example_shape"], _dtype(model), name)
