@@ -91,6 +91,16 @@ def test_a_mesh_that_would_fail_later_is_refused():
             mj.make_train_step(lambda *_, **__: None, OPTIMIZER, mesh=mesh)
 
 
+def test_a_batch_that_devices_cannot_share_is_refused():
+    def embed(params, batch_stats, images, *, train, key):
+        return images @ params, batch_stats
+
+    state = mj.create_state(np.eye(2), {}, OPTIMIZER, SCHEDULE, jax.random.key(0))
+    train_step = mj.make_train_step(embed, OPTIMIZER, mesh=make_mesh(2, 4))
+    with pytest.raises(ValueError, match="a batch of 5 rows cannot be shared equally by 2 devices"):
+        train_step(state, np.ones((5, 2), np.float32), np.arange(5) // 2)
+
+
 def test_a_batch_that_leaves_devices_idle_is_said(monkeypatch):
     class Accelerator:
         platform = "gpu"

@@ -136,7 +136,8 @@ def make_train_step(
         ValueError: for a microbatch below 1, or one that is not a multiple of the number of
             devices; the step raises it for one that does not divide the batch.
         ValueError: for a mesh without an axis "data", or whose axes are not of the type Auto, as
-            ``jax.make_mesh((n,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))`` makes it.
+            ``jax.make_mesh((n,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))`` makes it;
+            the step raises it for a batch that the devices cannot share equally.
     """
     if mesh is not None and (AXIS not in mesh.axis_names or {*mesh.axis_types} != {AxisType.Auto}):
         raise ValueError(
@@ -156,7 +157,7 @@ def make_train_step(
     # Some optimisers look at the loss, such as `optax.contrib.reduce_on_plateau`.
     update = optax.with_extra_args_support(optimizer).update
     everywhere = None if mesh is None else replicated(mesh)
-    devices = 1 if mesh is None else mesh.size
+    devices, shares = (1, 1) if mesh is None else (mesh.size, mesh.shape[AXIS])
     batch_loss: Callable[..., Any] = functools.partial(
         check_loss(loss), axis_name=AXIS if devices > 1 else None
     )
@@ -207,6 +208,10 @@ def make_train_step(
     def train_step(
         state: TrainState, images: Array, labels: Array
     ) -> tuple[TrainState, StepOutput]:
+        if len(images) % shares:
+            raise ValueError(
+                f"a batch of {len(images)} rows cannot be shared equally by {shares} devices"
+            )
         key = jax.random.fold_in(state.key, state.step)
         if augment is not None:
             images = augment(images, jax.random.fold_in(key, 2))
