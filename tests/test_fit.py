@@ -3,9 +3,11 @@
 import itertools
 import json
 import os
+import re
 import resource
 import shutil
 import signal
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -343,6 +345,32 @@ class Point(nn.Module):
     def __call__(self, images, *, train):
         x = 1 + 1e-4 * nn.Dense(8)(images.reshape(len(images), -1))
         return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+class Returns(nn.Module):
+    """Whatever it is told to make of a layer."""
+
+    made: Callable
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return self.made(nn.Dense(8)(images.reshape(len(images), -1)))
+
+
+@pytest.mark.parametrize(
+    ("made", "got"),
+    [
+        (lambda x: (x, x), "(ShapeDtypeStruct(shape=(1, 8), dtype=float32), Shape"),
+        (lambda x: x[:, None], "ShapeDtypeStruct(shape=(1, 1, 8), dtype=float32)"),
+        (lambda x: x[0], "ShapeDtypeStruct(shape=(8,), dtype=float32)"),
+        (lambda x: x.astype(int), "ShapeDtypeStruct(shape=(1, 8), dtype=int32)"),
+    ],
+    ids=["two", "rank 3", "rank 1", "integers"],
+)
+def test_a_network_that_returns_no_embeddings_is_refused_at_once(tiny_fit, tmp_path, made, got):
+    with pytest.raises(ValueError, match=rf"\(1, d\) for one example; got {re.escape(got)}"):
+        tiny_fit(tmp_path / "run", encoder=mj.Encoder(Returns(made)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_collapse_is_said(tiny_fit, tmp_path):

@@ -15,6 +15,7 @@ from margin_jax.config import TrainConfig
 from margin_jax.data.augmentation import Augment, make_augment
 from margin_jax.data.dataset import Dataset
 from margin_jax.data.moments import moments
+from margin_jax.files import short
 from margin_jax.losses.base import OWN, Loss, check_loss, first_state, in_epoch
 from margin_jax.models import PRETRAINED, pretrained
 from margin_jax.models.encoder import Encoder
@@ -157,10 +158,23 @@ def _one(data: RunData) -> jax.ShapeDtypeStruct:
 
 
 def _dim(encoder: Encoder, params: Any, batch_stats: Any, one: jax.ShapeDtypeStruct) -> int:
-    """Numbers of an embedding, which a network of one's own decides."""
+    """Numbers of an embedding, which a network of one's own decides.
+
+    Raises:
+        ValueError: for a network that returns no embeddings.
+    """
     embed = functools.partial(encoder.apply, train=False, key=None)
-    embeddings, _ = jax.eval_shape(embed, params, batch_stats, one)
-    return int(embeddings.shape[-1])
+    found, _ = jax.eval_shape(embed, params, batch_stats, one)
+    if not (
+        isinstance(found, jax.ShapeDtypeStruct)
+        and jnp.issubdtype(found.dtype, jnp.floating)
+        and len(found.shape) == 2
+        and found.shape[0] == 1
+    ):
+        raise ValueError(
+            f"an encoder must return one array of floats, (1, d) for one example; got {short(found)}"
+        )
+    return int(found.shape[-1])
 
 
 def check_own(config: TrainConfig, loss: Loss | None) -> None:
