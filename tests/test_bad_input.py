@@ -276,7 +276,7 @@ ROWS = [
     ("features --out nowhere/x.npz", "--out must be .* there is no folder nowhere"),
     ("features --out x.npy", r"--out must end in \.npz; got x.npy"),
     ("features --out old.npz", "old.npz exists: add --overwrite, or choose another --out"),
-    ("features --encoder small_cnn", "encoders with a head of their own; got small_cnn"),
+    ("features --encoder small_cnn", "a trunk, which encoder small_cnn does not have"),
     ("features --encoder resnet", "encoder must be one of "),
     ("features --weights no.safetensors", "--weights .* there is no file"),
     (

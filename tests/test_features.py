@@ -8,6 +8,7 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import nnx
 from PIL import Image
 
@@ -97,6 +98,18 @@ def test_the_network_never_sees_more_than_a_batch(out):
 
     mj.extract_features(dataset(), trunk, out, batch_size=10)
     assert sizes == [10, 10, 3]
+
+
+def test_a_network_of_linen_without_parameters(out):
+    class Flat(nn.Module):
+        @nn.compact
+        def __call__(self, examples, *, train):
+            return examples.reshape(len(examples), -1)
+
+    data = dataset()
+    mj.extract_features(data, mj.Encoder(Flat()), out)
+    x = data.examples / 255
+    np.testing.assert_allclose(read(out)["features"], flat((x - x.mean()) / x.std()), atol=1e-4)
 
 
 # Views
@@ -308,7 +321,8 @@ def test_features_of_examples_that_are_no_pictures(out):
 @pytest.mark.parametrize(
     ("encoder", "options", "message"),
     [
-        ("small_cnn", {}, "encoders with a head of their own; got small_cnn"),
+        ("small_cnn", {}, "a trunk, which encoder small_cnn does not have"),
+        ("head:hidden=8,dropout=0", {}, "a trunk, which encoder head does not have"),
         ("mpl", {}, "Did you mean 'mlp'"),
         ("mlp", {"pretrained": True}, "--encoder with pretrained weights must be one of"),
         (flat, {"pretrained": True}, "for an encoder by name"),

@@ -37,7 +37,7 @@ def draw(module: nn.Module, key: Array, examples: Array) -> tuple[Any, Any]:
 
 def _draw(module: nn.Module, key: Array, examples: Array) -> tuple[Any, Any]:
     variables = module.init(key, examples, train=False)
-    return variables["params"], variables.get("batch_stats", {})
+    return variables.get("params", {}), variables.get("batch_stats", {})
 
 
 _part = jax.jit(_draw, static_argnums=0)

@@ -20,6 +20,7 @@ from margin_jax.files import local_path, sha256
 from margin_jax.models import PRETRAINED, resolve_encoder
 from margin_jax.models import pretrained as published
 from margin_jax.models.encoder import Encoder
+from margin_jax.models.head import Given
 from margin_jax.models.make import make_module
 
 Trunk: TypeAlias = Callable[[np.ndarray], ArrayLike]
@@ -46,9 +47,9 @@ def _by_name(
 ) -> Callable[[Dataset, Mesh, int], tuple[Trunk, Any]]:
     """The weights are read at once, as their file may be none."""
     name, parameters = resolve_encoder(text, {})
-    trunk = getattr(make_module(name, 1, **parameters), "trunk", None)
-    if trunk is None:
-        raise ValueError(f"features are of encoders with a head of their own; got {name}")
+    trunk = getattr(make_module(name, 1, **parameters), "trunk", Given())
+    if isinstance(trunk, Given):
+        raise ValueError(f"features are those of a trunk, which encoder {name} does not have")
     told = {"name": name, **parameters}
     if not pretrained and weights is None:
         return functools.partial(_drawn, Encoder(trunk), told, seed)
