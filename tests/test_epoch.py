@@ -12,6 +12,7 @@ import oracle
 import pytest
 
 import margin_jax as mj
+from margin_jax.losses.base import first_state
 from margin_jax.training.epoch import end_epoch, train_steps
 from margin_jax.training.step import StepOutput
 
@@ -214,6 +215,36 @@ def test_a_changing_margin_never_recompiles():
         margins.add(record.margin)
     assert len(margins) == 4
     assert traces == 1
+    assert train_step._cache_size() == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Remembers(mj.TripletLoss):
+    """Its state, and so that of the next step, is of a weak type."""
+
+    def init_state(self):
+        return jnp.zeros(())
+
+    def __call__(self, *args, state, **options):
+        return (*super().__call__(*args, **options), jnp.where(state > 0.4, 0.3, 0.5))
+
+
+@pytest.mark.parametrize("loss", [mj.TripletLoss(), Remembers()], ids=["triplets", "a loss with a state"])
+@pytest.mark.parametrize(
+    "margin",
+    [lambda state: 0.3, lambda state: jnp.where(state.epoch > 0, 0.5, 0.3)],
+    ids=["number", "where"],
+)
+def test_weak_types_never_recompile(margin, loss):
+    def update(state, stats):
+        return dataclasses.replace(state, margin=margin(state), epoch=state.epoch + 1)
+
+    schedule = mj.Schedule(mj.constant(0.2).init, update)
+    train_step = mj.make_train_step(apply_fn, OPTIMIZER, loss)
+    state = new_state(schedule).replace(loss_state=first_state(loss))
+    for _ in range(3):
+        state, record = mj.train_epoch(state, train_step, batches(), schedule)
+    assert record.margin == pytest.approx(float(margin(state.schedule)))
     assert train_step._cache_size() == 1
 
 

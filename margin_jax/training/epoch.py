@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from margin_jax.schedules import Schedule
@@ -258,11 +257,10 @@ def _like(new: T, old: T) -> T:
     """
 
     def place(n: Array, o: Array) -> Any:
-        n = n if isinstance(n, Array) else jnp.asarray(n)
         same_type = n if n.dtype == o.dtype else n.astype(o.dtype)  # keys have no astype
         if not o.committed or (n.committed and n.sharding == o.sharding):
             return same_type
         return jax.device_put(same_type, o.sharding)
 
-    placed: T = jax.tree.map(place, new, old)
+    placed: T = jax.tree.map(place, as_arrays(new), old)
     return placed

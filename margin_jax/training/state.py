@@ -98,7 +98,7 @@ def create_state(
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(_trained(params, loss_params)),
-        schedule=schedule.init(),
+        schedule=as_arrays(schedule.init()),
         memory=memory,
         loss_params=loss_params,
         loss_state=loss_state,
@@ -106,8 +106,17 @@ def create_state(
 
 
 def as_arrays(tree: T) -> T:
-    """The same, with NumPy's arrays as JAX's."""
-    arrays: T = jax.tree.map(lambda v: v if isinstance(v, Array) else jnp.asarray(v), tree)
+    """The same, with numbers and NumPy's arrays as JAX's, none of which has a weak type.
+
+    To a compiled step a weak type is another one, such as that of 0.3 or of a `where` of numbers.
+    """
+
+    def strong(value: Any) -> Array:
+        array = value if isinstance(value, Array) else jnp.asarray(value)
+        weak = getattr(array, "weak_type", False)  # keys do not have it
+        return array.astype(array.dtype) if weak else array
+
+    arrays: T = jax.tree.map(strong, tree)
     return arrays
 
 

@@ -21,7 +21,7 @@ from margin_jax.models import ApplyFn
 from margin_jax.stats import TripletStats
 from margin_jax.training.memory import Memory
 from margin_jax.training.microbatch import differentiate
-from margin_jax.training.state import TrainState
+from margin_jax.training.state import TrainState, as_arrays
 
 
 class StepOutput(NamedTuple):
@@ -255,7 +255,7 @@ def make_train_step(
             loss_state=loss_state,
         )
         norm = optax.tree.norm(gradient)
-        return new_state, StepOutput(value, stats, sampled, norm, memory_stats)
+        return as_arrays(new_state), StepOutput(value, stats, sampled, norm, memory_stats)
 
     return train_step
 
