@@ -677,6 +677,10 @@ class Flat(nn.Module):
         return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
+class Other(Flat):
+    """Another one, with weights of the same shapes."""
+
+
 def test_ones_own_dataset_encoder_and_callback(tmp_path):
     rng = np.random.default_rng(0)
     faces = rng.integers(0, 200, (30, 9, 9, 1))
@@ -695,6 +699,8 @@ def test_ones_own_dataset_encoder_and_callback(tmp_path):
     again = mj.load_run(run.path, encoder=encoder)
     np.testing.assert_array_equal(again.embed(mine.examples), run.embed(mine.examples))
     assert plots.plot_margin(run.history).axes[0].get_ylabel() == "margin μ"
+    with pytest.raises(ValueError, match=r"is of the network .*Flat\(.*; got .*Other\("):
+        mj.load_run(run.path, encoder=mj.Encoder(Other()))
     with pytest.raises(ValueError, match="encoder object and"):
         mj.load_run(run.path)
     with pytest.raises(ValueError, match="given as an object"):

@@ -80,7 +80,8 @@ def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
         encoder: your own network, if it was trained with ``TrainConfig(encoder="own")``.
 
     Raises:
-        ValueError: if there is no finished run of this version, or it is damaged.
+        ValueError: if there is no finished run of this version, or it is damaged; if your network
+            is another one, by its attributes or number of parameters.
     """
     if os.fspath(path).startswith(hub.PREFIX) or is_model(local_path("run", path)):
         return load_pretrained(path, encoder=encoder)
@@ -101,6 +102,8 @@ def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the run in {folder} is damaged: {error}") from error
     encoder = get_encoder(config, encoder)
+    if "network" in data and (got := encoder.description(example_shape)) != data["network"]:
+        raise ValueError(f"the run in {folder} is of the network {data['network']}; got {got}")
     like = jax.eval_shape(lambda: encoder.init(jax.random.key(0), example_shape))
     if not is_saved(folder):
         raise ValueError(f"the run in {folder} is damaged: nothing is saved in {CHECKPOINTS}")
