@@ -103,6 +103,20 @@ def test_finished_cells_are_kept_and_missing_ones_trained(compared, monkeypatch)
         mj.compare(mj.vary(config.replace(learning_rate=0.01), schedule=SCHEDULES), (0, 1))
 
 
+@pytest.mark.filterwarnings("ignore:a batch has 23 identities")
+def test_no_cell_is_changed_if_one_of_them_cannot_go_on(tmp_path):
+    """More epochs of a constant are the same run; those of a line are another one."""
+    follows = {"identities_per_batch": None}
+    config = SMALL.replace(encoder="linear", epochs=1, out=str(tmp_path), **follows)
+    first = mj.compare(mj.vary(config, schedule=("constant", "linear")), [0])
+    longer = mj.vary(config.replace(epochs=2), schedule=("constant", "linear"))
+    with pytest.raises(ValueError, match=r"epochs is 1, asked for 2; give --overwrite, or choose"):
+        mj.compare(longer, [0])
+    assert mj.load_run(tmp_path / "constant-seed0").report == first.reports["constant"][0]
+    constants = mj.vary(config.replace(epochs=2), schedule=("constant",))
+    assert len(mj.compare(constants, [0]).histories["constant"][0]) == 2
+
+
 def test_two_comparisons_in_one_folder_are_refused(compared):
     config, _ = compared
     refused = []

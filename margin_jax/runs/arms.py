@@ -27,8 +27,8 @@ from margin_jax.losses.base import Loss
 from margin_jax.models.encoder import Encoder
 from margin_jax.runs.comparison import Comparison
 from margin_jax.runs.fit import fit
-from margin_jax.runs.folder import REPORT, read_config, read_history, read_report
-from margin_jax.runs.resume import differences
+from margin_jax.runs.folder import CONFIG, REPORT, read_config, read_history, read_report
+from margin_jax.runs.resume import check_config, differences
 from margin_jax.runs.run_data import load, loading, prepare_data, settle_batches
 from margin_jax.runs.setting import check_own, get_encoder
 
@@ -111,8 +111,9 @@ def compare(
     Raises:
         TypeError: if arms are not a mapping.
         ValueError: as :func:`~margin_jax.fit`; if there are no arms, equal arms, arms with
-            different data, no or repeated seeds, or an unknown baseline; if a finished run was
-            trained on other images, or with another network or loss.
+            different data, no or repeated seeds, or an unknown baseline; if a run that is there has
+            another configuration, before any is trained; if a finished run was trained on other
+            images, or with another network or loss.
     """
     arms = _checked(arms, dataset, encoder, loss)
     (first, *_) = arms.values()
@@ -192,6 +193,8 @@ def _train(
 
     Arms that are trained on the same pictures read alike share them, and come after each other.
     """
+    for name, seed in itertools.product(arms, seeds):  # before the first of them is changed
+        _check_goes_on(_cell(arms[name], name, seed))
     sharing: dict[tuple[Any, ...], list[str]] = {}
     for name, config in arms.items():
         sharing.setdefault(tuple(loading(config).values()), []).append(name)
@@ -232,13 +235,28 @@ def _cell(arm: TrainConfig, name: str, seed: int) -> TrainConfig:
     ).shrunk()
 
 
+def _check_goes_on(cell: TrainConfig) -> None:
+    """Refuses a cell whose folder holds a run of another configuration."""
+    if cell.overwrite or not (cell.folder / CONFIG).is_file():
+        return
+    saved = read_config(cell.folder)
+    # These may follow the images, which are not loaded yet; `fit` asks again when they are.
+    following = [
+        name
+        for name in ("identities_per_batch", "images_per_identity")
+        if getattr(cell, name) is None
+    ]
+    as_saved = cell.replace(**{name: getattr(saved, name) for name in following})
+    check_config(as_saved, "give --overwrite, or choose another --out")
+
+
 def _finished(cell: TrainConfig) -> dict[str, Any] | None:
     """The report of a cell that needs no training."""
     path = cell.folder / REPORT
     if cell.overwrite or not path.is_file():
         return None
     if read_config(cell.folder).experiment() != cell.experiment():
-        return None  # `fit` says what differs
+        return None  # it may differ so, as in more epochs, or was refused before
     try:
         report = read_report(cell.folder)
     except ValueError as error:

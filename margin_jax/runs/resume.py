@@ -84,11 +84,16 @@ def prepare_folder(config: TrainConfig, data: RunData) -> str:
     return ""
 
 
-def _check_same(config: TrainConfig, described: dict[str, Any], folder: Path) -> str:
-    """Refuses to resume what is not the same run; more epochs of it are, if its rule allows.
+def check_config(config: TrainConfig, advice: str = "--allow-changes goes on all the same") -> str:
+    """Refuses to resume a run of another configuration; more epochs are none, if its rule allows.
 
     Returns what changes all the same, because it was asked for, in words.
+
+    Args:
+        config: of the run, whose folder has a configuration already.
+        advice: what is said where all that differs could be changed.
     """
+    folder = config.folder
     saved = read_config(folder).experiment()
     asked = config.experiment()
     # What is laid out over the whole run cannot be made longer.
@@ -105,14 +110,20 @@ def _check_same(config: TrainConfig, described: dict[str, Any], folder: Path) ->
         names <= CHANGEABLE and asked["epochs"] >= saved["epochs"] and trained < asked["epochs"]
     )
     if names and not (config.allow_changes and possible):
-        advice = "; --allow-changes goes on all the same" if possible else ""
-        raise ValueError(f"cannot resume {folder} as another run: {changed}{advice}")
+        hint = f"; {advice}" if possible else ""
+        raise ValueError(f"cannot resume {folder} as another run: {changed}{hint}")
+    return changed
+
+
+def _check_same(config: TrainConfig, described: dict[str, Any], folder: Path) -> str:
+    """Refuses to resume what is not the same run; returns what changes as :func:`check_config`."""
+    changed = check_config(config)
     if other := differences(folder, described):
         raise ValueError(
             f"cannot resume {folder}: it was started with other examples or another network "
             f"({other})"
         )
-    if trained and not is_saved(folder):
+    if read_history(folder) and not is_saved(folder):
         raise ValueError(
             f"cannot resume {folder}: there is nothing in {CHECKPOINTS}; --overwrite begins anew"
         )
