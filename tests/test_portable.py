@@ -1,6 +1,8 @@
 """A model folder: what is written comes back, and what is not one is refused in one line."""
 
+import dataclasses
 import json
+import math
 import os
 import pickle
 import re
@@ -11,8 +13,11 @@ import types
 from pathlib import Path
 
 import chex
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -171,6 +176,58 @@ def test_a_network_of_ones_own(tiny_fit, tmp_path):
     np.testing.assert_array_equal(back.embed(images), run.embed(images))
     with pytest.raises(ValueError, match="the configuration says 'own'"):
         mj.load_pretrained(folder)
+
+
+class Masked(nn.Module):
+    """A parameter without axes, and a mask of infinities that is not trained."""
+
+    @nn.compact
+    def __call__(self, examples, *, train):
+        x = nn.Dense(8)(examples.reshape(examples.shape[0], -1))
+        least = self.variable("batch_stats", "least", lambda: jnp.full((), -jnp.inf))
+        return self.param("scale", nn.initializers.ones, ()) * jnp.maximum(x, least.value)
+
+
+def test_arrays_without_axes_and_infinities_come_back(tiny_fit, tmp_path):
+    run = tiny_fit(tmp_path / "run", encoder=mj.Encoder(Masked()), epochs=1)
+    back = mj.load_pretrained(run.export(tmp_path / "model"), encoder=run.encoder)
+    trees = [jax.device_get((r.params, r.batch_stats)) for r in (back, run)]
+    chex.assert_trees_all_equal(*trees, strict=True)
+
+
+def test_a_run_on_bfloat16_comes_back(tiny_encoder, tmp_path):
+    examples = np.random.default_rng(0).normal(size=(120, 6)).astype(jnp.bfloat16)
+    mine = mj.Dataset.from_arrays(examples, np.arange(120) // 4)
+    own = {"dataset": "own", "encoder": "own", "out": str(tmp_path / "run")}
+    config = mj.TrainConfig(**own, epochs=1, identities_per_batch=4)
+    run = mj.fit(config, dataset=mine, encoder=tiny_encoder)
+    back = mj.load_pretrained(run.save_pretrained(tmp_path / "model"), encoder=tiny_encoder)
+    np.testing.assert_array_equal(back.embed(examples[:5]), run.embed(examples[:5]))
+
+
+def test_an_epoch_without_triplets_comes_back(run, tmp_path):
+    history = [{**record, "easy_fraction": math.nan} for record in run.history[:1]]
+    silent = dataclasses.replace(run, history=[*history, *run.history[1:]])
+    back = mj.load_pretrained(silent.save_pretrained(tmp_path / "model"))
+    assert [record["easy_fraction"] is None for record in back.history] == [True, False]
+    lines = [shown._repr_markdown_().splitlines()[0] for shown in (silent, back)]
+    assert "easy triplets none -> " in lines[0]
+    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda run: {"params": jax.tree.map(lambda v: v * np.nan, run.params)}, "is not finite"),
+        (lambda run: {"report": {**run.report, "a": "b" * 1001}}, "no text may have more than"),
+        (lambda run: {"params": jax.tree.map(np.float16, run.params)}, "must be float32"),
+    ],
+    ids=["not finite", "long text", "another type"],
+)
+def test_no_model_is_left_that_cannot_be_loaded(run, tmp_path, change, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(run, **change(run)).save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 # Where it is written

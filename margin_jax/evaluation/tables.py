@@ -1,5 +1,6 @@
 """Figures as people read them: lines of text in a terminal, Markdown in a notebook."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,8 +77,13 @@ def training_line(report: dict[str, Any], history: list[dict[str, Any]]) -> str:
     return (
         f"best epoch {report['best_epoch']} of {report['epochs']}; margin "
         f"{first['margin']:.2f} -> {last['margin']:.2f}; easy triplets "
-        f"{first['easy_fraction']:.1%} -> {last['easy_fraction']:.1%}"
+        f"{_percent(first['easy_fraction'])} -> {_percent(last['easy_fraction'])}"
     )
+
+
+def _percent(value: float | None) -> str:
+    """NaN, in JSON null, is said of an epoch without triplets."""
+    return "none" if value is None or math.isnan(value) else f"{value:.1%}"
 
 
 def _cells(report: dict[str, Any]) -> list[str]:

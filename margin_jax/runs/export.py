@@ -21,9 +21,17 @@ from margin_jax.runs.portable import (
     STABLEHLO,
     Model,
     check_replaceable,
+    read_model,
     write_model,
 )
-from margin_jax.runs.weights import arrays_by_name, as_trees, write_weights
+from margin_jax.runs.weights import (
+    WEIGHTS,
+    arrays_by_name,
+    as_trees,
+    read_weights,
+    weights_like,
+    write_weights,
+)
 
 Embed: TypeAlias = Callable[[dict[str, Array], Array], Array]
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -66,8 +74,23 @@ def save(
             (folder / name).write_bytes(content)
         write_model(folder, model)
         write_text(folder / CARD, card(model, made))
+        _check_readable(folder, encoder)
         check_replaceable(target, overwrite)  # something may have come there meanwhile
     return target
+
+
+def _check_readable(folder: Path, encoder: Encoder) -> None:
+    """Reads a model again, so that none is left that cannot be loaded.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    try:
+        model = read_model(folder)
+        like = weights_like(encoder, model.data["example_shape"])
+        read_weights(folder, model.digests[WEIGHTS], like)
+    except ValueError as error:
+        raise ValueError(f"the model could not be loaded again: {error}") from error
 
 
 def stablehlo(

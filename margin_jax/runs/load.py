@@ -22,11 +22,11 @@ from margin_jax.runs.folder import (
     read_history,
     read_report,
 )
-from margin_jax.runs.portable import MODEL, Model, is_model, read_model
+from margin_jax.runs.portable import MODEL, is_model, read_model
 from margin_jax.runs.run import Run
 from margin_jax.runs.setting import get_encoder
 from margin_jax.runs.validation import best_epoch
-from margin_jax.runs.weights import WEIGHTS, read_weights
+from margin_jax.runs.weights import WEIGHTS, read_weights, weights_like
 from margin_jax.training.checkpoint import Checkpoint
 
 
@@ -53,7 +53,7 @@ def load_pretrained(path: str | Path, *, encoder: Encoder | None = None) -> Run:
         model = read_model(folder)
         encoder = get_encoder(model.config, encoder)
         params, batch_stats = read_weights(
-            folder, model.digests[WEIGHTS], _weights_like(encoder, model)
+            folder, model.digests[WEIGHTS], weights_like(encoder, model.data["example_shape"])
         )
     except (ValueError, OSError) as error:
         raise ValueError(f"cannot load the model in {folder}: {error}") from error
@@ -61,15 +61,6 @@ def load_pretrained(path: str | Path, *, encoder: Encoder | None = None) -> Run:
     return Run(
         folder, model.config, model.history, model.report, data, encoder, params, batch_stats
     )
-
-
-def _weights_like(encoder: Encoder, model: Model) -> Any:
-    """Structure, shapes and types of ``(params, batch_stats)``."""
-    shape = tuple(model.data["example_shape"])
-    try:
-        return jax.eval_shape(lambda: encoder.init(jax.random.key(0), shape))
-    except Exception as error:  # whatever a network says of a shape that it does not take
-        raise ValueError(f"encoder {model.config.encoder} takes no examples of {shape}") from error
 
 
 def load_run(path: str | Path, *, encoder: Encoder | None = None) -> Run:

@@ -197,7 +197,7 @@ def _checked(found: Any) -> Model:
         raise ValueError(f"distance must be {config.distance!r} as in config")
     data, digests = found["data"], found["sha256"]
     _check_data(data)
-    history = [{name: _number(record[name]) for name in _HISTORY} for record in found["history"]]
+    history = [_record(record) for record in found["history"]]
     # The one that people see, and may have changed, is the one that counts.
     reported, threshold = found["report"]["test"], float(_number(found["threshold"]))
     if reported["threshold"] != threshold:
@@ -226,7 +226,7 @@ def _check_data(data: Any) -> None:
     for count in (data["examples"], *data["counts"].values(), *shape):
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ValueError(f"counts and shapes must be whole numbers from 1 on; got {count!r}")
-    if dtype not in ("uint8", "float16", "float32", "float64"):
+    if dtype not in ("uint8", "bfloat16", "float16", "float32", "float64"):
         raise ValueError(f"example_dtype must be uint8 or a float; got {dtype!r}")
     if not isinstance(shape, list) or not shape or math.prod(shape) > _MOST_NUMBERS:
         raise ValueError(f"example_shape must be a list of up to {_MOST_NUMBERS:,} in all")
@@ -234,6 +234,16 @@ def _check_data(data: Any) -> None:
         raise ValueError(f"pictures are [height, width, 1 or 3]; got {shape}")
     if not isinstance(data["dataset"], str):
         raise ValueError(f"dataset must be a name; got {data['dataset']!r}")
+
+
+def _record(found: Any) -> dict[str, Any]:
+    """Of an epoch, which has no share of easy triplets if it had no triplets."""
+    easy = found["easy_fraction"]
+    return {
+        "epoch": _number(found["epoch"]),
+        "margin": _number(found["margin"]),
+        "easy_fraction": None if easy is None else _number(easy),
+    }
 
 
 def _number(value: Any) -> float:

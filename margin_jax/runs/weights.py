@@ -1,7 +1,7 @@
 """The arrays of an encoder in a file of safetensors, by name."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from margin_jax.files import read_at_most, sha256, short
+from margin_jax.models.encoder import Encoder
 
 WEIGHTS = "weights.safetensors"
 _MOST_HEADER = 2**24  # before the numbers of a safetensors file
@@ -46,14 +47,16 @@ def write_weights(folder: Path, params: chex.ArrayTree, batch_stats: chex.ArrayT
     """Writes ``weights.safetensors``.
 
     Raises:
-        ValueError: for an array of a type that the format, as NumPy has it, does not know.
+        ValueError: for an array of a type that the format, as NumPy has it, does not know, and for
+            parameters that are not finite.
     """
     from safetensors.numpy import save
 
-    arrays = {n: np.ascontiguousarray(v) for n, v in arrays_by_name(params, batch_stats).items()}
+    arrays = {n: np.asarray(v, order="C") for n, v in arrays_by_name(params, batch_stats).items()}
     for name, value in arrays.items():
         if value.dtype.kind not in "fiub":  # bfloat16 is V
             raise ValueError(f"weights must be numbers that NumPy knows; {name} is {value.dtype}")
+        _check_finite(name, value)
     (folder / WEIGHTS).write_bytes(save(arrays))
 
 
@@ -93,6 +96,24 @@ def read_weights(
                 f"{WEIGHTS}: {name} must be {leaf.dtype}{list(leaf.shape)}; got "
                 f"{value.dtype}{list(value.shape)}"
             )
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ValueError(f"{WEIGHTS}: {name} is not finite")
+        _check_finite(name, value)
     return as_trees(found, like)
+
+
+def _check_finite(name: str, value: np.ndarray) -> None:
+    """Of parameters alone: what a network keeps besides may be a mask of infinities."""
+    if name.startswith("params/") and not np.isfinite(value).all():
+        raise ValueError(f"{WEIGHTS}: {name} is not finite")
+
+
+def weights_like(encoder: Encoder, example_shape: Sequence[int]) -> Any:
+    """Structure, shapes and types of ``(params, batch_stats)``.
+
+    Raises:
+        ValueError: for an encoder that takes no such examples.
+    """
+    shape = tuple(example_shape)
+    try:
+        return jax.eval_shape(lambda: encoder.init(jax.random.key(0), shape))
+    except Exception as error:  # whatever a network says of a shape that it does not take
+        raise ValueError(f"the encoder takes no examples of {shape}") from error
