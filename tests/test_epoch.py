@@ -229,7 +229,9 @@ class Remembers(mj.TripletLoss):
         return (*super().__call__(*args, **options), jnp.where(state > 0.4, 0.3, 0.5))
 
 
-@pytest.mark.parametrize("loss", [mj.TripletLoss(), Remembers()], ids=["triplets", "a loss with a state"])
+@pytest.mark.parametrize(
+    "loss", [mj.TripletLoss(), Remembers()], ids=["triplets", "a loss with a state"]
+)
 @pytest.mark.parametrize(
     "margin",
     [lambda state: 0.3, lambda state: jnp.where(state.epoch > 0, 0.5, 0.3)],

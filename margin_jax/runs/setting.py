@@ -172,7 +172,8 @@ def _dim(encoder: Encoder, params: Any, batch_stats: Any, one: jax.ShapeDtypeStr
         and found.shape[0] == 1
     ):
         raise ValueError(
-            f"an encoder must return one array of floats, (1, d) for one example; got {short(found)}"
+            "an encoder must return one array of floats, (1, d) for one example; got "
+            f"{short(found)}"
         )
     return int(found.shape[-1])
 
