@@ -117,6 +117,14 @@ def test_no_cell_is_changed_if_one_of_them_cannot_go_on(tmp_path):
     assert len(mj.compare(constants, [0]).histories["constant"][0]) == 2
 
 
+def test_a_run_that_diverges_does_not_keep_the_others_from_their_turn(tmp_path):
+    config = SMALL.replace(out=str(tmp_path / "out"), epochs=1)
+    arms = mj.vary(config, learning_rate=[9e37, 2e-3])
+    with pytest.raises(mj.DivergedError, match=r"not finite.*kept in .*9e\+37-seed0\. A lower"):
+        mj.compare(arms, (0,))
+    mj.load_run(tmp_path / "out" / "learning_rate0.002-seed0")
+
+
 def test_two_comparisons_in_one_folder_are_refused(compared):
     config, _ = compared
     refused = []

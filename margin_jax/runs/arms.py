@@ -31,6 +31,7 @@ from margin_jax.runs.folder import CONFIG, REPORT, read_config, read_history, re
 from margin_jax.runs.resume import check_config, differences
 from margin_jax.runs.run_data import load, loading, prepare_data, settle_batches
 from margin_jax.runs.setting import check_own, get_encoder
+from margin_jax.training.record import DivergedError
 
 # Which images of whom there are, how they are split, and where the comparison lies.
 _SHARED = (
@@ -114,6 +115,7 @@ def compare(
             different data, no or repeated seeds, or an unknown baseline; if a run that is there has
             another configuration, before any is trained; if a finished run was trained on other
             images, or with another network or loss.
+        DivergedError: if a run diverges, after all others have been trained.
     """
     arms = _checked(arms, dataset, encoder, loss)
     (first, *_) = arms.values()
@@ -201,6 +203,7 @@ def _train(
     if dataset is not None:
         sharing = {(): list(arms)}
     done = {}
+    diverged: DivergedError | None = None
     for names in sharing.values():
         images = load(arms[names[0]]) if dataset is None else dataset
         cells = {
@@ -214,7 +217,11 @@ def _train(
             }
             report = _finished(cell)
             if report is None:
-                report = fit(cell, dataset=images, progress=progress, **own).report
+                try:
+                    report = fit(cell, dataset=images, progress=progress, **own).report
+                except DivergedError as error:  # which must not keep the others from their turn
+                    diverged = diverged or error
+                    continue
             elif other := differences(cell.folder, prepare_data(cell, images, **own).described):
                 raise ValueError(
                     f"{cell.folder} was trained on other images, or with another network or loss "
@@ -224,6 +231,8 @@ def _train(
             if on_cell is not None:
                 on_cell(name, seed, report)
         del images, cells  # before others are loaded
+    if diverged is not None:
+        raise diverged
     return done
 
 
