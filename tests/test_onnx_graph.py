@@ -134,6 +134,7 @@ def test_bfloat16_becomes_float32():
         (lambda x: jnp.sort(x, axis=1), "it uses sort"),
         (lambda x: jnp.arange(8.0)[x[:, :1].astype(int)], "it looks up computed places"),
         (lambda x: jax.lax.pad(x, 0.0, ((0, 0, 0), (0, 0, 1))), "it pads between pixels"),
+        (lambda x: x.reshape(len(x), -1), "it must take any .* x.shape.0. instead of len.x."),
     ],
 )
 def test_what_has_no_place_in_onnx_is_said(embed, said):

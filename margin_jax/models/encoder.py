@@ -29,7 +29,7 @@ class Encoder:
         class MyNet(nn.Module):
             @nn.compact
             def __call__(self, examples, *, train):
-                x = nn.Dense(64)(examples.reshape(len(examples), -1))
+                x = nn.Dense(64)(examples.reshape(examples.shape[0], -1))
                 return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
         mj.fit(mj.TrainConfig(encoder="own"), encoder=mj.Encoder(MyNet()))
@@ -42,7 +42,7 @@ class Encoder:
                 self.dense = nnx.Linear(256, 64, rngs=rngs)
 
             def __call__(self, examples):
-                x = self.dense(examples.reshape(len(examples), -1))
+                x = self.dense(examples.reshape(examples.shape[0], -1))
                 return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
         mj.fit(mj.TrainConfig(encoder="own"), encoder=mj.Encoder(MyNet))

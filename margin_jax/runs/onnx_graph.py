@@ -66,14 +66,22 @@ def onnx_model(
         about: text in the model.
 
     Raises:
-        ValueError: if the package onnx is missing, or for an operation that is none of these.
+        ValueError: if the package onnx is missing, for an operation that is none of these, or for a
+            network that does not take any number of examples.
     """
     try:
         import onnx
     except ImportError as error:
         raise ValueError("ONNX needs onnx: pip install 'margin-jax[onnx]'") from error
     given = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("n"), *example_shape), dtype)
-    traced = jax.make_jaxpr(embed)(given)
+    try:
+        traced = jax.make_jaxpr(embed)(given)
+    except Exception as error:  # whatever a network of one's own says of an unknown number
+        said = (str(error).splitlines() or [repr(error)])[0]
+        raise ValueError(
+            "the network cannot be written as ONNX: it must take any number of examples, so with "
+            f"x.shape[0] instead of len(x); it says: {said}"
+        ) from error
     graph = _Graph(onnx)
     first = Value(INPUT, None, given.shape)
     (last,) = graph.run(traced.jaxpr, [graph.constant(c) for c in traced.consts], [first])
