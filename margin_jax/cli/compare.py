@@ -12,6 +12,7 @@ from margin_jax.choices import check_choice
 from margin_jax.cli.options import config_options
 from margin_jax.cli.train import CACHE, cache_compilations, process_option, saying_how_to_go_on
 from margin_jax.config import TrainConfig
+from margin_jax.config.option import MOST
 from margin_jax.schedules import ALONE
 from margin_jax.spec import split_specs
 
@@ -81,10 +82,16 @@ def compare(
             "--schedules or --vary"
         )
     if schedules is not None or not varied:
-        names = ALONE if schedules == "all" else split_specs(schedules or _SCHEDULES)
+        names = (
+            ALONE
+            if schedules == "all"
+            else split_specs(_SCHEDULES if schedules is None else schedules)
+        )
         varied = {"schedule": names + varied.pop("schedule", []), **varied}
     given = {"epochs": COMPARE_EPOCHS, **given}
     config = arms.with_folder(TrainConfig(**given))
+    if seeds > MOST:
+        raise ValueError(f"seeds must be at most {MOST:,}; got {seeds}")
     varied_arms = arms.vary(config, **varied)
     if len(varied_arms) < 2:
         raise ValueError(

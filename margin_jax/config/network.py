@@ -10,6 +10,7 @@ from margin_jax.models import DTYPES, ENCODERS, PRETRAINED, parse_encoder, resol
 
 # Parameters of encoders that have an option of their own, with what they are unless they are said.
 _ENCODER_OPTIONS = {"width": 1.0, "small_stem": False, "dtype": "float32"}
+_WIDEST = 100
 _WITHOUT_A_TRUNK = ("small_cnn", "head", "linear")
 
 
@@ -85,8 +86,8 @@ class NetworkConfig:
                     f"{option} is for {', '.join(having or ENCODERS)}; got it with encoder {name}"
                 )
         check_choice("dtype", self.dtype, DTYPES)
-        if self.width <= 0:
-            raise ValueError(f"width must be above 0; got {self.width}")
+        if not 0 < self.width <= _WIDEST:
+            raise ValueError(f"width must be above 0 and at most {_WIDEST}; got {self.width}")
         if self.begins_with_weights:
             check_choice("--encoder with pretrained weights", self.encoder_name, PRETRAINED)
         if self.pretrained and self.weights is not None:

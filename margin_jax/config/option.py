@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# What int32 and float32 can hold.
+MOST, _MOST_FLOAT = 2**31 - 1, 1e38
+
 
 class Option(NamedTuple):
     """How an option is shown by ``--help``, and the least and most that its number may be."""
 
     help: str
     least: float = 0
-    most: float = 1e38  # what float32 can hold
+    most: float | None = None
     is_path: bool = False
 
 
@@ -44,8 +47,9 @@ def checked(field: dataclasses.Field[Any], value: Any) -> Any:
         raise ValueError(f"{field.name} must be {what}; got {value!r}") from None
     if not value >= option.least:
         raise ValueError(f"{field.name} must be at least {option.least}; got {value}")
-    if value > option.most:
-        raise ValueError(f"{field.name} must be at most {option.most}; got {value}")
+    most = option.most if option.most is not None else MOST if number is int else _MOST_FLOAT
+    if value > most:
+        raise ValueError(f"{field.name} must be at most {most}; got {value}")
     return value
 
 

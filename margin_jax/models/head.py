@@ -33,9 +33,9 @@ def build(embedding_size: int, *, dtype: DTypeLike, hidden: str, dropout: str) -
     except ValueError:
         sizes, rates = [], []
     fit = len(sizes) == len(rates) and sizes
-    if not fit or min(sizes) < 1 or not all(0 <= rate < 1 for rate in rates):
+    if not fit or not all(1 <= n <= 2**16 for n in sizes) or not all(0 <= r < 1 for r in rates):
         raise ValueError(
-            "encoder head takes sizes and as many rates from 0 on and below 1, such as "
+            "encoder head takes sizes up to 65,536 and as many rates from 0 on and below 1, as in "
             f"hidden=512/256,dropout=0.5/0.3; got hidden={hidden},dropout={dropout}"
         )
     head = Head(embedding_size, tuple(sizes), (0.0, *rates), dtype)

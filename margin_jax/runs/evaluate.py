@@ -6,6 +6,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from margin_jax.config.option import MOST
 from margin_jax.data import OWN
 from margin_jax.data.dataset import Dataset, remarks
 from margin_jax.data.pairs import Pairs, sample_pairs
@@ -173,8 +174,8 @@ def evaluate_run(
     Raises:
         ValueError: pairs of one kind only.
     """
-    if count < 2:
-        raise ValueError(f"count must be at least 2 pairs; got {count}")
+    if not 2 <= count <= MOST:
+        raise ValueError(f"count must be at least 2 pairs and at most {MOST:,}; got {count}")
     pairs = embedded.pairs or sample_pairs(embedded.labels, count, seed=seed)
     distances = pair_distances(embedded.vectors, pairs.rows, run.config.distance)
     return run.verify(

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from margin_jax import __version__
 from margin_jax.choices import check_choice
+from margin_jax.config.option import MOST
 from margin_jax.data.augmentation import Augment, make_augment
 from margin_jax.data.dataset import Dataset, read_rows
 from margin_jax.data.loader import read_ahead
@@ -114,8 +115,8 @@ def extract_features(
             "views and augment need each other, such as 4 and flip,crop:0.8; "
             f"got {views} and {augment!r}"
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    if not 1 <= batch_size <= MOST:
+        raise ValueError(f"batch_size must be at least 1 and at most {MOST:,}; got {batch_size}")
     target = check_vacant(out, overwrite)
     mesh = make_mesh(devices, batch_size)
     ready = prepare(encoder, pretrained, weights, seed)
