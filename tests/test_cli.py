@@ -109,7 +109,7 @@ BAD = {
     ),
     "a split in a bucket": (["train", "--split", "hdfs://a/b.json"], "split must be a path of"),
     "a cache in a bucket": (["train", "--compilation-cache", "gs://a"], "cache must be a path of"),
-    "a run in a bucket": (["evaluate", "gs://runs/a"], "run must be a path of this machine"),
+    "a run in a bucket": (["evaluate", "gs://runs/a"], "'RUN': it must be a path of this machine"),
     "a comparison in a bucket": (["compare", "--out", "s3://a"], "out must be a path of this"),
     "not a number": (["train", "--margin", "wide"], "Invalid value for '--margin'"),
     "no value": (["train", "--epochs"], "requires an argument"),
@@ -216,7 +216,12 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, capsys
     ],
 )
 def test_too_little_memory_is_one_line(error, message, monkeypatch, capsys):
-    assert_fails_with(1, error, message, monkeypatch, capsys)
+    assert_fails_with(3, error, message, monkeypatch, capsys)
+
+
+def test_a_fault_of_the_program_is_shown_whole_and_is_no_answer(monkeypatch, capsys):
+    """Python's own status, 1, would say `verify` that two pictures show two people."""
+    assert_fails_with(3, KeyError("name"), "Traceback", monkeypatch, capsys)
 
 
 def test_a_run_that_diverges_is_one_line_and_status_1(monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -23,6 +24,8 @@ from margin_jax.cli import (
 from margin_jax.cli.options import ELSEWHERE, Command, Group, name_options
 from margin_jax.cli.streams import Shown, hold_streams
 
+# The status of what is no one's input: Python's own, 1, is an answer of `verify`.
+_FAULT = 3
 _SMALLER = "smaller images, fewer of them in a batch or a smaller network need less"
 
 app = typer.Typer(
@@ -98,14 +101,16 @@ def _run(arguments: list[str] | None) -> Any:
     except FloatingPointError as error:
         _fail(str(error), 1)
     except MemoryError as error:
-        _fail(f"out of memory: {error}; {_SMALLER}", 1)
-    except RuntimeError as error:
-        # Of a device; by its name, as `--help` does without JAX.
-        if type(error).__name__ != "JaxRuntimeError" or "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        _fail(f"out of memory on the device: {str(error).splitlines()[0]}; {_SMALLER}", 1)
+        _fail(f"out of memory: {error}; {_SMALLER}", _FAULT)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
+    except Exception as error:
+        # Of a device; by its name, as `--help` does without JAX.
+        if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error):
+            first = str(error).splitlines()[0]
+            _fail(f"out of memory on the device: {first}; {_SMALLER}", _FAULT)
+        traceback.print_exc()
+        sys.exit(_FAULT)
 
 
 def _fail(message: str, status: int) -> NoReturn:
