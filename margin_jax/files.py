@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,15 +20,22 @@ def local_path(name: str, value: str | Path) -> Path:
     """A path of this machine; `name` says what for, if it is none.
 
     Raises:
-        ValueError: for the address of a bucket or of another service.
+        ValueError: for the address of a bucket or of another service, an empty text, or the home
+            folder of nobody.
     """
     text = os.fspath(value)
+    if not text:
+        raise ValueError(f"{name} must be a path; got an empty text")
     if _ADDRESS.match(text):
         raise ValueError(
             f"{name} must be a path of this machine; got {text}: mount what is there as a folder, "
             "or copy it"
         )
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        who = Path(text).parts[0]
+        raise ValueError(f"{name} must be a path; there is no home folder of {who}") from None
 
 
 def check_file(name: str, path: Path) -> None:
@@ -39,6 +47,11 @@ def check_file(name: str, path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         what = "that is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise ValueError(f"{name} must be a file in a folder; got {path}: {what}")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):  # rights alone do not tell
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from error
 
 
 def parse_json(text: str) -> Any:
@@ -91,6 +104,25 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     with writing(path) as file:
         file.write(text.encode())
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in, which takes the name `path` when the block ends without error.
+
+    Raises:
+        OSError: with the name of the file, if the disk is full, say; what had the name is kept.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            yield file
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 @contextlib.contextmanager

@@ -287,7 +287,10 @@ BAD = {
         lambda g, p: ["search", g, "none.png", p / "alone.png"],
         "1 of 2 images unreadable",
     ),
-    "a threshold": (lambda g, p: ["search", g, p / "alone.png", "--threshold", "nan"], "NaN"),
+    "a threshold": (
+        lambda g, p: ["search", g, p / "alone.png", "--threshold", "nan"],
+        "greater than",
+    ),
     "none": (lambda g, p: ["search", g, p / "alone.png", "--count", "0"], "count"),
     "a sheet": (lambda g, p: ["search", g, p / "alone.png", "--sheet", "a.txt"], "end in one of"),
     "a file of vectors": (

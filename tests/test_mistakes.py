@@ -12,6 +12,7 @@ from margin_jax import cli
 from margin_jax.evaluation import mistakes
 from margin_jax.evaluation.mistakes import find_mistakes
 from margin_jax.plots.map import plot_map, principal_components
+from margin_jax.runs import mistakes as runs_mistakes
 from margin_jax.runs.evaluate import embed_identities
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -212,9 +213,35 @@ def test_of_vectors_there_are_tables_and_the_map(tmp_path, capsys):
     assert sorted(p.name for p in folder.iterdir()) == ["identities.csv", "map.png", "pairs.csv"]
 
 
+def test_only_a_folder_of_mistakes_is_written_again(run, tmp_path, capsys):
+    folder, out = tmp_path / "mine", tmp_path / "report.json"
+    folder.mkdir()
+    (folder / "pairs.csv").write_text("of my own")
+    status, _, error = stopped(capsys, "evaluate", run.path, "--mistakes", folder)
+    assert status == 2
+    assert "mine is not empty and not a folder of mistakes; choose another --mistakes" in error
+    assert (folder / "pairs.csv").read_text() == "of my own"
+    (folder / "pairs.csv").unlink()
+    for _ in range(2):
+        assert stopped(capsys, "evaluate", run.path, "--mistakes", folder, "--out", out)[0] == 0
+
+
+def test_the_report_is_written_before_the_mistakes_are_drawn(run, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(runs_mistakes, "plot_map", full)
+    out = tmp_path / "report.json"
+    status, _, _ = stopped(capsys, "evaluate", run.path, "--mistakes", tmp_path / "m", "--out", out)
+    assert status == 2
+    assert "auc" in out.read_text()
+
+
 def test_bad_input_is_one_line(run, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for more, said in (
+        (["--mistakes", "/proc/x", "--out", tmp_path / "r.json"], "cannot write /proc/x"),
+        (["--out", run.path / "report.json"], "--out must be a file outside of the run"),
         (["--mistakes", tmp_path / "file"], "--mistakes must be a folder"),
         (["--mistakes", "s3://bucket/x"], "must be a path of this machine"),
         (

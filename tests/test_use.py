@@ -1,5 +1,6 @@
 """A finished run put to use, from Python and from the command line."""
 
+import errno
 import itertools
 import json
 import re
@@ -393,6 +394,21 @@ def test_embed_names_files_and_skips_what_is_broken(run, letters, tmp_path, caps
         np.testing.assert_array_equal(saved["embeddings"], embeddings)
 
 
+def test_what_cannot_be_written_whole_leaves_what_was_there(
+    run, letters, tmp_path, capsys, monkeypatch
+):
+    def full(file, **_):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "e.npz").write_bytes(b"of yesterday")
+    monkeypatch.setattr(np, "savez_compressed", full)
+    status, _, error = stopped(capsys, "embed", run.path, letters, "--out", tmp_path / "e.npz")
+    assert status == 2
+    assert f"cannot write {tmp_path / 'e.npz'}: No space left on device" in error
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"of yesterday"]
+
+
 def test_verify_says_same_or_different(run, letters, capsys):
     files, embeddings, *_ = embed_folder(run, letters)
     pairs = [(letters / files[0], letters / other) for other in files[1:]]
@@ -497,6 +513,9 @@ BAD = {
     "a number of saved pairs": lambda run, letters: ["evaluate", run, "--count", "10"],
     "a seed of all pairs": lambda run, letters: [
         *("evaluate", run, "--data-dir", letters, "--pairs", "all", "--seed", "1")
+    ],
+    "a huge number of pairs": lambda run, letters: [
+        *("evaluate", run, "--data-dir", letters, "--count", "99999999999999999999")
     ],
     "no images": lambda run, letters: ["embed", run, run / "figures" / "nothing"],
     "nothing to embed": lambda run, letters: ["embed", run, run / "checkpoints"],

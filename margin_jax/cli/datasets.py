@@ -7,7 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from margin_jax.cli.options import Command, Group, check_out, config_options
+from margin_jax.cli.options import (
+    Command,
+    Group,
+    check_out,
+    config_options,
+    path_option,
+    save_picture,
+)
 from margin_jax.config import TrainConfig
 from margin_jax.data import tfds
 from margin_jax.data.presets import PRESETS
@@ -27,8 +34,8 @@ def list_datasets(
     context: typer.Context,
     data_dir: Annotated[
         Path | None,
-        typer.Option(
-            help="Where prepared TensorFlow Datasets are stored. Default: ~/tensorflow_datasets."
+        path_option(
+            "Where prepared TensorFlow Datasets are stored. Default: ~/tensorflow_datasets."
         ),
     ] = None,
 ) -> None:
@@ -66,7 +73,7 @@ def describe_dataset(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Also draw a contact sheet of its images to this file."),
+        path_option("Also draw a contact sheet of its images to this file."),
     ] = None,
     **given: Any,
 ) -> Path | None:
@@ -79,7 +86,7 @@ def describe_dataset(
     if name == "vectors" and out is not None:
         raise ValueError("out is for the contact sheet of pictures; got it with vectors")
     if out is not None:
-        check_out(out, picture=True)
+        check_out(out, config.data_dir, picture=True)
     dataset = load(config)
     if config.max_identities is not None:
         dataset = dataset.first(config.max_identities)
@@ -89,6 +96,6 @@ def describe_dataset(
         return None
     with warnings.catch_warnings():  # a name in a script that the typeface does not have
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        plots.plot_contact_sheet(dataset).savefig(out)
+        save_picture(plots.plot_contact_sheet(dataset), out)
     typer.echo("\n".join([*lines, f"contact sheet: {out}"]))
     return out

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from margin_jax.cli.options import RunFolder, check_out
+from margin_jax.cli.options import RunFolder, check_out, path_option
 from margin_jax.evaluation.tables import HEADER, certainty, figures, for_rate
+from margin_jax.files import local_path, to_json, writing
 
 if TYPE_CHECKING:
     from margin_jax.runs.evaluate import Embedded
@@ -17,8 +18,8 @@ def evaluate(
     run: RunFolder,
     data_dir: Annotated[
         Path | None,
-        typer.Option(
-            help="Other images: a folder with a subfolder for each identity, or a list of images; "
+        path_option(
+            "Other images: a folder with a subfolder for each identity, or a list of images; "
             "for a run on vectors, another file of vectors. Default: the run's test data."
         ),
     ] = None,
@@ -58,19 +59,20 @@ def evaluate(
         typer.Option(help="The most pairs to draw from --data-dir. Default: 100,000."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="The seed for pairs drawn from --data-dir. Default: 0.")
+        int | None,
+        typer.Option(help="The seed for pairs drawn from --data-dir. Default: 0.", min=0),
     ] = None,
     query: Annotated[
         Path | None,
-        typer.Option(
-            help="Identification: the images to look up in --gallery, with a folder for each "
+        path_option(
+            "Identification: the images to look up in --gallery, with a folder for each "
             "identity (or a list, or vectors). Identities that are not in the gallery count as "
             "unknown."
         ),
     ] = None,
     gallery: Annotated[
         Path | None,
-        typer.Option(help="Identification: the images of known identities, in the same forms."),
+        path_option("Identification: the images of known identities, in the same forms."),
     ] = None,
     group_by: Annotated[
         str | None,
@@ -89,13 +91,13 @@ def evaluate(
     ] = None,
     mistakes: Annotated[
         Path | None,
-        typer.Option(
-            help="Also write a folder with plots and tables: the worst of all image pairs, "
+        path_option(
+            "Also write a folder with plots and tables: the worst of all image pairs, "
             "errors by identity, and a map of the embeddings."
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Also write the results to this file, as JSON.")
+        Path | None, path_option("Also write the results to this file, as JSON.")
     ] = None,
 ) -> Path | None:
     """Evaluate a run's best weights and threshold on its test pairs or on other images.
@@ -133,17 +135,17 @@ def evaluate(
             f"--{' and --'.join(drawn)}: for pairs that are drawn, with --data-dir and no --pairs"
         )
     folds, met = None, tuple[str, ...]()
-    listed = None if pairs in (None, "all") else pairs
+    listed = None if pairs is None or pairs == "all" else local_path("pairs", pairs)
     if strict and listed is None:
         raise ValueError("--strict is for a list of pairs: give --pairs FILE")
     if repeated_names is not None:
         check_choice("repeated_names", repeated_names, REPEATED_NAMES)
     if listed is not None and data_dir is None and not loaded.embeds_vectors:
         raise ValueError("--pairs needs --data-dir, the folder that its files are relative to")
+    if out is not None:
+        check_out(out, data_dir, listed, query, gallery, run=run)
     if mistakes is not None:
         check_mistakes(mistakes, listed)
-    if out is not None:
-        check_out(out)
     given = data_dir is not None or listed is not None or query is not None
     own = load_own(loaded) if fmr is not None or not given else None
     threshold = None if fmr is None else choose_run_threshold(loaded, fmr, own)
@@ -198,10 +200,11 @@ def evaluate(
         recall = ", ".join(f"{share:.2%} @{k}" for k, share in found.recall_at.items())
         typer.echo(f"  retrieval, {found.queries:,} queries in {found.images:,} images: recall")
         typer.echo(f"    {recall}; MAP@R {found.map_at_r:.2%}")
+    written = _end(said, report.warnings + _note(met), fmr, out)
     if mistakes is not None:
         for line in write_mistakes(loaded, embedded, report.threshold, mistakes):
             typer.echo(f"  {line}")
-    return _end(said, report.warnings + _note(met), fmr, out)
+    return written
 
 
 def _note(met: tuple[str, ...]) -> tuple[str, ...]:
@@ -219,13 +222,12 @@ def _end(
     said: dict[str, Any], notes: tuple[str, ...], fmr: float | None, out: Path | None
 ) -> Path | None:
     """What is said last of any evaluation, and its file."""
-    from margin_jax.files import to_json, write_text
-
     if fmr is not None:
         said["threshold_for_fmr"] = fmr
         typer.echo(f"  threshold chosen on validation{for_rate(fmr)}")
     for note in notes:
         typer.echo(f"  note: {note}")
     if out is not None:
-        write_text(out, to_json(said, indent=2) + "\n")
+        with writing(out) as file:
+            file.write(f"{to_json(said, indent=2)}\n".encode())
     return out

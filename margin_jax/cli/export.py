@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from margin_jax.cli.options import RunFolder
+from margin_jax.cli.options import RunFolder, path_option
 
 
 def export(
     run: RunFolder,
-    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("model"),
+    out: Annotated[Path, path_option("The folder to write.")] = Path("model"),
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also write an ONNX file that includes the weights.")
     ] = False,

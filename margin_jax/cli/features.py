@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from margin_jax.cli.options import config_options
+from margin_jax.cli.options import config_options, path_option
 from margin_jax.config import TrainConfig
 
 _ENCODER = "efficientnet_lite0"
@@ -27,7 +27,7 @@ def features(
         typer.Argument(help="Short for --dataset folder --data-dir FOLDER.", metavar="[FOLDER]"),
     ] = None,
     *,
-    out: Annotated[Path, typer.Option(help="The file to write, NAME.npz.")] = Path("features.npz"),
+    out: Annotated[Path, path_option("The file to write, NAME.npz.")] = Path("features.npz"),
     overwrite: Annotated[
         bool,
         typer.Option(

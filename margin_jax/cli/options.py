@@ -5,20 +5,40 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from margin_jax.config import PARTS, TrainConfig, set_free
 from margin_jax.config.file import read_options
-from margin_jax.files import check_file, local_path
+from margin_jax.data.decode import PICTURES
+from margin_jax.files import check_file, local_path, writing
+
+if TYPE_CHECKING:
+    from margin_jax.plots.figure import Figure
+
+
+def _local(text: str | Path) -> Path:
+    try:
+        return local_path("it", text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None  # of which option, typer says
+
+
+def path_option(help: str) -> Any:
+    """An option that is a path of this machine."""
+    return typer.Option(help=help, parser=_local)
+
+
+def path_argument(help: str, metavar: str | None = None) -> Any:
+    """An argument that is one."""
+    return typer.Argument(help=help, metavar=metavar, parser=_local)
+
 
 RunFolder = Annotated[
     Path,
-    typer.Argument(
-        help="The folder of a finished run or an exported model, or hub:USER/NAME.", metavar="RUN"
-    ),
+    path_argument("The folder of a finished run or an exported model, or hub:USER/NAME.", "RUN"),
 ]
 
 # Options as other programs call them.
@@ -174,16 +194,46 @@ class Group(_Switches, TyperGroup):
     """A command that has commands."""
 
 
-def check_out(out: Path, *, picture: bool = False) -> None:
+def check_out(
+    out: Path, *inputs: str | Path | None, run: Path | None = None, picture: bool = False
+) -> None:
     """Whether a file can be written there: before the work, not after it.
+
+    Args:
+        out: the file.
+        inputs: files and folders of pictures that the command reads, which it must not replace.
+        run: the folder of a run, in which everything is the run's.
+        picture: whether it is one.
 
     Raises:
         ValueError: if not, or (picture) its name has the ending of no picture.
     """
     check_file("out", out)
+    if run is not None and out.resolve().is_relative_to(run.resolve()):
+        raise ValueError(f"out must be a file outside of the run {run}; got {out}")
+    if out.exists() and any(_reads(Path(given), out) for given in inputs if given is not None):
+        raise ValueError(f"{out} is one of the inputs, and would be replaced: choose another file")
     if picture:
         from matplotlib.figure import Figure
 
-        endings = Figure().canvas.get_supported_filetypes()
+        endings = set(Figure().canvas.get_supported_filetypes()) - {"pgf"}  # which needs TeX
         if out.suffix.lower()[1:] not in endings:
-            raise ValueError(f"out must end in one of .{', .'.join(endings)}; got {out}")
+            raise ValueError(f"out must end in one of .{', .'.join(sorted(endings))}; got {out}")
+
+
+def _reads(given: Path, file: Path) -> bool:
+    """Whether a file is the one that is given, or a picture in the folder that is."""
+    if given.is_dir():
+        is_picture = file.suffix.lower() in PICTURES
+        return is_picture and file.resolve().is_relative_to(given.resolve())
+    return given.exists() and file.samefile(given)
+
+
+def save_picture(figure: "Figure", out: Path) -> None:
+    """Writes a picture whole or not at all.
+
+    Raises:
+        OSError: with the name of the file.
+    """
+    with writing(out) as file:
+        figure.savefig(file, format=out.suffix.lower()[1:])

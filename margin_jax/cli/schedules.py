@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from margin_jax.cli.options import Command, Group, check_out
+from margin_jax.cli.options import Command, Group, check_out, path_option, save_picture
 from margin_jax.schedules import ALONE, SCHEDULES
 
 app = typer.Typer(cls=Group)
@@ -45,18 +45,18 @@ def plot_schedules(
     ] = None,
     history: Annotated[
         Path | None,
-        typer.Option(
-            help="Use the effective margins of this run instead: its folder or history.jsonl."
-        ),
+        path_option("Use the effective margins of this run instead: its folder or history.jsonl."),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs of the simulated training.")] = 40,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of the simulated training. Default: 40.")
+    ] = None,
     margin: Annotated[
         float, typer.Option(help="The margin in the first epoch, for schedules given without one.")
     ] = 0.2,
     margin_end: Annotated[
         float, typer.Option(help="The margin in the last epoch, for schedules that have one.")
     ] = 1.0,
-    out: Annotated[Path, typer.Option(help="The image file to write.")] = Path("schedules.png"),
+    out: Annotated[Path, path_option("The image file to write.")] = Path("schedules.png"),
 ) -> Path:
     """Plot how margin schedules respond to a simulated training, or to a recorded run.
 
@@ -68,12 +68,13 @@ def plot_schedules(
     from margin_jax.runs.folder import HISTORY, read_history
     from margin_jax.schedules import make_schedule, response
 
-    check_out(out, picture=True)
-    if history is not None and stimulus is not None:
-        raise ValueError("--stimulus and --history cannot be used together")
+    check_out(out, history, picture=True)
+    for option, given in (("stimulus", stimulus), ("epochs", epochs)):
+        if history is not None and given is not None:
+            raise ValueError(f"--{option} and --history cannot be used together")
     if history is None:
         stimulus = stimulus or "step"
-        world = response.stimulus(stimulus, epochs)
+        world = response.stimulus(stimulus, 40 if epochs is None else epochs)
         words, _ = response.STIMULI[stimulus]
         title = f"{stimulus.capitalize()}: easy at margin {response.REFERENCE}: {words}"
     else:
@@ -86,7 +87,7 @@ def plot_schedules(
     responses = {
         name: response.respond(make_schedule(name, defaults), world) for name in names or ALONE
     }
-    plots.plot_responses(responses, title).savefig(out)
+    save_picture(plots.plot_responses(responses, title), out)
     for name, answer in responses.items():
         typer.echo(
             f"{name:<22} margin {answer.margin[0]:.3f} -> {answer.margin[-1]:.3f}, "

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from margin_jax.cli.options import RunFolder, check_out
+from margin_jax.cli.options import RunFolder, check_out, path_argument, path_option, save_picture
 
 GalleryFolder = Annotated[
-    Path, typer.Argument(help="The folder of a gallery, made by `index`.", metavar="GALLERY")
+    Path, path_argument("The folder of a gallery, made by `index`.", "GALLERY")
 ]
 # Queries that a contact sheet can show.
 _SHEET = 20
@@ -18,10 +18,10 @@ _SHEET = 20
 def index(
     run: RunFolder,
     folder: Annotated[
-        Path, typer.Argument(help="A folder of images, nested or not, or a file of vectors.")
+        Path, path_argument("A folder of images, nested or not, or a file of vectors.")
     ],
     out: Annotated[
-        Path, typer.Option(help="The gallery; new images are added to an existing one.")
+        Path, path_option("The gallery; new images are added to an existing one.")
     ] = Path("gallery"),
 ) -> Path:
     """Make a searchable gallery of the images in a folder, or add them to an existing one.
@@ -80,23 +80,22 @@ def search(
         float | None,
         typer.Option(
             help="An image is unknown if its nearest is farther than this. Default: the run's "
-            "threshold."
+            "threshold.",
+            min=0,
         ),
     ] = None,
     run: Annotated[
         Path | None,
-        typer.Option(help="The run that made the gallery, if it has been moved."),
+        path_option("The run that made the gallery, if it has been moved."),
     ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="The file of the vectors. Default: the run's own data."),
+        path_option("The file of the vectors. Default: the run's own data."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     sheet: Annotated[
         Path | None,
-        typer.Option(
-            help=f"Also draw the first {_SHEET} images with their nearest ones to this file."
-        ),
+        path_option(f"Also draw the first {_SHEET} images with their nearest ones to this file."),
     ] = None,
 ) -> Path | None:
     """Find the nearest images in a gallery, with their distances and identities.
@@ -111,8 +110,10 @@ def search(
     if threshold is not None:
         check_threshold(threshold)
     if sheet is not None:
-        check_out(sheet, picture=True)
+        check_out(sheet, *images, picture=True)
     here = load_gallery(gallery)
+    if sheet is not None:
+        check_out(sheet, *here.folders, picture=True)
     made_with = searching.load_its_run(here, run)
     if sheet is not None and made_with.embeds_vectors:
         raise ValueError("--sheet is for pictures; the gallery has vectors")
@@ -134,7 +135,7 @@ def search(
         shown = list(zip(images, answers, strict=True))[:_SHEET]
         with warnings.catch_warnings():  # a name in a script that the typeface does not have
             warnings.filterwarnings("ignore", "Glyph .* missing from")
-            searching.draw_answers(here, made_with, shown, limit).savefig(sheet)
+            save_picture(searching.draw_answers(here, made_with, shown, limit), sheet)
         typer.echo(f"sheet: {sheet}", err=True)
         if len(images) > _SHEET:
             typer.echo(f"{sheet} shows the first {_SHEET} of {len(images):,} images", err=True)

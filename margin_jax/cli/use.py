@@ -5,16 +5,17 @@ from typing import Annotated
 
 import typer
 
-from margin_jax.cli.options import RunFolder, check_out
+from margin_jax.cli.options import RunFolder, check_out, path_argument, path_option
+from margin_jax.files import to_json, writing
 
 
 def embed(
     run: RunFolder,
     folder: Annotated[
-        Path, typer.Argument(help="A folder of images, nested or not, or a file of vectors.")
+        Path, path_argument("A folder of images, nested or not, or a file of vectors.")
     ],
     out: Annotated[
-        Path, typer.Option(help="The .npz file, with the arrays files and embeddings.")
+        Path, path_option("The .npz file, with the arrays files and embeddings.")
     ] = Path("embeddings.npz"),
 ) -> Path:
     """Write the embeddings of all images in a folder, with their file names, to an npz file.
@@ -26,13 +27,13 @@ def embed(
     from margin_jax.runs.load import load_run
     from margin_jax.runs.use import embed_folder
 
-    check_out(out)
+    check_out(out, folder, run=run)
     files, embeddings, skipped, remarks = embed_folder(load_run(run), folder)
     for reason in skipped:
         typer.echo(f"skipped {reason}", err=True)
     for remark in remarks:
         typer.echo(remark, err=True)
-    with open(out, "wb") as file:
+    with writing(out) as file:
         np.savez_compressed(file, files=np.array(files), embeddings=embeddings)
     typer.echo(f"{len(files)} embeddings of length {embeddings.shape[1]}: {out}")
     return out
@@ -46,13 +47,14 @@ def verify(
     second: Annotated[str, typer.Argument(help="The other image or vector.", metavar="IMAGE")],
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="The file of the vectors. Default: the run's own data."),
+        path_option("The file of the vectors. Default: the run's own data."),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
             help="Distances up to this count as the same identity; `evaluate --fmr` finds one for "
-            "a false match rate. Default: the run's threshold."
+            "a false match rate. Default: the run's threshold.",
+            min=0,
         ),
     ] = None,
     as_json: Annotated[
@@ -65,10 +67,10 @@ def verify(
     For a run on vectors, give two names from its file; if it has none, two row numbers, counted
     from 0.
 
-    Exit status: 0 for the same identity, 1 for different ones, 2 for invalid input.
+    Exit status: 0 for the same identity, 1 for different ones, 2 for invalid input, 3 for
+    any other failure.
     """
     from margin_jax.evaluation.verification import check_threshold
-    from margin_jax.files import to_json
     from margin_jax.runs.load import load_run
     from margin_jax.runs.use import verify_images
 

@@ -10,6 +10,7 @@ A folder::
 """
 
 import csv
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,12 +21,17 @@ import numpy as np
 from margin_jax.data.dataset import Dataset
 from margin_jax.data.decode import one_line
 from margin_jax.evaluation.mistakes import Mistakes, find_mistakes
-from margin_jax.files import local_path
+from margin_jax.files import check_file, local_path
 from margin_jax.plots.map import plot_map
 from margin_jax.plots.tiles import Tile, plot_tiles
 from margin_jax.runs.evaluate import Embedded
 from margin_jax.runs.run import Run
 
+# There after every evaluation, and after some.
+_ALWAYS, _PERHAPS = (
+    {"pairs.csv", "identities.csv", "map.png"},
+    {"false_matches.png", "false_non_matches.png"},
+)
 WORST = 20
 _COLUMNS = 4
 _TOP = 5
@@ -39,11 +45,11 @@ _TITLES = {
 Pair = tuple[float, int, int]
 
 
-def check_mistakes(folder: Path, listed: str | None) -> None:
-    """Whether mistakes can be written there: before the work, not after it.
+def check_mistakes(folder: Path, listed: Path | None) -> None:
+    """Makes the folder of mistakes, before the work, not after it.
 
     Raises:
-        ValueError: if not, or for a list of pairs.
+        ValueError: if it cannot be written or has other files, or for a list of pairs.
     """
     if listed is not None:
         raise ValueError(
@@ -52,6 +58,16 @@ def check_mistakes(folder: Path, listed: str | None) -> None:
     path = local_path("mistakes", folder)
     if path.exists() and not path.is_dir():
         raise ValueError(f"--mistakes must be a folder; {path} is a file")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        present = set(os.listdir(path))
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from error
+    if present and not _ALWAYS <= present <= _ALWAYS | _PERHAPS:
+        raise ValueError(
+            f"{path} is not empty and not a folder of mistakes; choose another --mistakes"
+        )
+    check_file("mistakes", path / "pairs.csv")
 
 
 def write_mistakes(run: Run, embedded: Embedded, threshold: float, folder: Path) -> list[str]:
