@@ -110,6 +110,7 @@ def test_it_grows_by_what_is_new(run, letters, made, capsys):
     np.testing.assert_array_equal(grown.vectors[:13], made.vectors)
     assert search_files(grown, run, [str(letters / "Q/3.png")])[0].neighbours[0].row == 13
     assert mj.index(run, letters, made.path).added == 0
+    assert "12 left out, as their names are known already" in error.splitlines()
     other = letters.parent / "others" / "new"
     other.mkdir(parents=True)
     shutil.copy(letters / "F" / "0.png", other / "5.png")
@@ -350,6 +351,10 @@ def test_vectors_are_searched_by_their_names(tmp_path, capsys):
     np.savez(path, features=features.reshape(-1, 5), labels=np.arange(160) // 4)
     numbered = mj.index(run, path, tmp_path / "numbered").gallery
     assert list(numbered.forget(["5"]).names) == [str(i) for i in range(160) if i != 5]
+    other = tmp_path / "others.npz"
+    np.savez(other, features=features.reshape(-1, 5), labels=labels)
+    with pytest.raises(ValueError, match=r"rows of .*others\.npz have no names"):
+        mj.index(run, other, numbered.path)
     np.savez(path, features=features.reshape(-1, 5), labels=labels, files=["a"] * 160)
     with pytest.raises(ValueError, match="must be unique"):
         mj.index(run, path, tmp_path / "twice")

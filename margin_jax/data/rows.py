@@ -82,6 +82,11 @@ class RowNames(Sequence[str]):
         self.name = name
         self.rows = rows
 
+    @property
+    def are_numbers(self) -> bool:
+        """Whether no row has a name but its number."""
+        return self.name is str
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from margin_jax.data.rows import RowNames
 from margin_jax.files import local_path
 from margin_jax.lock import LOCK, locked
 from margin_jax.runs.gallery import (
@@ -52,7 +53,7 @@ def index(run: Run, folder: str | Path, out: str | Path) -> Indexed:
 
     Raises:
         ValueError: if `out` is a gallery of another run or another kind of folder, `folder` has no
-            readable image, or several vectors have the same name.
+            readable image, several vectors have the same name, or those of a second file have none.
         OSError: if it cannot be written; the old gallery is kept.
     """
     target, source = local_path("out", out), local_path("folder", folder)
@@ -61,6 +62,8 @@ def index(run: Run, folder: str | Path, out: str | Path) -> Indexed:
         _check_vacant(target)  # another process could have had it
         old = load_gallery(target) if (target / GALLERY).exists() else _nothing(target, run)
         old.check_run(run)
+        if run.embeds_vectors and set(old.folders) - {str(source.absolute())}:
+            _check_named(run, source, old)
         found = embed_folder(run, source, without=frozenset(old.names))
         if len(set(found.files)) < len(found.files):
             raise ValueError(f"names in a gallery must be unique; in {source} some are not")
@@ -83,6 +86,20 @@ def index(run: Run, folder: str | Path, out: str | Path) -> Indexed:
                 grown, found.vectors.shape[1], itertools.chain(blocks, [found.vectors])
             )
     return Indexed(grown, len(found.files), found.skipped, found.remarks)
+
+
+def _check_named(run: Run, source: Path, old: Gallery) -> None:
+    """Whether the rows of another file have names of their own.
+
+    Raises:
+        ValueError: if they are only numbered, as the rows of any file are.
+    """
+    files = read_vectors(run, source).files
+    if isinstance(files, RowNames) and files.are_numbers:
+        raise ValueError(
+            f"rows of {source} have no names, and {old.path} has those of {old.folders[0]}: names "
+            "keep them apart, such as an array files"
+        )
 
 
 def _identities(run: Run, source: Path, files: Sequence[str]) -> list[str]:

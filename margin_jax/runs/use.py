@@ -56,7 +56,7 @@ def embed_folder(
         names = list(dataset.files)
         rows = np.array([row for row, name in enumerate(names) if name not in without], int)
         vectors = run.embed(dataset.examples, rows) if len(rows) else none
-        said = remarks((), dataset.notes)
+        said = (*remarks((), dataset.notes), *_known(len(names) - len(rows)))
         return EmbeddedFolder([names[row] for row in rows], vectors, (), said)
     image_folder.check_folder("the path to embed", Path(root))
     everything, hidden = image_folder.find_files(Path(root))
@@ -72,8 +72,16 @@ def embed_folder(
         [str(path.relative_to(root)) for path in found.kept],
         run.embed(found.images) if found.kept else none,
         found.skipped,
-        remarks((*hidden, *found.left_out), found.notes),
+        (
+            *remarks((*hidden, *found.left_out), found.notes),
+            *_known(len(everything) - len(paths)),
+        ),
     )
+
+
+def _known(count: int) -> tuple[str, ...]:
+    """On those that were left out by their names."""
+    return (f"{count:,} left out, as their names are known already",) if count else ()
 
 
 def verify_images(
