@@ -136,7 +136,12 @@ ROWS = [
     ("train --schedule dams:margin=", "where margin is not a number"),
     ("train --schedule dams:nan", "--margin must be at least 0; got nan"),
     ("train --schedule dams:-1", "--margin must be at least 0; got -1"),
-    ("train --schedule constant:inf", "--margin must be finite and at least 0; got inf"),
+    ("train --schedule constant:inf", r"--margin must be at most 1e\+38; got inf"),
+    ("train --schedule dams:margin=0.1 --margin 3", "--margin must be 0.1, as schedule dams:marg"),
+    (
+        "compare --vary margin=0.1,0.3 --schedules constant:0.2",
+        "--margin must be 0.2, as schedule constant:0.2 says; got 0.1",
+    ),
     ("train --schedule dams:margni=1", "parameter of dams must be .*Did you mean 'margin'"),
     ("train --schedule dams:margin=1,margin=2", "each parameter once; got .* margin twice"),
     ("train --schedule dams:0.2,0.3", "parameter of dams must be one of .*; got '0.3'"),

@@ -60,6 +60,26 @@ def test_an_option_may_not_contradict_the_text_of_the_encoder(text, options):
         mj.TrainConfig(encoder=f"small_cnn:{text}", **options)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "name", "value"),
+    [
+        ("constant:0.05", "margin", 0.05),
+        ("dams:cap=1,margin=0.1", "margin", 0.1),
+        ("linear:margin_end=0.5", "margin_end", 0.5),
+    ],
+)
+def test_an_option_may_not_contradict_the_text_of_the_schedule(schedule, name, value):
+    message = f"^{name} must be {value}, as schedule {schedule} says; got 3.0$"
+    with pytest.raises(ValueError, match=message):
+        mj.TrainConfig(schedule=schedule, **{name: 3.0})
+    config = mj.TrainConfig(schedule=schedule, epochs=9)
+    assert getattr(config, name) == value
+    old = json.dumps({**json.loads(config.to_json()), name: 3.0})  # of version 0.2.0
+    assert mj.TrainConfig.from_json(old) == config
+    assert config.replace(schedule="dams") == mj.TrainConfig(schedule="dams", epochs=9)
+    assert getattr(config.replace(schedule="linear", **{name: 3.0}), name) == 3.0
+
+
 @pytest.mark.parametrize("name", ["glyphs", "folder", "vectors", "list", "own"])
 def test_a_name_means_the_same_whatever_lies_in_the_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -89,7 +109,7 @@ def test_an_encoder_s_name_alone_is_enough(name):
         ({"encoder": "nn2:small_stem=1"}, "where small_stem is neither true nor false"),
         ({"encoder": "nn2:dtype=float16"}, "dtype must be one of float32, bfloat16; got 'float16'"),
         ({"encoder": "small_cnn:width=wide"}, "where width is not a number"),
-        ({"encoder": "small_cnn:width=0"}, r"width must be above 0; got 0\.0"),
+        ({"encoder": "small_cnn:width=0"}, "width must be above 0 and at most 100; got 0"),
         ({"encoder": "mlp", "width": 2.0}, "width is for small_cnn; got it with encoder mlp"),
         ({"encoder": "own", "dtype": "bfloat16"}, "dtype is for small_cnn, .* with encoder own"),
         ({"optimizer": "adam:b1=1"}, r"b1 of adam must be at least 0 and below 1; got 1\.0"),

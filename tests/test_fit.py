@@ -449,6 +449,12 @@ def test_resume_takes_more_epochs_of_the_same_run_only(tiny_fit, tmp_path):
     assert timeless(read_history(out)) == timeless(whole.history)
 
 
+def test_another_schedule_may_say_another_margin(tiny_fit, tmp_path):
+    tiny_fit(tmp_path, schedule="dams", epochs=1)
+    changed = {"schedule": "constant:0.3", "epochs": 2, "resume": True, "allow_changes": True}
+    assert tiny_fit(tmp_path, **changed).config.margin == 0.3
+
+
 def epochs_of(values):
     return [{"epoch": i + 1, "validation_auc": value} for i, value in enumerate(values)]
 

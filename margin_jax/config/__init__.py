@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from margin_jax.config.data import DataConfig
-from margin_jax.config.loss import LossConfig, MarginConfig, free_of_loss, settled_by
+from margin_jax.config.loss import (
+    LossConfig,
+    MarginConfig,
+    free_of_loss,
+    free_of_schedule,
+    margins_settled_by,
+    settled_by,
+)
 from margin_jax.config.network import NetworkConfig, free_of_encoder
 from margin_jax.config.option import Option, as_file_name, checked
 from margin_jax.config.training import TrainingConfig
@@ -82,8 +89,9 @@ class TrainConfig(  # fields of the last base come first
 
     def __post_init__(self) -> None:
         """Checks everything that can be checked without looking at the data."""
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
+        fields = {field.name: field for field in dataclasses.fields(self)}
+        for name, field in fields.items():
+            object.__setattr__(self, name, checked(field, getattr(self, name)))
         self._check_data()
         if self.dataset == "vectors":
             self._check_for_vectors()
@@ -92,15 +100,15 @@ class TrainConfig(  # fields of the last base come first
             object.__setattr__(self, "encoder", usual)
         _, parameters = self.schedule_parameters()
         for name in {"margin", "margin_end"} & set(parameters):
-            if not parameters[name] >= 0:
-                raise ValueError(f"{name} must be at least 0; got {parameters[name]}")
+            checked(fields[name], parameters[name])
         self.make_schedule()
+        self._check_margins()
         self._check_loss()
         self._check_training()
         self._check_network()
         self._check_run()
-        for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
+        for name, field in fields.items():
+            value = getattr(self, name)
             if value is None or not field.type.__metadata__[0].is_path:  # type: ignore[union-attr]
                 continue
             if name == "split" and not str(value).endswith(".json"):
@@ -134,8 +142,8 @@ class TrainConfig(  # fields of the last base come first
     def replace(self, **changes: Any) -> "TrainConfig":
         """A copy with some fields changed, checked again.
 
-        With another loss or encoder, what the old one settled, such as its distance, is as usual
-        again.
+        With another schedule, loss or encoder, what the old one settled, such as its margin or its
+        distance, is as usual again.
         """
         return dataclasses.replace(self, **set_free(self.experiment(), changes), **changes)
 
@@ -178,21 +186,24 @@ class TrainConfig(  # fields of the last base come first
             unknown = sorted(set(values) - known) if isinstance(values, dict) else values
             raise ValueError(f"not a configuration of this version: unknown {unknown}")
         found = {**_UNSAID, **values}
-        # Version 0.2.0 kept a mining that the text of the loss did not let it have.
+        # Version 0.2.0 kept margins and a mining that the texts did not let it have.
+        if isinstance(schedule := found.get("schedule"), str):
+            found |= margins_settled_by(schedule)
         if isinstance(loss := found.get("loss"), str) and "mining" in (settled := settled_by(loss)):
             found["mining"] = settled["mining"]
         return cls(**found)
 
 
 def set_free(said: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that the loss or the encoder settled, as usual again where it is changed.
+    """Options that schedule, loss or encoder settled, as usual again where that is changed.
 
     Args:
-        said: options before. Where the loss or the encoder is unknown, it settled nothing.
+        said: options before. Where schedule, loss or encoder are unknown, they settled nothing.
         changes: options that replace them; they are not in what is returned.
     """
     freed: dict[str, Any] = {}
-    for name, free_of in {"loss": free_of_loss, "encoder": free_of_encoder}.items():
+    settling = {"schedule": free_of_schedule, "loss": free_of_loss, "encoder": free_of_encoder}
+    for name, free_of in settling.items():
         before = said.get(name)
         if isinstance(before, str) and changes.get(name, before) != before:
             with contextlib.suppress(ValueError):

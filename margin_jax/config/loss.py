@@ -12,11 +12,29 @@ from margin_jax.losses.distances import DISTANCES
 from margin_jax.losses.mining import mining_schedule, mining_starts
 from margin_jax.losses.tile import MININGS
 from margin_jax.schedules import SCHEDULES
-from margin_jax.spec import kinds, leaves_open
+from margin_jax.spec import kinds, leaves_open, parse
 
 # Parameters of losses that have an option of their own, with its usual value; of mining, which may
 # change by epoch, it is that of the first one.
 _LOSS_OPTIONS = {"distance": "euclidean", "reduction": "mean_active", "mining": "all"}
+# Likewise of schedules.
+_MARGIN_OPTIONS = {"margin": 0.2, "margin_end": 1.0}
+
+
+def margins_settled_by(schedule: str) -> dict[str, Any]:
+    """The margins that the text of a schedule says.
+
+    Raises:
+        ValueError: as :func:`~margin_jax.schedules.resolve_schedule`.
+    """
+    known = {name: kinds(of) for name, of in SCHEDULES.items()}
+    _, said = parse("a schedule", schedule, known, short=True)
+    return {option: said[option] for option in _MARGIN_OPTIONS if option in said}
+
+
+def free_of_schedule(schedule: str) -> dict[str, Any]:
+    """Those with their usual values: what is left when another schedule takes its place."""
+    return {option: _MARGIN_OPTIONS[option] for option in margins_settled_by(schedule)}
 
 
 def settled_by(loss: str) -> dict[str, Any]:
@@ -57,10 +75,20 @@ class MarginConfig:
             f"{one_of(SCHEDULES)}",
         ),
     ] = "dams"
-    margin: Annotated[float, Option("The margin in the first epoch.")] = 0.2
+    margin: Annotated[float, Option("The margin in the first epoch.")] = _MARGIN_OPTIONS["margin"]
     margin_end: Annotated[
         float, Option("linear, exponential, cosine, litm: the margin in the last epoch.")
-    ] = 1.0
+    ] = _MARGIN_OPTIONS["margin_end"]
+
+    def _check_margins(self) -> None:
+        """And keeps what the schedule's text says where reports look it up."""
+        for option, settled in margins_settled_by(self.schedule).items():
+            given = getattr(self, option)
+            if given not in (_MARGIN_OPTIONS[option], settled):
+                raise ValueError(
+                    f"{option} must be {settled}, as schedule {self.schedule} says; got {given}"
+                )
+            object.__setattr__(self, option, settled)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -106,8 +106,12 @@ def check_config(config: TrainConfig, advice: str = "--allow-changes goes on all
         f"{name} is {saved[name]}, asked for {asked[name]}" for name in asked if name in names
     )
     trained = len(read_history(folder))
+    # Another schedule may say another margin; that of the run goes on.
+    of_schedule = {"margin"} if "schedule" in names else set()
     possible = (
-        names <= CHANGEABLE and asked["epochs"] >= saved["epochs"] and trained < asked["epochs"]
+        names <= CHANGEABLE | of_schedule
+        and asked["epochs"] >= saved["epochs"]
+        and trained < asked["epochs"]
     )
     if names and not (config.allow_changes and possible):
         hint = f"; {advice}" if possible else ""
