@@ -502,6 +502,21 @@ def test_a_folder_that_can_not_be_listed_is_not_passed_over(tmp_path, monkeypatc
         load_dataset("folder", tmp_path, 4)
 
 
+def test_a_folder_of_images_in_another_one_is_noted(tmp_path):
+    make_identities(tmp_path, "anna", "anna/2023", "bo")
+    dataset = load_dataset("folder", tmp_path, 8)
+    assert dataset.identities == ("anna", "anna/2023", "bo")
+    assert dataset.notes[-1].startswith("1 folder(s) of images lie in another one, such as anna/2")
+
+
+def test_a_folder_goes_by_its_own_name_before_that_of_a_link(tmp_path):
+    make_identities(tmp_path, "bo", "person")
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "link").symlink_to(tmp_path / "person")
+    (tmp_path / "link").symlink_to("person")
+    assert load_dataset("folder", tmp_path, 8).identities == ("bo", "person")
+
+
 def test_identities_may_be_links(tmp_path):
     """A folder that is reached twice counts once, and which time does not depend on the disk."""
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
@@ -514,8 +529,8 @@ def test_identities_may_be_links(tmp_path):
     (root / "real 0" / "loop").symlink_to(root)
     (root / "real 0" / "self").symlink_to(".")
     dataset = load_dataset("folder", root, 8, True)
-    assert dataset.identities == (*(f"link {value}" for value in range(8)), "outside")
-    assert dataset.examples[:, 0, 0, 0].tolist() == list(range(9))
+    assert dataset.identities == ("outside", *names)
+    assert dataset.examples[:, 0, 0, 0].tolist() == [8, *range(8)]
 
 
 def test_folder_errors_say_what_was_expected(tmp_path):

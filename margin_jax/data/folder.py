@@ -99,6 +99,7 @@ def load(
         raise ValueError(f"{len(skipped)} unreadable file(s) below {root}, first {skipped[0]}")
     folders = [path.parent.relative_to(root) for path in found.kept]
     named, notes = _name(sorted(set(folders)), repeated_names)
+    notes += _nested(named)
     identity_of = [named[folder] for folder in folders]
     identities = sorted(set(identity_of))
     if len(identities) < 2:
@@ -145,6 +146,23 @@ def _name(folders: Sequence[Path], rule: str) -> tuple[dict[Path, str], list[str
     return named, [f"{some}: each folder is an identity"]
 
 
+def _nested(named: dict[Path, str]) -> list[str]:
+    """What to say of identities whose folder lies in another's."""
+    nested = [
+        (folder, above)
+        for folder in named
+        for above in folder.parents
+        if named.get(above, named[folder]) != named[folder]
+    ]
+    if not nested:
+        return []
+    inner, outer = map(one_line, nested[0])
+    return [
+        f"{len({folder for folder, _ in nested}):,} folder(s) of images lie in another one, such as "
+        f"{inner} in {outer}: each folder is an identity"
+    ]
+
+
 def _only_numbered(folders: Sequence[Path]) -> bool:
     """Whether all names count within their folder, as characters of alphabets do.
 
@@ -182,7 +200,7 @@ def check_folder(what: str, path: Path) -> None:
 def find_files(root: Path) -> tuple[list[Path], list[str]]:
     """Every file below a folder, sorted by path, but for what is hidden or the system's.
 
-    A folder that links reach more than once counts once, by the first of its paths.
+    A folder that is reached more than once counts once: by its own path, or else the first link.
 
     Returns:
         ``(files, "path: reason" of each hidden file or folder)``.
@@ -195,16 +213,21 @@ def find_files(root: Path) -> tuple[list[Path], list[str]]:
         raise OSError(f"cannot list {one_line(error.filename)}: {error.strerror}") from error
 
     found, left_out, seen = list[Path](), list[str](), set[str]()
-    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back
-            folders.clear()
-            continue
-        seen.add(real)
-        hidden = [name for name in (*folders, *names) if _is_hidden(name)]
-        left_out += [f"{one_line(Path(folder, name))}: hidden or of the system" for name in hidden]
-        folders[:] = sorted(set(folders) - set(hidden))  # the order they are walked in
-        found += [Path(folder, name) for name in names if name not in hidden]
+    starts = [root]  # and then the links that are met
+    for start in starts:
+        for folder, folders, names in os.walk(start, onerror=refuse):
+            real = os.path.realpath(folder)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            hidden = [name for name in (*folders, *names) if _is_hidden(name)]
+            left_out += [
+                f"{one_line(Path(folder, name))}: hidden or of the system" for name in hidden
+            ]
+            folders[:] = sorted(set(folders) - set(hidden))  # the order they are walked in
+            starts += [path for name in folders if (path := Path(folder, name)).is_symlink()]
+            found += [Path(folder, name) for name in names if name not in hidden]
     return sorted(found), sorted(left_out)
 
 
