@@ -169,6 +169,12 @@ def test_a_run_s_own_configuration_is_one(tmp_path):
     assert mj.TrainConfig(**read_options(path)) == config
 
 
+@pytest.mark.parametrize(("name", "text"), [("a.TOML", "epochs = 3"), ("a.JSON", '{"epochs": 3}')])
+def test_a_file_may_begin_with_a_mark_and_end_in_capitals(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert read_options(tmp_path / name) == {"epochs": 3}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 import resource
+import sys
 import zipfile
 
 import jax
@@ -225,6 +227,10 @@ def test_what_is_not_ours_is_not_touched(out):
         mj.extract_features(dataset(), flat, out)
     folder = out.with_name("rows.npz.partial")
     folder.mkdir()
+    (folder / "job.json.partial").write_text("{")  # of a full disk
+    mj.extract_features(dataset(), flat, out, overwrite=True)
+    assert not folder.exists()
+    folder.mkdir()
     (folder / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="is not empty and of no job"):
         mj.extract_features(dataset(), flat, out, overwrite=True)
@@ -328,7 +334,7 @@ def test_features_of_examples_that_are_no_pictures(out):
         (flat, {"pretrained": True}, "for an encoder by name"),
         (flat, {"views": 2}, "views and augment need each other, .*; got 2 and 'none'"),
         (flat, {"augment": "flip"}, "views and augment need each other"),
-        (flat, {"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        (flat, {"batch_size": 0}, "batch_size must be at least 1 and at most"),
         (flat, {"feature_dtype": "float"}, "feature_dtype must be one of float32, float16"),
         (flat, {"views": 1, "augment": "shift:6"}, "shift:6 needs images larger than 6 pixels"),
         (lambda x: x, {}, r"features must have shape \(23, d\); got \(23, 6, 6, 1\)"),
@@ -386,6 +392,23 @@ def test_the_command_reads_a_folder(tmp_path, capsys, out):
     with pytest.warns(UserWarning, match="drawn"):
         mj.extract_features(data, "mlp:dtype=float32", out, overwrite=True)
     np.testing.assert_array_equal(read(out)["features"], found["features"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
+def test_the_command_line_goes_over_the_file_and_a_name_may_be_no_text(tmp_path, capsys, out):
+    people = tmp_path / os.fsdecode(b"caf\xe9")
+    for i, picture in enumerate(pictures(4)):
+        (people / f"p{i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture[..., 0]).save(people / f"p{i % 2}" / f"{i}.png")
+    said = {"dataset": "list", "data_dir": "other.csv", "encoder": "mlp", "image_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(
+            ["features", str(people), "--config", f"{tmp_path}/config.json", "--out", str(out)]
+        )
+    assert ended.value.code == 0
+    assert json.loads(read(out)["about"].item())["dataset"] == r"folder-caf\udce9"
+    assert capsys.readouterr().out == f"{out}\n"
 
 
 def test_an_interrupted_command_tells_how_to_go_on(tmp_path, capsys, monkeypatch, out):

@@ -202,6 +202,13 @@ def test_describe_on_the_command_line(people, tmp_path, monkeypatch, capsys):
     assert f"contact sheet: {tmp_path / 'sheet.png'}" in shown
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size[0] > 1000
+    # What there is is said though it cannot be split.
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*command, "--max-identities", "6"])
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "images of 6 identities" in shown.out
+    assert "split needs at least 15 identities" in shown.err
     # Where nothing is said nothing is written.
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())

@@ -90,12 +90,12 @@ def describe_dataset(
     dataset = load(config)
     if config.max_identities is not None:
         dataset = dataset.first(config.max_identities)
-    lines = list(describe(config, dataset))
+    for line in describe(config, dataset):  # what there is, though the split may be impossible
+        typer.echo(line)
     if out is None:
-        typer.echo("\n".join(lines))
         return None
     with warnings.catch_warnings():  # a name in a script that the typeface does not have
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         save_picture(plots.plot_contact_sheet(dataset), out)
-    typer.echo("\n".join([*lines, f"contact sheet: {out}"]))
+    typer.echo(f"contact sheet: {out}")
     return out

@@ -54,6 +54,7 @@ def features(
     Your own images: margin-jax features FOLDER --pretrained --image-size 224
     """
     from margin_jax.data.dataset import Dataset, remarks
+    from margin_jax.data.decode import one_line
     from margin_jax.runs.claim import check_data
     from margin_jax.runs.features import extract_features
     from margin_jax.runs.run_data import load, reading_of
@@ -88,7 +89,7 @@ def features(
             feature_dtype=feature_dtype,
             batch_size=batch_size,
             devices=config.devices,
-            about={"dataset": config.title, **reading_of(config)._asdict()},
+            about={"dataset": one_line(Path(config.title)), **reading_of(config)._asdict()},
             overwrite=overwrite,
             progress=True,
         )

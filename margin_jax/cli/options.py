@@ -143,6 +143,8 @@ def config_options(*, without: Sequence[str] = (), **defaults: Any) -> Decorator
             path = values.pop("config")
             if path is not None:
                 said = read_options(local_path("config", path))
+                if values.get("folder") is not None:  # it is short for these
+                    said = {n: said[n] for n in said if n not in ("dataset", "data_dir")}
                 said |= set_free(said, values)
                 values = {name: said[name] for name in known if name in said} | values
             return command(**values)

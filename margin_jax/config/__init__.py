@@ -71,6 +71,8 @@ class RunConfig:
     def _check_run(self) -> None:
         if self.overwrite and self.resume:
             raise ValueError("overwrite and resume cannot be used together")
+        if self.allow_changes and not self.resume:
+            raise ValueError("allow_changes is for resume; got it without")
 
 
 # As --help shows them.

@@ -25,8 +25,8 @@ def read_options(path: Path) -> dict[str, Any]:
             not, that is in another part's table, or that is said twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        values = parse_json(text) if path.suffix == ".json" else tomllib.loads(text)
+        text = path.read_text(encoding="utf-8-sig")
+        values = parse_json(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except OSError as error:
         raise ValueError(f"config must be a file; cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # of either format, or of its signs

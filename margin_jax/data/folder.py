@@ -156,10 +156,10 @@ def _nested(named: dict[Path, str]) -> list[str]:
     ]
     if not nested:
         return []
-    inner, outer = map(one_line, nested[0])
+    count, (inner, outer) = len({folder for folder, _ in nested}), map(one_line, nested[0])
     return [
-        f"{len({folder for folder, _ in nested}):,} folder(s) of images lie in another one, such as "
-        f"{inner} in {outer}: each folder is an identity"
+        f"{count:,} folder(s) of images lie in another one, such as {inner} in {outer}: each is an "
+        "identity"
     ]
 
 

@@ -1,6 +1,7 @@
 """Vectors in a table, .parquet or .csv, through pyarrow."""
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def _csv(path: Path) -> tuple[list[str], Iterator[Any]]:
 
 def _check(path: Path, names: list[str]) -> None:
     """Whether the columns are such as can be read."""
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{path} must name each column once; got more of {some(twice)}")
     if "" in names:
         place = names.index("") + 1

@@ -132,7 +132,8 @@ def unfinished(target: Path, job: Mapping[str, Any], overwrite: bool) -> Iterato
 
 
 def _begin(folder: Path, job: Mapping[str, Any], overwrite: bool) -> None:
-    present = [path for path in folder.iterdir() if path.name != LOCK]
+    nothing = {LOCK, f"{_JOB}.partial"}  # a full disk leaves that
+    present = [path for path in folder.iterdir() if path.name not in nothing]
     if (folder / _JOB).is_file():
         try:
             earlier = read_json(folder / _JOB)
