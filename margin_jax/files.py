@@ -90,39 +90,25 @@ def sha256(data: bytes) -> str:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A new file to write in, which takes the name `path` when the block ends without error."""
+    """A new file to write in, which takes the name `path` when the block ends without error.
+
+    Raises:
+        OSError: if the disk is full, say; what had the name is kept.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
             yield file
         partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may not even have been made
+            partial.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     with writing(path) as file:
         file.write(text.encode())
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write in, which takes the name `path` when the block ends without error.
-
-    Raises:
-        OSError: with the name of the file, if the disk is full, say; what had the name is kept.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-        partial.replace(path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 @contextlib.contextmanager

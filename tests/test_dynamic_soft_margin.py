@@ -140,9 +140,9 @@ def test_a_run_that_goes_on_has_the_histogram(tiny_fit, tmp_path):
     [
         (
             lambda: mj.DynamicSoftMarginLoss(bins=1),
-            "bins must be a whole number, at least 2; got 1",
+            "bins must be a whole number from 2 to 65,536; got 1",
         ),
-        (lambda: mj.DynamicSoftMarginLoss(bins=64.0), "a whole number, at least 2; got 64.0"),
+        (lambda: mj.DynamicSoftMarginLoss(bins=64.0), "a whole number from 2 to 65,536; got 64.0"),
         (lambda: mj.DynamicSoftMarginLoss(momentum=0.0), "momentum must be above 0 and at most 1"),
         (lambda: mj.DynamicSoftMarginLoss(momentum=1.5), "at most 1; got 1.5"),
         (

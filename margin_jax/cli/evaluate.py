@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from margin_jax.cli.options import RunFolder, check_out, path_option
+from margin_jax.cli.options import RunFolder, check_out, path_option, saving
 from margin_jax.evaluation.tables import HEADER, certainty, figures, for_rate
-from margin_jax.files import local_path, to_json, writing
+from margin_jax.files import local_path, to_json
 
 if TYPE_CHECKING:
     from margin_jax.runs.evaluate import Embedded
@@ -228,6 +228,6 @@ def _end(
     for note in notes:
         typer.echo(f"  note: {note}")
     if out is not None:
-        with writing(out) as file:
+        with saving(out) as file:
             file.write(f"{to_json(said, indent=2)}\n".encode())
     return out

@@ -1,11 +1,12 @@
 """Options of the command line from the fields of a configuration."""
 
+import contextlib
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -231,11 +232,21 @@ def _reads(given: Path, file: Path) -> bool:
     return given.exists() and file.samefile(given)
 
 
-def save_picture(figure: "Figure", out: Path) -> None:
-    """Writes a picture whole or not at all.
+@contextlib.contextmanager
+def saving(out: Path) -> Iterator[BinaryIO]:
+    """A file for a result, which is whole or not there.
 
     Raises:
         OSError: with the name of the file.
     """
-    with writing(out) as file:
+    try:
+        with writing(out) as file:
+            yield file
+    except OSError as error:
+        raise OSError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def save_picture(figure: "Figure", out: Path) -> None:
+    """Writes a picture, of the kind that the name ends in."""
+    with saving(out) as file:
         figure.savefig(file, format=out.suffix.lower()[1:])

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from margin_jax.cli.options import RunFolder, check_out, path_argument, path_option
-from margin_jax.files import to_json, writing
+from margin_jax.cli.options import RunFolder, check_out, path_argument, path_option, saving
+from margin_jax.files import to_json
 
 
 def embed(
@@ -33,7 +33,7 @@ def embed(
         typer.echo(f"skipped {reason}", err=True)
     for remark in remarks:
         typer.echo(remark, err=True)
-    with writing(out) as file:
+    with saving(out) as file:
         np.savez_compressed(file, files=np.array(files), embeddings=embeddings)
     typer.echo(f"{len(files)} embeddings of length {embeddings.shape[1]}: {out}")
     return out

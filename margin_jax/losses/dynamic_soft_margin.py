@@ -77,8 +77,8 @@ class DynamicSoftMarginLoss(WithoutParameters):
 
     def __post_init__(self) -> None:
         """Refuses a value that could never be called."""
-        if not isinstance(self.bins, numbers.Integral) or self.bins < 2:
-            raise ValueError(f"bins must be a whole number, at least 2; got {self.bins}")
+        if not isinstance(self.bins, numbers.Integral) or not 2 <= self.bins <= 2**16:
+            raise ValueError(f"bins must be a whole number from 2 to 65,536; got {self.bins}")
         if not 0 < self.momentum <= 1:
             raise ValueError(f"momentum must be above 0 and at most 1; got {self.momentum}")
 
