@@ -67,7 +67,7 @@ ROWS = [
     (
         "train --max-identities 60 --identities-per-batch 8 --fmr 0.001",
         r"--fmr needs at least 10,000 different pairs for a threshold at 0.001, so that 10 match "
-        r"falsely; got 5,184 of 9 identities: choose a larger rate, or more "
+        r"falsely; got 5,184 of 9 identities: choose a larger rate, or more validation "
         r"identities \(--split",
     ),
     ("train --learning-rate inf", "--learning-rate must be at most"),
@@ -197,7 +197,7 @@ ROWS = [
     ("train --loss fisher_triplet:lam=0", "lam must be above 0 and at most 1; got 0"),
     ("train --loss fisher_contrastive:lam=1.5", "lam must be above 0 and at most 1; got 1.5"),
     ("train --loss fisher_triplet --mining hard", "--mining is for .*; got hard with loss fisher"),
-    ("train --loss dynamic_soft_margin:bins=1", "bins must be at least 2; got 1"),
+    ("train --loss dynamic_soft_margin:bins=1", "bins must be a whole number from 2 to 65,536; got 1"),
     ("train --loss dynamic_soft_margin:momentum=0", "momentum must be above 0 and at most 1; got"),
     # splits
     *(

@@ -83,7 +83,7 @@ def test_of_many_images_pairs_are_drawn_evenly(monkeypatch):
     distances = pair_distances(v, more)
     assert np.mean(distances <= strict.verification.threshold) == pytest.approx(0.002, abs=2e-4)
     assert len({tuple(sorted(pair)) for pair in more.tolist()}) == len(more) == 104 * 100 // 2
-    with pytest.raises(ValueError, match=r"needs at least 10,000 .*; got 5,200 of 26 validation"):
+    with pytest.raises(ValueError, match=r"needs at least 10,000 .*; got 5,200 of 26 identities"):
         mj.evaluate(x, labels, validation=(v, other), fmr=0.001, count=200)
 
 

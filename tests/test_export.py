@@ -183,7 +183,7 @@ def test_bad_input_costs_one_line(run, exported, tmp_path, capsys):
         ([exported, "--out", run.path], "is not empty and not a model folder"),
         ([exported, "--out", exported], "holds a model: add --overwrite"),
         ([exported, "--out", exported / MODEL / "a"], "cannot write"),
-        ([exported, "--out", "gs://bucket/a"], "--out must be a path of this machine"),
+        ([exported, "--out", "gs://bucket/a"], "'--out': it must be a path of this machine"),
     ):
         with pytest.raises(SystemExit) as error:
             cli.main(["export", *map(str, arguments)])
