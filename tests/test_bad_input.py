@@ -197,7 +197,10 @@ ROWS = [
     ("train --loss fisher_triplet:lam=0", "lam must be above 0 and at most 1; got 0"),
     ("train --loss fisher_contrastive:lam=1.5", "lam must be above 0 and at most 1; got 1.5"),
     ("train --loss fisher_triplet --mining hard", "--mining is for .*; got hard with loss fisher"),
-    ("train --loss dynamic_soft_margin:bins=1", "bins must be a whole number from 2 to 65,536; got 1"),
+    (
+        "train --loss dynamic_soft_margin:bins=1",
+        "bins must be a whole number from 2 to 65,536; got 1",
+    ),
     ("train --loss dynamic_soft_margin:momentum=0", "momentum must be above 0 and at most 1; got"),
     # splits
     *(

@@ -43,7 +43,9 @@ def test_sizes_and_rates_are_said_in_the_language_of_all():
     assert layers(params) == [(12, 64), (64, 32), (32, 16), (16, 8)]
     for wrong in ("hidden=64", "dropout=0.5/1", "hidden=0/2", "hidden=a/b", "dropout=nan/0"):
         _, parameters = mj.TrainConfig(encoder=f"head:{wrong}").encoder_parameters()
-        with pytest.raises(ValueError, match="encoder head takes sizes up to 65,536 and as many rates"):
+        with pytest.raises(
+            ValueError, match="encoder head takes sizes up to 65,536 and as many rates"
+        ):
             make_encoder(name, 8, **parameters)
 
 
