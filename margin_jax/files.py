@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -109,6 +110,19 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     with writing(path) as file:
         file.write(text.encode())
+
+
+def write_npz(file: BinaryIO, **arrays: Any) -> None:
+    """Writes arrays, compressed.
+
+    Made in memory first: of a disk that is full, a zip in a file complains again when it is
+    forgotten, in Python 3.11.
+    """
+    import numpy as np  # slow to import
+
+    made = io.BytesIO()
+    np.savez_compressed(made, **arrays)
+    file.write(made.getvalue())
 
 
 @contextlib.contextmanager

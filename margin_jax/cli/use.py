@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from margin_jax.cli.options import RunFolder, check_out, path_argument, path_option, saving
-from margin_jax.files import to_json
+from margin_jax.files import to_json, write_npz
 
 
 def embed(
@@ -34,7 +34,7 @@ def embed(
     for remark in remarks:
         typer.echo(remark, err=True)
     with saving(out) as file:
-        np.savez_compressed(file, files=np.array(files), embeddings=embeddings)
+        write_npz(file, files=np.array(files), embeddings=embeddings)
     typer.echo(f"{len(files)} embeddings of length {embeddings.shape[1]}: {out}")
     return out
 

@@ -26,6 +26,7 @@ from margin_jax.files import (
     read_json,
     sha256,
     to_json,
+    write_npz,
     write_text,
     writing,
 )
@@ -103,7 +104,7 @@ def write_pairs(folder: Path, data: RunData) -> None:
     for name, pairs in data.pairs.items():
         arrays |= {f"{name}_rows": pairs.rows, f"{name}_same": pairs.same}
     with writing(folder / PAIRS) as file:
-        np.savez_compressed(file, **arrays)
+        write_npz(file, **arrays)
 
 
 def unwritable(folder: Path, error: OSError) -> ValueError:
