@@ -111,6 +111,12 @@ def test_accuracy_is_exact_at_any_threshold(distance, exact_up_to):
         assert report.threshold == threshold
 
 
+def test_intervals_are_of_pairs_with_the_lower_index_first():
+    """A distance may depend on it, and the report measures from that one."""
+    rows = all_pairs._some_pairs(np.array([1, 0, 1, 0]))
+    assert sorted(map(tuple, rows.tolist())) == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+
+
 def test_bins_change_the_figures_little():
     x, labels = spread(n=3000, dim=16)
     held, counted = (

@@ -95,6 +95,7 @@ def test_a_rate_that_drawn_pairs_cannot_show(monkeypatch):
     )
     with pytest.raises(ValueError, match=said):
         mj.evaluate(x, labels, fmr=0.01)
+    assert mj.evaluate(x, labels, fmr=0.6).verification.threshold > 0  # as without drawing
 
 
 def test_some_of_the_different_pairs_are_drawn_evenly_over_identities():

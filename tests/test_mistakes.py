@@ -235,6 +235,7 @@ def test_the_report_is_written_before_the_mistakes_are_drawn(run, tmp_path, caps
     status, _, _ = stopped(capsys, "evaluate", run.path, "--mistakes", tmp_path / "m", "--out", out)
     assert status == 2
     assert "auc" in out.read_text()
+    assert not list((tmp_path / "m").iterdir())  # half of them would be in the way of the next
 
 
 def test_bad_input_is_one_line(run, tmp_path, capsys):

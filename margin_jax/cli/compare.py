@@ -82,11 +82,8 @@ def compare(
             "--schedules or --vary"
         )
     if schedules is not None or not varied:
-        names = (
-            ALONE
-            if schedules == "all"
-            else split_specs(_SCHEDULES if schedules is None else schedules)
-        )
+        text = _SCHEDULES if schedules is None else schedules
+        names = ALONE if text == "all" else split_specs(text)
         varied = {"schedule": names + varied.pop("schedule", []), **varied}
     given = {"epochs": COMPARE_EPOCHS, **given}
     config = arms.with_folder(TrainConfig(**given))

@@ -21,7 +21,7 @@ import numpy as np
 from margin_jax.data.dataset import Dataset
 from margin_jax.data.decode import one_line
 from margin_jax.evaluation.mistakes import Mistakes, find_mistakes
-from margin_jax.files import check_file, local_path
+from margin_jax.files import check_file, local_path, whole_folder
 from margin_jax.plots.map import plot_map
 from margin_jax.plots.tiles import Tile, plot_tiles
 from margin_jax.runs.evaluate import Embedded
@@ -60,14 +60,19 @@ def check_mistakes(folder: Path, listed: Path | None) -> None:
         raise ValueError(f"--mistakes must be a folder; {path} is a file")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        present = set(os.listdir(path))
+        _check_replaceable(path)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}") from error
+    check_file("mistakes", path / "pairs.csv")
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises ValueError for a folder with anything but mistakes."""
+    present = set(os.listdir(path)) if path.exists() else set()
     if present and not _ALWAYS <= present <= _ALWAYS | _PERHAPS:
         raise ValueError(
             f"{path} is not empty and not a folder of mistakes; choose another --mistakes"
         )
-    check_file("mistakes", path / "pairs.csv")
 
 
 def write_mistakes(run: Run, embedded: Embedded, threshold: float, folder: Path) -> list[str]:
@@ -77,7 +82,7 @@ def write_mistakes(run: Run, embedded: Embedded, threshold: float, folder: Path)
         run: from :func:`~margin_jax.load_run`.
         embedded: from :func:`~margin_jax.runs.evaluate.embed_identities`.
         threshold: a distance.
-        folder: is made.
+        folder: is made, whole or not at all; one that was made so before is replaced.
 
     Returns:
         What a person should know at once, a line each.
@@ -98,31 +103,31 @@ def write_mistakes(run: Run, embedded: Embedded, threshold: float, folder: Path)
     }
     names = [dataset.files[row] for row in rows.tolist()]
     target = local_path("mistakes", folder)
-    target.mkdir(parents=True, exist_ok=True)
     by_identity = _by_identity(found, dataset, labels)
-    _write_csv(target / "identities.csv", list(by_identity[0]), (d.values() for d in by_identity))
-    _write_csv(
-        target / "pairs.csv",
-        ("kind", "distance", "first", "second", "first_identity", "second_identity"),
-        (
-            [
-                *(kind, f"{distance:.6f}", names[i], names[j]),
-                *(dataset.identities[labels[row]] for row in (i, j)),
-            ]
-            for kind, pairs in worst.items()
-            for distance, i, j in pairs
-        ),
-    )
-    with warnings.catch_warnings():  # a name in a script that the typeface does not have
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        plot_map(embedded.vectors, labels, dataset.identities).savefig(target / "map.png")
-        for kind, pairs in worst.items():
-            (target / f"{kind}.png").unlink(missing_ok=True)  # of an earlier time
-            if pairs and run.embeds_pictures:
-                tiles = [_tile(dataset, rows, names, pair) for pair in pairs]
-                lines = [tiles[i : i + _COLUMNS] for i in range(0, len(tiles), _COLUMNS)]
-                title = _TITLES[kind].format(threshold)
-                plot_tiles(lines, title).savefig(target / f"{kind}.png")
+    with whole_folder(target) as made:
+        _write_csv(made / "identities.csv", list(by_identity[0]), (d.values() for d in by_identity))
+        _write_csv(
+            made / "pairs.csv",
+            ("kind", "distance", "first", "second", "first_identity", "second_identity"),
+            (
+                [
+                    *(kind, f"{distance:.6f}", names[i], names[j]),
+                    *(dataset.identities[labels[row]] for row in (i, j)),
+                ]
+                for kind, pairs in worst.items()
+                for distance, i, j in pairs
+            ),
+        )
+        with warnings.catch_warnings():  # a name in a script that the typeface does not have
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
+            plot_map(embedded.vectors, labels, dataset.identities).savefig(made / "map.png")
+            for kind, pairs in worst.items():
+                if pairs and run.embeds_pictures:
+                    tiles = [_tile(dataset, rows, names, pair) for pair in pairs]
+                    lines = [tiles[i : i + _COLUMNS] for i in range(0, len(tiles), _COLUMNS)]
+                    title = _TITLES[kind].format(threshold)
+                    plot_tiles(lines, title).savefig(made / f"{kind}.png")
+        _check_replaceable(target)  # something may have come there meanwhile
     return [*_said(by_identity), f"pictures and tables: {target}"]
 
 
