@@ -7,6 +7,7 @@ Emoji, from npm; an identity is a character, its pictures are the designers' dra
 
 Icons, from Debian; an identity is a name that the themes share, such as document-save:
 
+    mkdir themes
     for name in elementary-xfce faenza gnome lxde mate moka obsidian oxygen paper; do
         apt-get download $name-icon-theme
         dpkg-deb --extract $name-icon-theme_*.deb themes/$name

@@ -46,6 +46,7 @@ def made_up_cell(schedule, seed, validation=0.9, test=0.9):
         "schedule": schedule,
         "seed": seed,
         "command": "margin-jax train",
+        "images": {"shape": [10, 48, 48, 3]},
         "machine": "1 core",
         "seconds": 1.0,
         "best_epoch": 2,
@@ -710,7 +711,7 @@ def test_settings_are_chosen_by_validation_and_their_regret_is_of_the_test(study
     (found,) = regret.read(tmp_path, tmp_path / "cells")
     assert found.seeds == 3
     assert found.tuned["cub"] == "constant:0.5"
-    assert found.settings == sorted(lost, key=lost.get)
+    assert found.settings == ["litm:margin=0.02,margin_end=0.2", regret.RULE, *list(lost)[:2]]
     np.testing.assert_allclose(found.mean("constant:0.05"), [(4 * 0.02 + 0.04) / 5, 0], atol=1e-12)
     np.testing.assert_allclose(found.mean("constant:0.05", "constant:0.2"), [0.02, 0], atol=1e-12)
     name, worst = found.worst("constant:0.05")
@@ -737,7 +738,7 @@ def test_regret_trains_every_setting_beside_the_grid(study, tmp_path, monkeypatc
 
     monkeypatch.setattr(regret, "CELLS", tmp_path / "grid")
     monkeypatch.setattr(regret, "train_cell", train_cell)
-    monkeypatch.setattr(regret, "open_dataset", lambda *_: ({}, None))
+    monkeypatch.setattr(regret, "open_dataset", lambda *_: ({"dataset": "folder"}, None))
     regret.train("lfw", "mean", types.SimpleNamespace(out=tmp_path, data=None, scratch=None))
     assert len(set(trained)) == len(trained)
     assert {seed for _, seed in trained} == set(regret.SEEDS)  # none of the tuning
@@ -777,40 +778,72 @@ def test_a_control_has_the_margins_of_the_next_seed(study, tmp_path, monkeypatch
     )
 
 
-def test_fresh_data_are_tuned_on_their_own_and_take_the_settings_as_they_are(
-    study, tmp_path, monkeypatch, capsys
-):
-    confirm, cell_files, grid = study("confirm"), study("cell_files"), study("grid")
+@pytest.fixture
+def confirm(study, monkeypatch):
+    """`confirm.py` with made-up cells, where litm is best in the test, then a constant 0.02."""
+    confirm, regret, cell_files = study("confirm"), study("regret"), study("cell_files")
     settings = ["dams:margin=0.02,threshold=0.95,increase=0.01", "litm:margin=0.02,margin_end=0.2"]
 
     def train_cell(path, options, data, scratch, told):
-        good = options["schedule"] == "constant:0.5" and options["seed"] in grid.TUNING_SEEDS
-        auc = 0.7 + 0.1 * options["schedule"].startswith("litm")
-        cell = made_up_cell(options["schedule"], options["seed"], 0.9 if good else 0.8, auc)
+        schedule, seed = options["schedule"], options["seed"]
+        good = schedule == "constant:0.5" and seed in confirm.TUNING_SEEDS
+        auc = 0.7 + 0.1 * schedule.startswith("litm") + 0.05 * (schedule == "constant:0.02")
+        cell = made_up_cell(schedule, seed, 0.9 if good else 0.8, auc)
+        if options["dataset"] == "vectors":
+            cell["images"] = {"shape": [10, 1280]}
         cell_files.add(path, cell)
-        return cell
+
+    def open_data(path):
+        return {"dataset": "folder" if path.is_dir() else "vectors"}, None
 
     monkeypatch.setattr(confirm, "train_cell", train_cell)
-    monkeypatch.setattr(confirm, "open_data", lambda path: ({}, None))
-    monkeypatch.setattr(confirm, "read_validation", lambda *_: {})
-    monkeypatch.setattr(confirm, "choose", lambda _: settings)
+    monkeypatch.setattr(confirm, "open_data", open_data)
+    monkeypatch.setattr(regret, "read_validation", lambda *_: {})
+    monkeypatch.setattr(regret, "choose", lambda _: settings)
     monkeypatch.setattr(confirm, "share_out", lambda work, jobs, _: [work(*job) for job in jobs])
-    data = tmp_path / "birds"
-    data.mkdir()
+    return confirm
+
+
+def test_fresh_data_are_tuned_on_their_own_and_take_the_settings_as_they_are(
+    study, confirm, tmp_path, capsys
+):
+    birds, vectors = tmp_path / "birds", tmp_path / "voices.npz"
+    birds.mkdir()
+    vectors.touch()
+    out = ["--out", str(tmp_path), "--seeds", "3", "--reductions", "mean"]
     with pytest.raises(SystemExit) as left:
-        confirm.main(
-            ["--data", str(data), "--out", str(tmp_path), "--seeds", "3", "--reductions", "mean"]
-        )
+        confirm.main(["--data", str(birds), *out])
     assert not left.value.code
     text = (tmp_path / "confirm.md").read_text(encoding="utf-8")
+    litm = "litm:margin=0.02,margin_end=0.2"
     assert "| setting | birds (0.5) | mean |" in text
-    assert f"| `{settings[1]}` | -0.1000 ± 0.0000 | -0.1000 ± 0.0000 | -0.1000 |" in text
+    assert f"| `{litm}` | -0.1000 ± 0.0000 | -0.1000 ± 0.0000 | -0.1000 |" in text
+    assert "![Regret of each setting](confirm.png)" in text
     assert (tmp_path / "confirm.png").exists()
-    trained = cell_files.read(tmp_path / "birds_mean.jsonl")
-    assert len(trained) == 6 * 2 + 3 * 5
+    trained = study("cell_files").read(tmp_path / "confirm" / "birds_mean.jsonl")
+    assert len(trained) == 6 * 2 + 3 * 5  # our rule is litm here
+    # The page is of all sets that have cells; our rule depends on what they are.
     with pytest.raises(SystemExit):
-        confirm.main(["--data", str(tmp_path / "none")])
-    assert f"no {tmp_path / 'none'}" in capsys.readouterr().err
+        confirm.main(["--data", str(vectors), *out])
+    text = (tmp_path / "confirm.md").read_text(encoding="utf-8")
+    assert "| setting | birds (0.5) | voices (0.5) | mean |" in text
+    assert (
+        "| `our rule` | -0.1000 ± 0.0000 | -0.0500 ± 0.0000 | -0.0750 ± 0.0000 | -0.0500 |" in text
+    )
+    assert "`constant:0.02`" not in text  # only on one of them
+    trained = study("cell_files").read(tmp_path / "confirm" / "voices_mean.jsonl")
+    assert len(trained) == 6 * 2 + 3 * 6
+    # What somebody wrote of it stays.
+    words = "# Found\n\nNothing."
+    (tmp_path / "confirm.md").write_text(f"{words}\n\n![{text.partition('![')[2]}")
+    with pytest.raises(SystemExit) as left:
+        confirm.main(["--report", "--out", str(tmp_path)])
+    assert not left.value.code
+    assert (tmp_path / "confirm.md").read_text(encoding="utf-8").startswith(f"{words}\n\n![")
+    for wrong, told in {str(tmp_path / "none"): f"no {tmp_path / 'none'}", "": "got none"}.items():
+        with pytest.raises(SystemExit):
+            confirm.main(["--data", wrong] if wrong else [])
+        assert told in capsys.readouterr().err
 
 
 def test_fine_tuning_has_the_best_untuned_setting_too(study, tmp_path, monkeypatch):
