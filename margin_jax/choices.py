@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+# In a configuration: what comes as an object beside it.
+OWN = "own"
+
 
 def check_choice(what: str, value: object, choices: Iterable[str]) -> str:
     """Returns `value` if it is one of `choices`.

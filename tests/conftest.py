@@ -163,13 +163,18 @@ def tiny_fit(tiny_encoder):
     images = np.clip(faces + rng.normal(0, 60, (60, 6, 6, 6, 1)), 0, 255).astype(np.uint8)
     dataset = mj.Dataset.from_arrays(images.reshape(-1, 6, 6, 1), np.arange(360) // 6)
 
-    def run(out, on_epoch=None, encoder=tiny_encoder, progress=False, **options):
+    def run(out, on_epoch=None, encoder=tiny_encoder, progress=False, own=None, **options):
         options = {"identities_per_batch": 8, "epochs": 3, **options}
         config = mj.TrainConfig(dataset="own", encoder="own", out=str(out), **options)
         with pytest.MonkeyPatch.context() as patched:
             _without_pictures(patched)
             return mj.fit(
-                config, dataset=dataset, encoder=encoder, on_epoch=on_epoch, progress=progress
+                config,
+                dataset=dataset,
+                encoder=encoder,
+                on_epoch=on_epoch,
+                progress=progress,
+                **(own or {}),
             )
 
     return run

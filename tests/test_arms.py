@@ -155,14 +155,20 @@ def test_ones_own_network_and_images(tiny_encoder, tmp_path):
     config = mj.TrainConfig(
         dataset="own", encoder="own", epochs=1, identities_per_batch=4, out=str(tmp_path)
     )
-    both = {"constant": config.replace(schedule="constant"), "mine": config.replace(loss="own")}
-    loss = mj.TripletLoss(reduction="sum")
-    result = mj.compare(both, (0,), dataset=mine, encoder=tiny_encoder, loss=loss)
-    assert set(result.reports) == {"constant", "mine"}
+    both = {
+        "constant": config.replace(schedule="constant"),
+        "mine": config.replace(loss="own", schedule="own"),
+    }
+    loss, schedule = mj.TripletLoss(reduction="sum"), mj.constant(0.7)
+    result = mj.compare(
+        both, (0,), dataset=mine, encoder=tiny_encoder, loss=loss, schedule=schedule
+    )
+    margins = {name: by_seed[0][0]["margin"] for name, by_seed in result.histories.items()}
+    assert margins == {"constant": np.float32(0.2), "mine": np.float32(0.7)}
 
-    def again(images, encoder, loss=loss):
+    def again(images, encoder, loss=loss, schedule=schedule):
         mine = mj.Dataset.from_arrays(images, np.arange(120) // 4)
-        return mj.compare(both, (0,), dataset=mine, encoder=encoder, loss=loss)
+        return mj.compare(both, (0,), dataset=mine, encoder=encoder, loss=loss, schedule=schedule)
 
     assert again(images, tiny_encoder).reports == result.reports
     noise = np.random.default_rng(1).integers(0, 256, images.shape).astype(np.uint8)
@@ -170,6 +176,7 @@ def test_ones_own_network_and_images(tiny_encoder, tmp_path):
     colour = mj.Encoder(tiny_encoder.module, colour=True)
     for other, what in (
         ((images, tiny_encoder, mj.TripletLoss(swap=True)), "loss"),
+        ((images, tiny_encoder, loss, mj.constant(0.8)), "schedule"),
         ((noise, tiny_encoder), "sha256"),
         ((images, wider), "network"),
         ((images, colour), "network"),
@@ -436,6 +443,8 @@ OWN = SMALL.replace(encoder="own")
         ({"a": SMALL}, {"encoder": True}, "an encoder object and"),
         ({"a": SMALL, "b": SMALL.replace(loss="own")}, {}, "a loss object and"),
         ({"a": SMALL}, {"loss": mj.TripletLoss()}, "a loss object and"),
+        ({"a": SMALL, "b": SMALL.replace(schedule="own")}, {}, "a schedule object and"),
+        ({"a": SMALL}, {"schedule": mj.dams()}, "a schedule object and"),
     ],
 )
 def test_arms_that_can_not_be_compared(

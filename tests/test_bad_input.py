@@ -438,7 +438,7 @@ PYTHON = {
     "half an epoch": (lambda: mj.linear(0.1, 1, 2.5), "epochs must be a whole number; got 2.5"),
     "no epochs": (lambda: mj.linear(0.1, 1, 0), "epochs must be between 1 and 1,000,000; got 0"),
     "clip": (lambda: mj.clip_schedule(mj.dams(0.2), 1, 0), "low must be at most high; got 1 and 0"),
-    "hold": (lambda: mj.hold_schedule(mj.dams(0.2), -1), "epochs must be at least 1; got -1"),
+    "hold": (lambda: mj.hold_schedule(mj.dams(0.2), -1), "between 1 and 1,000,000; got -1"),
     "join": (lambda: mj.join_schedules([mj.dams(0.2)], [3]), "one boundary between each two"),
     "labels of text": (lambda: LOSS(E, np.array(list("aabb")), 0.2), "labels must be integers"),
     "labels of floats": (lambda: LOSS(E, Y / 1, 0.2), "labels must be integers; got float64"),

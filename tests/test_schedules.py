@@ -440,6 +440,7 @@ def test_the_controller_does_not_wind_up():
         (lambda: mj.replay((0.1, -0.1)), r"margins must be finite and at least 0; got -0\.1"),
         (lambda: mj.from_optax(lambda e: 1 / (e - 2 + 1e-99), 9), "must give finite scalars"),
         (lambda: mj.from_optax(lambda e: np.ones(2), 3), "must give finite scalars"),
+        (lambda: mj.from_optax(lambda e: -1.0, 3), "finite scalars of at least 0; got"),
         (lambda: mj.from_optax(lambda e: 1.0, 0), "1,000,000; got 0"),
         (lambda: mj.dams(margin=float("nan")), "margin must be finite and at least 0; got nan"),
         (lambda: mj.dams(threshold=95), "threshold must be between 0 and 1; got 95"),
@@ -472,11 +473,14 @@ def test_the_controller_does_not_wind_up():
         (lambda: mj.join_schedules([mj.dams()] * 2, [2**40]), r"must rise, .* got \[1099511627776"),
         (lambda: mj.join_schedules([mj.dams(), mj.dams], [3]), r"mj.dams\(\) returns; got func"),
         (lambda: mj.replay(0.2), "replay needs a list of margins; got 0.2"),
-        (lambda: mj.hold_schedule(mj.dams(), 2.5), r"epochs must be whole numbers; got 2\.5"),
-        (lambda: mj.warmup_schedule(mj.dams(), 2.5), r"epochs must be whole numbers; got 2\.5"),
+        (lambda: mj.hold_schedule(mj.dams(), 2.5), r"epochs must be a whole number; got 2\.5"),
+        (lambda: mj.warmup_schedule(mj.dams(), 2.5), r"epochs must be a whole number; got 2\.5"),
         (lambda: mj.join_schedules([mj.dams()] * 3, [3, 3]), r"must rise, .* got \[3, 3\]"),
-        (lambda: mj.hold_schedule(mj.dams(), 0), "epochs must be at least 1; got 0"),
-        (lambda: mj.warmup_schedule(mj.dams(), -1), "epochs must be at least 1; got -1"),
+        (lambda: mj.hold_schedule(mj.dams(), 0), "epochs must be between 1 and 1,000,000; got 0"),
+        (
+            lambda: mj.warmup_schedule(mj.dams(), -1),
+            "epochs must be between 1 and 1,000,000; got -1",
+        ),
     ],
 )
 def test_bad_parameters(make, message):
@@ -583,5 +587,7 @@ def test_the_share_that_a_schedule_watches():
     assert mj.dams(threshold=0.8).easy_share == 0.8
     assert mj.clip_schedule(mj.dams(threshold=0.8), 0.1, 0.5).easy_share == 0.8
     assert mj.target_easy_fraction(target=0.7).easy_share == 0.7
+    assert mj.warmup_schedule(mj.dams(threshold=0.8), 3).easy_share == 0.8
+    assert mj.join_schedules([mj.dams(), mj.dams(threshold=0.8)], [3]).easy_share is None
     assert mj.constant(0.2).easy_share is None
     assert mj.automargin().easy_share is None

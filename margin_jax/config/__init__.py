@@ -10,11 +10,12 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+from margin_jax.choices import OWN
 from margin_jax.config.data import DataConfig
 from margin_jax.config.loss import (
     LossConfig,
@@ -37,6 +38,7 @@ _NOT_THE_RESULT = {"out", "overwrite", "resume", "allow_changes", "checkpoint_st
 _NOT_THE_RESULT |= {"memory_limit", "manual_dir"}
 _OF_PICTURES = {"image_size", "fit", "bits", "transparency", "repeated_names", "augment"}
 _OF_PICTURES |= {"pretrained", "weights", "small_stem"}
+_OF_NAMED_OPTIMIZERS = {"learning_rate", "learning_rate_schedule", "freeze"}
 # Runs of an earlier time, whose configuration does not say, were made as if it said this.
 _UNSAID = {"fit": "stretch", "transparency": "ignore", "repeated_names": "separate"}
 
@@ -96,14 +98,19 @@ class TrainConfig(  # fields of the last base come first
             object.__setattr__(self, name, checked(field, getattr(self, name)))
         self._check_data()
         if self.dataset == "vectors":
-            self._check_for_vectors()
+            self._refuse(_OF_PICTURES, "is for pictures; got it with dataset vectors")
+        if self.optimizer == OWN:
+            self._refuse(
+                _OF_NAMED_OPTIMIZERS, "is for optimizers with a name; got it with one of your own"
+            )
         if self.encoder is None:
             usual = "head" if self.dataset == "vectors" else "small_cnn"
             object.__setattr__(self, "encoder", usual)
         _, parameters = self.schedule_parameters()
         for name in {"margin", "margin_end"} & set(parameters):
             checked(fields[name], parameters[name])
-        self.make_schedule()
+        if self.schedule != OWN:
+            self.make_schedule()
         self._check_margins()
         self._check_loss()
         self._check_training()
@@ -119,18 +126,20 @@ class TrainConfig(  # fields of the last base come first
             path = local_path(name, value)
             object.__setattr__(self, name, str(path if name == "out" else path.absolute()))
 
-    def _check_for_vectors(self) -> None:
-        """Refuses options that only pictures have."""
+    def _refuse(self, options: Collection[str], why: str) -> None:
+        """Refuses options that are not as usual."""
         for field in dataclasses.fields(self):
-            if field.name in _OF_PICTURES and getattr(self, field.name) != field.default:
-                raise ValueError(f"{field.name} is for pictures; got it with dataset vectors")
+            if field.name in options and getattr(self, field.name) != field.default:
+                raise ValueError(f"{field.name} {why}")
 
     def make_schedule(self) -> Schedule:
-        """The schedule with its parameters."""
+        """The schedule with its parameters; not one's own."""
         return make_schedule(self.schedule, self._schedule_options())
 
     def schedule_parameters(self) -> tuple[str, dict[str, Any]]:
-        """The schedule's name, and the value of each of its parameters."""
+        """The schedule's name, and the value of each of its parameters; of one's own none."""
+        if self.schedule == OWN:
+            return OWN, {}
         return resolve_schedule(self.schedule, self._schedule_options())
 
     def _schedule_options(self) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from margin_jax.choices import check_choice, one_of
+from margin_jax.choices import OWN, check_choice, one_of
 from margin_jax.config.option import Option
 from margin_jax.losses import LOSSES, make_loss, resolve_loss
-from margin_jax.losses.base import OWN, Loss, takes_references
+from margin_jax.losses.base import Loss, takes_references
 from margin_jax.losses.batch_all import REDUCTIONS
 from margin_jax.losses.distances import DISTANCES
 from margin_jax.losses.mining import mining_schedule, mining_starts
@@ -27,6 +27,8 @@ def margins_settled_by(schedule: str) -> dict[str, Any]:
     Raises:
         ValueError: as :func:`~margin_jax.schedules.resolve_schedule`.
     """
+    if schedule == OWN:
+        return {}
     known = {name: kinds(of) for name, of in SCHEDULES.items()}
     _, said = parse("a schedule", schedule, known, short=True)
     return {option: said[option] for option in _MARGIN_OPTIONS if option in said}

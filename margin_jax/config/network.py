@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from margin_jax.choices import check_choice, one_of
+from margin_jax.choices import OWN, check_choice, one_of
 from margin_jax.config.option import Option
-from margin_jax.data import OWN
 from margin_jax.models import DTYPES, ENCODERS, PRETRAINED, parse_encoder, resolve_encoder
 
 # Parameters of encoders that have an option of their own, with what they are unless they are said.

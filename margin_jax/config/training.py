@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from margin_jax.choices import check_choice, one_of
+from margin_jax.choices import OWN, check_choice, one_of
 from margin_jax.config.option import Option
 from margin_jax.data.augmentation import make_augment
 from margin_jax.data.sampler import SAMPLERS, SMALL_IDENTITIES
@@ -116,7 +116,8 @@ class TrainingConfig:
     def _check_training(self) -> None:
         if self.learning_rate == 0:
             raise ValueError("learning_rate must be above 0; got 0.0")
-        make_optimizer(self.optimizer, self.learning_rate, self.learning_rate_schedule, 1, 1)
+        if self.optimizer != OWN:
+            make_optimizer(self.optimizer, self.learning_rate, self.learning_rate_schedule, 1, 1)
         check_choice("small_identities", self.small_identities, SMALL_IDENTITIES)
         check_choice("sampler", self.sampler, SAMPLERS)
         check_choice("select", self.select, SELECTIONS)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from margin_jax.choices import check_choice
+from margin_jax.choices import OWN, check_choice
 from margin_jax.data import folder, glyphs, listing, tfds, vectors
 from margin_jax.data.dataset import Dataset
 from margin_jax.data.decode import FITS, Reading
@@ -15,8 +15,6 @@ PLACES = {
     "vectors": "the file of features and labels",
 }
 DATASETS = ("glyphs", *PLACES, "tfds:NAME")
-# The name of a dataset that is given as an object.
-OWN = "own"
 
 
 def check_dataset(name: str) -> None:

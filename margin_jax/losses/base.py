@@ -12,9 +12,6 @@ from jax import Array
 from margin_jax.losses.distances import DistanceFn
 from margin_jax.stats import TripletStats
 
-# Instead of a name: a loss of one's own.
-OWN = "own"
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -14,11 +14,12 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import optax
+
 from margin_jax import plots
 from margin_jax.choices import check_choice
 from margin_jax.config import TrainConfig
 from margin_jax.config.option import as_file_name
-from margin_jax.data import OWN
 from margin_jax.data.dataset import Dataset
 from margin_jax.devices import jobs
 from margin_jax.files import to_json, write_text
@@ -28,9 +29,10 @@ from margin_jax.models.encoder import Encoder
 from margin_jax.runs.comparison import Comparison
 from margin_jax.runs.fit import fit
 from margin_jax.runs.folder import CONFIG, REPORT, read_config, read_history, read_report
+from margin_jax.runs.own import Own
 from margin_jax.runs.resume import check_config, differences
 from margin_jax.runs.run_data import load, loading, prepare_data, settle_batches
-from margin_jax.runs.setting import check_own, get_encoder
+from margin_jax.schedules import Schedule
 from margin_jax.training.record import DivergedError
 
 # Which images of whom there are, how they are split, and where the comparison lies.
@@ -85,6 +87,8 @@ def compare(
     dataset: Dataset | None = None,
     encoder: Encoder | None = None,
     loss: Loss | None = None,
+    schedule: Schedule | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     on_cell: OnCell | None = None,
     progress: bool = False,
 ) -> Comparison:
@@ -102,6 +106,8 @@ def compare(
         dataset: your own images, with ``TrainConfig(dataset="own")``.
         encoder: your own network, for arms with ``TrainConfig(encoder="own")``.
         loss: your own loss, for arms with ``TrainConfig(loss="own")``.
+        schedule: your own, for arms with ``TrainConfig(schedule="own")``.
+        optimizer: of optax, for arms with ``TrainConfig(optimizer="own")``.
         on_cell: called with (arm, seed, report) after each run.
         progress: show progress bars.
 
@@ -117,7 +123,8 @@ def compare(
             images, or with another network or loss.
         DivergedError: if a run diverges, after all others have been trained.
     """
-    arms = _checked(arms, dataset, encoder, loss)
+    own = Own(encoder, loss, schedule, optimizer)
+    arms = _checked(arms, dataset, own)
     (first, *_) = arms.values()
     seeds = [first.replace(seed=seed).seed for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
@@ -129,7 +136,7 @@ def compare(
     jobs.check_joined()
     with contextlib.ExitStack() as held:
         jobs.on_first(lambda: held.enter_context(locked(first.folder)))
-        cells = _train(arms, seeds, dataset, encoder, loss, on_cell, progress)
+        cells = _train(arms, seeds, dataset, own, on_cell, progress)
         comparison = Comparison(
             tuple(arms),
             tuple(seeds),
@@ -149,8 +156,7 @@ def with_folder(config: TrainConfig) -> TrainConfig:
 def _checked(
     arms: Mapping[str, TrainConfig],
     dataset: Dataset | None,
-    encoder: Encoder | None,
-    loss: Loss | None,
+    own: Own,
 ) -> dict[str, TrainConfig]:
     """The arms with their folder, if they can be compared."""
     if not isinstance(arms, Mapping):
@@ -174,11 +180,7 @@ def _checked(
                 f"{name} must be the same in every arm; got {one!r} for {first} and {two!r} for "
                 f"{other}"
             )
-    # A network or a loss that is missing, or that no arm asks for, is refused.
-    for config in [c for c in arms.values() if c.encoder == OWN] or [arms[first]]:
-        get_encoder(config, encoder)
-    for config in [c for c in arms.values() if c.loss == OWN] or [arms[first]]:
-        check_own(config, loss)
+    own.check_any(arms.values())
     return {name: with_folder(config) for name, config in arms.items()}
 
 
@@ -186,8 +188,7 @@ def _train(
     arms: dict[str, TrainConfig],
     seeds: Sequence[int],
     dataset: Dataset | None,
-    encoder: Encoder | None,
-    loss: Loss | None,
+    own: Own,
     on_cell: OnCell | None,
     progress: bool,
 ) -> dict[tuple[str, int], tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -211,18 +212,17 @@ def _train(
             for name, seed in itertools.product(names, seeds)
         }
         for (name, seed), cell in cells.items():
-            own: dict[str, Any] = {
-                "encoder": encoder if cell.encoder == OWN else None,
-                "loss": loss if cell.loss == OWN else None,
-            }
+            objects = own.asked_for_by(cell)
             report = _finished(cell)
             if report is None:
                 try:
-                    report = fit(cell, dataset=images, progress=progress, **own).report
+                    report = fit(
+                        cell, dataset=images, progress=progress, **objects._asdict()
+                    ).report
                 except DivergedError as error:  # which must not keep the others from their turn
                     diverged = diverged or error
                     continue
-            elif other := differences(cell.folder, prepare_data(cell, images, **own).described):
+            elif other := differences(cell.folder, prepare_data(cell, images, objects).described):
                 raise ValueError(
                     f"{cell.folder} was trained on other images, or with another network or loss "
                     f"({other}): give --overwrite, or choose another --out"

@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from margin_jax.choices import OWN
+from margin_jax.config import TrainConfig
 from margin_jax.evaluation.tables import report_rows, table, training_line
 from margin_jax.runs.portable import (
     MODEL,
@@ -156,8 +158,7 @@ def card(model: Model, programs: Collection[str]) -> str:
         "loss": f"{config.loss}, reduction {config.reduction}, mining {config.mining}",
         "schedule": f"{_text(*config.schedule_parameters())}; "
         f"{training_line(model.report, model.history)}",
-        "training": f"{config.optimizer}, learning rate {config.learning_rate:g} "
-        f"({config.learning_rate_schedule}), batches of {config.identities_per_batch} identities "
+        "training": f"{_optimizer(config)}, batches of {config.identities_per_batch} identities "
         f"with {config.images_per_identity}, augmentation {config.augment}, seed {config.seed}"
         + (", from published weights" if config.pretrained else ""),
     }
@@ -185,6 +186,13 @@ def card(model: Model, programs: Collection[str]) -> str:
         weights=WEIGHTS,
         description=MODEL,
     )
+
+
+def _optimizer(config: TrainConfig) -> str:
+    if config.optimizer == OWN:
+        return "an optimiser of one's own"
+    rate = f"learning rate {config.learning_rate:g} ({config.learning_rate_schedule})"
+    return f"{config.optimizer}, {rate}"
 
 
 def _text(name: str, parameters: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
+from margin_jax.choices import OWN
 from margin_jax.config import TrainConfig
 from margin_jax.training.record import DivergedError, EpochRecord
 
@@ -25,9 +26,10 @@ def with_advice(
     """
     some = ", ".join(identities[:_NAMES]) + (", ..." if len(identities) > _NAMES else "")
     batch = f" (identities of its batch: {some})" if identities else ""
+    now = "" if config.optimizer == OWN else f", now {config.learning_rate:g},"
     return DivergedError(
-        f"{error}{batch}. The last good state is kept in {config.folder}. A lower learning rate, "
-        f"now {config.learning_rate:g}, is the usual remedy; to see which operation it was, resume "
+        f"{error}{batch}. The last good state is kept in {config.folder}. A lower learning rate"
+        f"{now} is the usual remedy; to see which operation it was, resume "
         "with --debug-nans",
         error.epoch,
         error.step,

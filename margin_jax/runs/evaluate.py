@@ -6,8 +6,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from margin_jax.choices import OWN
 from margin_jax.config.option import MOST
-from margin_jax.data import OWN
 from margin_jax.data.dataset import Dataset, remarks
 from margin_jax.data.pairs import Pairs, sample_pairs
 from margin_jax.data.rows import RowNames

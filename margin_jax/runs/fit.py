@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from margin_jax.config import TrainConfig
@@ -21,12 +22,14 @@ from margin_jax.files import append_line
 from margin_jax.losses.base import Loss
 from margin_jax.models.encoder import Encoder
 from margin_jax.runs import claim, divergence, folder, resume
+from margin_jax.runs.own import Own
 from margin_jax.runs.progress import ProgressBar
 from margin_jax.runs.report import make_report
 from margin_jax.runs.run import Run
 from margin_jax.runs.run_data import plan_epoch, settle_batches
 from margin_jax.runs.setting import Setting, set_up
 from margin_jax.runs.validation import best_epoch, is_over
+from margin_jax.schedules import Schedule
 from margin_jax.training.checkpoint import Checkpoint, SaveError
 from margin_jax.training.epoch import end_epoch, train_steps
 from margin_jax.training.record import DivergedError, EpochPart
@@ -44,6 +47,8 @@ def fit(
     dataset: Dataset | None = None,
     encoder: Encoder | None = None,
     loss: Loss | None = None,
+    schedule: Schedule | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     on_epoch: OnEpoch | None = None,
     progress: bool = False,
 ) -> Run:
@@ -56,6 +61,12 @@ def fit(
         encoder: your own network, with ``TrainConfig(encoder="own")``.
         loss: your own loss, with ``TrainConfig(loss="own")``; its distance must be the
             configuration's.
+        schedule: your own, or one made of others, with ``TrainConfig(schedule="own")``. A run that
+            goes on must be given the same; only its first margin and the names in its memory are
+            compared.
+        optimizer: any of optax, with ``TrainConfig(optimizer="own")``. It has its own learning
+            rate. For a loss with parameters it gets them after the network's, as a pair. The same
+            goes for runs that go on; only its state's shapes are compared.
         on_epoch: called after each epoch with its record (a line of ``history.jsonl``).
         progress: show a progress bar.
 
@@ -74,6 +85,7 @@ def fit(
     if not isinstance(config, TrainConfig):
         raise TypeError(f"config must be a TrainConfig; got {type(config).__name__}")
     config = config.shrunk()
+    own = Own(encoder, loss, schedule, optimizer)
     jobs.check_joined()
     jobs.check_same("run", (config.experiment(), config.checkpoint_steps))
     with contextlib.ExitStack() as held:
@@ -86,16 +98,21 @@ def fit(
             mesh = make_mesh(config.devices, config.batch_size)
         else:  # which divides the batch
             mesh = make_mesh(config.devices, config.microbatch, what="microbatch")
-        setting, state = jobs.agreed(
-            functools.partial(set_up, config, dataset, encoder, loss, mesh)
-        )
+        setting, state = jobs.agreed(functools.partial(set_up, config, dataset, own, mesh))
         # Last, so that nothing is removed or written for what turns out to be impossible.
         changed = jobs.on_first(lambda: resume.prepare_folder(config, setting.data)) or ""
         place = _train(config, setting, state, changed, on_epoch, progress)
         data, history = setting.data, place.history
         show = progress and jobs.is_first()
         report, pictures = make_report(
-            config, data, setting.encoder, *place.best, history, mesh, progress=show
+            config,
+            data,
+            setting.encoder,
+            *place.best,
+            history,
+            mesh,
+            setting.schedule.easy_share,
+            progress=show,
         )
         jobs.on_first(lambda: folder.write_report(config.folder, report, pictures))
     params, batch_stats = jax.device_get(place.best)

@@ -21,9 +21,9 @@ from margin_jax.runs.folder import (
     read_history,
     read_report,
 )
+from margin_jax.runs.own import get_encoder
 from margin_jax.runs.portable import MODEL, is_model, read_model
 from margin_jax.runs.run import Run
-from margin_jax.runs.setting import get_encoder
 from margin_jax.runs.validation import best_epoch
 from margin_jax.runs.weights import WEIGHTS, read_weights, weights_like
 from margin_jax.training.checkpoint import Checkpoint

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import jax
 
 from margin_jax import __version__
+from margin_jax.choices import OWN
 from margin_jax.config import TrainConfig
-from margin_jax.data import OWN
 from margin_jax.evaluation.tables import report_rows, table, training_line
 from margin_jax.files import parse_json, read_at_most, sha256, short, to_json, write_text
 from margin_jax.runs.weights import WEIGHTS

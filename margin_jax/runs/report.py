@@ -29,6 +29,7 @@ def make_report(
     batch_stats: chex.ArrayTree,
     history: list[dict[str, Any]],
     mesh: Mesh,
+    easy_share: float | None,
     *,
     progress: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -39,6 +40,7 @@ def make_report(
         params, batch_stats: its best weights.
         history: all of its records.
         mesh: devices that share the work, on all of which the weights are.
+        easy_share: of the run's schedule.
         progress: show how many examples are embedded.
 
     Returns:
@@ -80,7 +82,7 @@ def make_report(
     if len(history) < config.epochs:
         report["stopped_early"] = {"patience": config.patience, "of_epochs": config.epochs}
     pictures = {
-        "margin": plots.plot_margin(history, config.make_schedule().easy_share),
+        "margin": plots.plot_margin(history, easy_share),
         "loss": plots.plot_loss(history, epoch),
         "effective_margin": plots.plot_effective_margin(history),
         "distances": plots.plot_distances(

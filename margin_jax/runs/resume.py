@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from margin_jax.choices import OWN
 from margin_jax.config import TrainConfig
 from margin_jax.files import (
     append_line,
@@ -97,7 +98,8 @@ def check_config(config: TrainConfig, advice: str = "--allow-changes goes on all
     saved = read_config(folder).experiment()
     asked = config.experiment()
     # What is laid out over the whole run cannot be made longer.
-    laid_out = leaves_open(config.schedule, SCHEDULES, "epochs")
+    own = config.schedule == OWN
+    laid_out = not own and leaves_open(config.schedule, SCHEDULES, "epochs")
     laid_out |= config.learning_rate_schedule in ("exponential", "warmup_linear")
     if not laid_out and asked["epochs"] > saved["epochs"]:
         saved["epochs"] = asked["epochs"]

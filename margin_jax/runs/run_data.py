@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from margin_jax.choices import OWN
 from margin_jax.config import TrainConfig
-from margin_jax.data import OWN, default_split, load_dataset
+from margin_jax.data import default_split, load_dataset
 from margin_jax.data.dataset import Dataset
 from margin_jax.data.decode import Reading, one_line
 from margin_jax.data.pairs import Pairs, hard_pairs, sample_pairs
 from margin_jax.data.sampler import IDENTITIES, Coverage, choose_batch, pk_batches
 from margin_jax.data.splits import Split, make_split, split_by_parts
 from margin_jax.evaluation.threshold import threshold_pairs
-from margin_jax.losses.base import Loss, describe_loss
 
 if TYPE_CHECKING:  # it loads Flax, which data do not need
-    from margin_jax.models.encoder import Encoder
+    from margin_jax.runs.own import Own
 
 PUBLISHED_PAIRS = 1_000
 PAIRS = 100_000
@@ -179,16 +179,14 @@ def plan_epoch(
 def prepare_data(
     config: TrainConfig,
     dataset: Dataset | None = None,
-    encoder: "Encoder | None" = None,
-    loss: Loss | None = None,
+    own: "Own | None" = None,
 ) -> RunData:
     """Loads, splits and draws pairs: all that can go wrong with the data goes wrong here.
 
     Args:
         config: what to load and how to split it.
         dataset: the examples, if they are loaded already.
-        encoder: the network, if it is your own.
-        loss: likewise.
+        own: what else is given as an object.
 
     Raises:
         ValueError: saying what was expected and what came.
@@ -218,12 +216,12 @@ def prepare_data(
         "published": draw("test", PUBLISHED_PAIRS, config.seed),
     }
     if config.fmr is not None:
-        own = rows["validation"]
-        saved = Pairs(np.searchsorted(own, pairs["validation"].rows), pairs["validation"].same)
+        held = rows["validation"]
+        saved = Pairs(np.searchsorted(held, pairs["validation"].rows), pairs["validation"].same)
         chosen = threshold_pairs(
-            saved, labels[own], config.fmr, seed=config.seed, advice=MORE_IDENTITIES
+            saved, labels[held], config.fmr, seed=config.seed, advice=MORE_IDENTITIES
         )
-        pairs["threshold"] = Pairs(own[chosen.rows], chosen.same)
+        pairs["threshold"] = Pairs(held[chosen.rows], chosen.same)
     groups = dataset.groups[labels[rows["test"]]]
     hard = hard_pairs(labels[rows["test"]], groups, PAIRS, seed=config.seed)
     if hard is not None:
@@ -245,8 +243,6 @@ def prepare_data(
     # No name in the configuration, nor of a file, says what these are.
     if config.dataset in (OWN, "vectors"):
         described["sha256"] = dataset.digest()
-    if config.encoder == OWN and encoder is not None:
-        described["network"] = encoder.description(shape)
-    if loss is not None:
-        described["loss"] = describe_loss(loss)
+    if own is not None:
+        described |= own.described(shape)
     return RunData(dataset, split, rows["train"], rows["validation"], pairs, described)

@@ -16,11 +16,11 @@ from margin_jax.data.augmentation import Augment, make_augment
 from margin_jax.data.dataset import Dataset
 from margin_jax.data.moments import moments
 from margin_jax.files import short
-from margin_jax.losses.base import OWN, Loss, check_loss, first_state, in_epoch
+from margin_jax.losses.base import Loss, first_state, in_epoch
 from margin_jax.models import PRETRAINED, pretrained
 from margin_jax.models.encoder import Encoder
-from margin_jax.models.make import make_encoder
 from margin_jax.runs.folder import is_saved
+from margin_jax.runs.own import Own, get_encoder
 from margin_jax.runs.run_data import RunData, plan_epoch, prepare_data
 from margin_jax.runs.validation import make_validator
 from margin_jax.schedules import Schedule
@@ -53,35 +53,34 @@ class Setting(NamedTuple):
 def set_up(
     config: TrainConfig,
     dataset: Dataset | None,
-    encoder: Encoder | None,
-    loss: Loss | None,
+    own: Own,
     mesh: Mesh,
 ) -> tuple[Setting, TrainState]:
     """All that a run needs, and the state it starts with, on this host alone."""
-    encoder = get_encoder(config, encoder)
-    check_own(config, loss)
+    own.check(config)
+    encoder = get_encoder(config, own.encoder)
     # A run that goes on has its weights already, and their file may be gone.
     goes_on = config.resume and is_saved(config.folder)
     published = None
     if config.begins_with_weights and not goes_on:
         published = _published(config)
-    data = prepare_data(config, dataset, encoder, loss)
+    data = prepare_data(config, dataset, own)
     augment = make_augment(config.augment)
     one = _one(data)
     if augment is not None:  # what it cannot change is refused here, as small images are
         jax.eval_shape(augment, one, jax.random.key(0))
-    schedule = config.make_schedule()
+    schedule = own.schedule or config.make_schedule()
 
     classes = data.classes()
     counts = np.bincount(classes[data.train]).tolist()
 
     def loss_of(epoch: int) -> Loss:
-        return in_epoch(config.make_loss(epoch) if loss is None else loss, epoch, counts)
+        return in_epoch(own.loss or config.make_loss(epoch), epoch, counts)
 
     compiled = functools.partial(
         optimizer_and_step,
         encoder,
-        _optimizer(config, data),
+        own.optimizer or _optimizer(config, data),
         config.histogram or schedule.needs_histogram,
         augment,
         config.microbatch,
@@ -128,7 +127,7 @@ def set_up(
 @functools.lru_cache(maxsize=8)
 def optimizer_and_step(
     encoder: Encoder,
-    optimizer: tuple[Any, ...],
+    optimizer: optax.GradientTransformation | tuple[Any, ...],
     histogram: bool,
     augment: Augment | None,
     microbatch: int | None,
@@ -137,7 +136,8 @@ def optimizer_and_step(
     loss: Loss,
 ) -> tuple[optax.GradientTransformation, TrainStep]:
     """Cached, so that runs which differ in nothing that is compiled share one compilation."""
-    rule = make_optimizer(*optimizer)
+    own = isinstance(optimizer, optax.GradientTransformation)
+    rule = optimizer if own else make_optimizer(*optimizer)
     train_step = make_train_step(
         encoder.apply,
         rule,
@@ -178,24 +178,6 @@ def _dim(encoder: Encoder, params: Any, batch_stats: Any, one: jax.ShapeDtypeStr
     return int(found.shape[-1])
 
 
-def check_own(config: TrainConfig, loss: Loss | None) -> None:
-    """Refuses a loss of one's own that is missing, not asked for, or of another distance.
-
-    Raises:
-        ValueError, TypeError: with what was expected.
-    """
-    if (loss is not None) != (config.loss == OWN):
-        raise ValueError(
-            f"a loss object and loss={OWN!r} in the configuration must be given together; the "
-            f"configuration says {config.loss!r}"
-        )
-    if loss is not None and check_loss(loss).distance != config.distance:
-        raise ValueError(
-            f"a loss of your own must have the configuration's distance, {config.distance!r}, "
-            f"since reports compare by it; got {loss.distance!r}"
-        )
-
-
 def _optimizer(config: TrainConfig, data: RunData) -> tuple[Any, ...]:
     """Arguments of :func:`~margin_jax.training.optimizers.make_optimizer`."""
     steps = 1
@@ -225,22 +207,3 @@ def _begin_with(
     of_images = PRETRAINED[config.encoder_name]
     mean, std = np.array(of_images.mean), np.array(of_images.std)
     return params, encoder.with_normalisation(batch_stats, mean, std)
-
-
-def get_encoder(config: TrainConfig, own: Encoder | None) -> Encoder:
-    """The encoder of a configuration: by name, or one's own.
-
-    Raises:
-        ValueError: an unknown name, or one's own missing or not asked for.
-    """
-    if (own is not None) != (config.encoder == OWN):
-        raise ValueError(
-            f"an encoder object and encoder={OWN!r} in the configuration must be given together; "
-            f"the configuration says {config.encoder!r}"
-        )
-    if own is not None:
-        return own
-    name, parameters = config.encoder_parameters()
-    return make_encoder(
-        name, config.embedding_size, colour=config.begins_with_weights, **parameters
-    )

@@ -8,7 +8,7 @@ stats)`` gives the state for the next epoch. Both decide bit for bit alike on th
 import functools
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from margin_jax.stats import EpochStats
+from margin_jax.stats import EFFECTIVE_EDGES, EpochStats, EpochTotals
 
 
 @jax.tree_util.register_dataclass
@@ -34,10 +34,10 @@ class ScheduleState:
     epoch: Array
     memory: dict[str, Any] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, float | int]:
+    def to_json(self) -> dict[str, Any]:
         """The numbers by name, ready for ``json.dumps``; :meth:`Schedule.from_json` reads them."""
         leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(self))
-        return {_name(path): leaf.item() for path, leaf in leaves}
+        return {_name(path): np.asarray(leaf).tolist() for path, leaf in leaves}
 
 
 class Schedule(NamedTuple):
@@ -59,7 +59,7 @@ class Schedule(NamedTuple):
     needs_histogram: bool = False
     easy_share: float | None = None
 
-    def from_json(self, values: Mapping[str, float | int]) -> ScheduleState:
+    def from_json(self, values: Mapping[str, Any]) -> ScheduleState:
         """The state that :meth:`ScheduleState.to_json` wrote, bit for bit.
 
         Raises:
@@ -100,6 +100,39 @@ def first_state(margin: float | np.float32, **memory: Any) -> ScheduleState:
 def next_state(state: ScheduleState, margin: Array, **memory: Any) -> ScheduleState:
     """The state after one more epoch."""
     return ScheduleState(margin, state.epoch + 1, memory)
+
+
+def check_schedule(schedule: Schedule) -> Schedule:
+    """Returns a schedule that a run can use.
+
+    Raises:
+        TypeError: for what is none, or whose state does not stay one.
+        ValueError: if the first margin is negative or not finite, or epochs are not counted.
+    """
+    if not isinstance(schedule, Schedule):
+        kind = type(schedule).__name__
+        raise TypeError(f"a schedule must be a mj.Schedule, as mj.dams() is; got {kind}")
+    silent = EpochTotals().stats()
+    if schedule.needs_histogram:
+        silent = replace(silent, effective_cdf=np.full(len(EFFECTIVE_EDGES), np.nan, np.float32))
+    first = schedule.init()
+    after = schedule.update(first, silent)
+    for state in (first, after):
+        if not isinstance(state, ScheduleState):
+            kind = type(state).__name__
+            raise TypeError(f"init and update must return a mj.ScheduleState; got {kind}")
+    if set(first.to_json()) != set(after.to_json()):
+        raise TypeError(
+            f"update must return a memory with the same names; got {after.memory} after "
+            f"{first.memory}"
+        )
+    at_least("the first margin of a schedule", first.margin, 0)
+    if (int(first.epoch), int(after.epoch)) != (0, 1):
+        raise ValueError(
+            "a schedule must count epochs, from 0 on, and one more with each update; got "
+            f"{first.epoch} and then {after.epoch}"
+        )
+    return schedule
 
 
 def table(margins: np.ndarray) -> Schedule:
@@ -149,6 +182,19 @@ def whole(name: str, value: int) -> int:
         raise ValueError(f"{name} must be whole numbers; got {value!r}") from None
 
 
+def some_epochs(epochs: int) -> int:
+    """The number of epochs as an int.
+
+    Raises:
+        ValueError: unless it is a whole number from 1 to a million.
+    """
+    if not isinstance(epochs, int | np.integer):
+        raise ValueError(f"epochs must be a whole number; got {epochs!r:.80}")
+    if not 1 <= epochs <= 10**6:
+        raise ValueError(f"epochs must be between 1 and 1,000,000; got {epochs}")
+    return int(epochs)
+
+
 def finite(name: str, value: float) -> float:
     """The value as a float.
 
@@ -173,7 +219,7 @@ def share(name: str, value: float) -> float:
     return float(value)
 
 
-def at_least(name: str, value: float, least: float) -> float:
+def at_least(name: str, value: Any, least: float) -> float:
     """The value as a float.
 
     Raises:

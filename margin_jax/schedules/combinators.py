@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from margin_jax.schedules.base import Schedule, ScheduleState, at_least, finite, next_state, whole
+from margin_jax.schedules.base import (
+    Schedule,
+    ScheduleState,
+    at_least,
+    finite,
+    next_state,
+    some_epochs,
+    whole,
+)
 from margin_jax.schedules.open_loop import constant, linear
 from margin_jax.stats import EpochStats
 
@@ -88,16 +96,22 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
         margins = jnp.stack([inner[str(i)].margin for i in range(len(schedules))])
         return next_state(state, margins[in_force(state.epoch + 1)], **inner)
 
-    return Schedule(init, update, any(schedule.needs_histogram for schedule in schedules))
+    shares = {schedule.easy_share for schedule in schedules} - {None}
+    return Schedule(
+        init,
+        update,
+        any(schedule.needs_histogram for schedule in schedules),
+        shares.pop() if len(shares) == 1 else None,
+    )
 
 
 def hold_schedule(schedule: Schedule, epochs: int) -> Schedule:
     """Holds the schedule's first margin for `epochs` epochs; then the schedule starts.
 
     Raises:
-        ValueError: unless ``epochs ≥ 1``.
+        ValueError: unless `epochs` is a whole number, at least 1.
     """
-    return join_schedules([constant(_first_margin(schedule)), schedule], [_checked(epochs)])
+    return join_schedules([constant(_first_margin(schedule)), schedule], [some_epochs(epochs)])
 
 
 def warmup_schedule(schedule: Schedule, epochs: int, start: float = 0.0) -> Schedule:
@@ -106,17 +120,10 @@ def warmup_schedule(schedule: Schedule, epochs: int, start: float = 0.0) -> Sche
     ``μ(e) = start + (first − start) · e / epochs`` for ``e < epochs``.
 
     Raises:
-        ValueError: unless ``epochs ≥ 1`` and `start` is finite and at least 0.
+        ValueError: unless `epochs` is a whole number, at least 1, and `start` finite, at least 0.
     """
-    line = linear(at_least("start", start, 0), _first_margin(schedule), _checked(epochs) + 1)
+    line = linear(at_least("start", start, 0), _first_margin(schedule), some_epochs(epochs) + 1)
     return join_schedules([line, schedule], [epochs])
-
-
-def _checked(epochs: int) -> int:
-    epochs = whole("epochs", epochs)
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1; got {epochs}")
-    return epochs
 
 
 def _first_margin(schedule: Schedule) -> float:

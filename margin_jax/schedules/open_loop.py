@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from margin_jax.schedules.base import Schedule, at_least, table, whole
+from margin_jax.schedules.base import Schedule, at_least, some_epochs, table, whole
 from margin_jax.spec import Numbers
 
 
@@ -80,7 +80,7 @@ def litm(margin: float, margin_end: float, epochs: int, stages: int = 3) -> Sche
     start, end = at_least("margin", margin, 0), at_least("margin_end", margin_end, 0)
     if whole("stages", stages) < 2:
         raise ValueError(f"litm needs at least 2 stages; got {stages}")
-    height = _progress(min(stages, _checked(epochs)))
+    height = _progress(min(stages, some_epochs(epochs)))
     return table(start + (end - start) * height[np.arange(epochs) * len(height) // epochs])
 
 
@@ -116,7 +116,7 @@ def from_optax(schedule: Callable[[int], Any], epochs: int) -> Schedule:
     It is called once for each epoch from 0 to ``epochs − 1``; after that the last margin stays.
 
     Raises:
-        ValueError: unless ``epochs ≥ 1`` and every value is a finite scalar.
+        ValueError: unless ``epochs ≥ 1`` and every value is a finite scalar, at least 0.
 
     Example:
         >>> import optax, margin_jax as mj
@@ -124,19 +124,11 @@ def from_optax(schedule: Callable[[int], Any], epochs: int) -> Schedule:
         >>> round(float(schedule.init().margin), 6)
         0.2
     """
-    values = np.array([np.asarray(schedule(e), np.float64) for e in range(_checked(epochs))])
-    if values.shape != (epochs,) or not np.all(np.abs(values) < 1e38):
-        raise ValueError(f"a schedule must give finite scalars; got {values}")
+    values = np.array([np.asarray(schedule(e), np.float64) for e in range(some_epochs(epochs))])
+    if values.shape != (epochs,) or not np.all((values >= 0) & (values < 1e38)):
+        raise ValueError(f"a schedule must give finite scalars of at least 0; got {values}")
     return table(values)
 
 
 def _progress(epochs: int) -> np.ndarray:
-    return np.linspace(0.0, 1.0, epochs) if _checked(epochs) > 1 else np.ones(1)
-
-
-def _checked(epochs: int) -> int:
-    if not isinstance(epochs, int | np.integer):
-        raise TypeError(f"epochs must be a whole number; got {epochs!r:.80}")
-    if not 1 <= epochs <= 10**6:
-        raise ValueError(f"epochs must be between 1 and 1,000,000; got {epochs}")
-    return epochs
+    return np.linspace(0.0, 1.0, epochs) if some_epochs(epochs) > 1 else np.ones(1)

@@ -15,8 +15,11 @@ class DivergedError(FloatingPointError):
     """
 
     def __init__(self, message: str, epoch: int, step: int) -> None:
-        super().__init__(message)
+        super().__init__(message, epoch, step)  # all of them, so that it can be pickled
         self.epoch, self.step = epoch, step
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True)
