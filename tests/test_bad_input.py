@@ -153,6 +153,14 @@ ROWS = [
     ("train --schedule linear:epochs=2.5", "where epochs is not a whole number"),
     ("train --schedule exponential:0", "exponential needs margins above 0"),
     ("train --schedule quantile_margin:quantile=2", "quantile must be between 0 and 1; got 2"),
+    (
+        "train --schedule quantile_margin --loss arcface",
+        "schedule quantile_margin is for losses that count triplets of embeddings by their "
+        "distance; got it with loss arcface",
+    ),
+    ("train --histogram --loss fisher_triplet", "histogram is for losses that count triplets of"),
+    ("train --schedule own", "a schedule object and schedule='own' in the configuration must be"),
+    ("train --optimizer own", "an optimizer object and optimizer='own' in the configuration must"),
     ("train --schedule automargin:k=nan", "k must be above 1e-6 and below 1e38; got nan"),
     ("train --mining all,11", "--mining must give the kind of triplets from epoch 1 on"),
     ("train --mining all,x:hard", "--mining is a kind, or kinds by first epoch"),

@@ -1,9 +1,11 @@
 """Saving and restoring, whole or not at all."""
 
+import logging
 import os
 import resource
 import shutil
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -127,6 +129,15 @@ def test_reading_leaves_alone_what_another_process_saves(tmp_path, caplog):
         checkpoint.restore({"a": TREE})
     assert half.is_dir()
     assert caplog.text == "", "advice of Orbax's, for nobody"
+
+
+def test_closed_it_leaves_the_logs_of_others_alone(tmp_path):
+    before = [list(logging.getLogger(name).filters) for name in ("absl", "asyncio")]
+    hook = sys.unraisablehook
+    with Checkpoint(tmp_path / "checkpoints") as checkpoint:
+        checkpoint.save(1, {"a": TREE}, {})
+    assert [logging.getLogger(name).filters for name in ("absl", "asyncio")] == before
+    assert sys.unraisablehook is hook
 
 
 def test_what_a_kill_or_a_crash_leaves_is_cleared_without_a_word(tmp_path, caplog):

@@ -189,6 +189,11 @@ def test_it_does_not_change_the_training():
     assert quantiles[0] < kept[0].mean_effective < quantiles[-1]
 
 
+def test_a_loss_of_other_triplets_has_none():
+    with pytest.raises(ValueError, match="got it with ArcFaceLoss"):
+        mj.make_train_step(None, optax.sgd(0.1), mj.ArcFaceLoss(), histogram=True)
+
+
 def test_quantile_margin_trains_on_it():
     records, state = trained(mj.quantile_margin(0.2, 0.3, low=-1), True, epochs=4)
     # The margin is where 30 % of the last epoch's effective margins lay.

@@ -52,25 +52,6 @@ def test_snippets_run(snippet, elsewhere, monkeypatch, capsys):
         ]
 
 
-def test_the_loop_takes_an_nnx_module_as_its_comment_says(elsewhere, monkeypatch, capsys):
-    from flax import nnx
-
-    class Net(nnx.Module):
-        def __init__(self):
-            self.linear = nnx.Linear(28 * 28, 16, rngs=nnx.Rngs(0))
-
-        def __call__(self, x):
-            return self.linear(x)
-
-    (loop,) = [snippet for snippet in blocks("python") if "# NNX: " in snippet]
-    changed = re.sub(r"params, apply = .*\n# NNX: ", "", loop)
-    assert changed != loop
-    exec(changed, {"__name__": "__main__", "nnx": nnx, "module": Net()})
-    margins = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
-    assert margins == sorted(margins)
-    assert margins[-1] > 0.2
-
-
 def test_the_readme_is_read_in_three_minutes():
     assert len(README.split()) <= 900
     assert len(README.splitlines()) <= 130

@@ -272,7 +272,7 @@ def small_set(identities, images):
 
 def test_a_small_set_trains_at_the_defaults(tiny_encoder, tmp_path):
     options = {"dataset": "own", "encoder": "own", "epochs": 1, "out": str(tmp_path)}
-    said = "a batch has 16 identities of 4 images, as there are 16 to train on; --identities-per"
+    said = "a batch has 16 identities of 4 images, as there are 16 to train on; identities_per"
     with pytest.warns(UserWarning, match=said):
         run = mj.fit(mj.TrainConfig(**options), dataset=small_set(40, 10), encoder=tiny_encoder)
     assert run.history[0]["images"] == 2 * 16 * 4
@@ -317,7 +317,7 @@ def test_the_smallest_sets_say_what_can_be_done():
     with pytest.raises(ValueError, match="--split 40/30/30 would do with 7"):
         prepare_data(asked, small_set(7, 3))
     assert prepare_data(asked.replace(split="40/30/30"), small_set(7, 3)).train.size == 9
-    with pytest.raises(ValueError, match="set --identities-per-batch to at most 16"):
+    with pytest.raises(ValueError, match="set identities_per_batch to at most 16"):
         prepare_data(asked.replace(identities_per_batch=32), small_set(40, 10))
 
 

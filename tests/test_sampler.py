@@ -79,7 +79,7 @@ def test_sampler_errors():
         pk_batches(labels, 2, 4, seed=0, epoch=0, small_identities="error")
     with pytest.raises(ValueError, match=r"needs 4 .* at least 4 images; got 3 of 5 .* at most 3"):
         pk_batches(labels, 4, 4, seed=0, epoch=0)
-    with pytest.raises(ValueError, match=r"got 0 of 5 .* lower --images-per-identity"):
+    with pytest.raises(ValueError, match=r"got 0 of 5 .* lower images_per_identity"):
         pk_batches(labels, 4, 5, seed=0, epoch=0)
     with pytest.raises(ValueError, match="identities_per_batch 1"):
         pk_batches(labels, 1, 4, seed=0, epoch=0)

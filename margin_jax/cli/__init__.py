@@ -89,7 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str] | None) -> Any:
     """An exit status; or where the result is, of a command that leaves one in files."""
-    warnings.showwarning = lambda message, *_: typer.echo(f"margin-jax: {message}", err=True)
+    warnings.showwarning = lambda message, *_: typer.echo(
+        f"margin-jax: {name_options(str(message))}", err=True
+    )
     try:
         return app(arguments, standalone_mode=False)
     except typer.TyperException as error:

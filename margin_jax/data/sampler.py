@@ -149,9 +149,9 @@ def pk_batches(
             f"a batch needs {p} identities with at least {k} images; "
             f"got {len(queues.sizes)} of {len(np.unique(labels))} identities: "
             + (
-                f"set --identities-per-batch to at most {len(queues.sizes)}"
+                f"set identities_per_batch to at most {len(queues.sizes)}"
                 if len(queues.sizes) >= 2
-                else "lower --images-per-identity, or set --small-identities to repeat"
+                else "lower images_per_identity, or set small_identities to repeat"
             )
         )
     if not 0 <= fillers <= len(small):
@@ -199,7 +199,7 @@ def _sorted_out(queues: _Queues, k: int, policy: str) -> tuple[_Queues, np.ndarr
     if small.any() and policy == "error":
         raise ValueError(
             f"{small.sum()} of {len(sizes)} identities have fewer than {k} images (the smallest "
-            f"has {sizes.min()}): set --small-identities to drop or repeat"
+            f"has {sizes.min()}): set small_identities to drop or repeat"
         )
     if policy == "repeat":
         enough = np.maximum(sizes, k)

@@ -30,9 +30,10 @@ class Loss(Protocol):
                 return jax.random.normal(key, (classes, embedding_size))
 
             def __call__(self, centers, embeddings, labels, margin, *, where=None, axis_name=None):
-                loss = jnp.mean(jnp.sum((embeddings - centers[labels]) ** 2, axis=1))
+                loss = jnp.mean(jnp.sum((embeddings - centers[labels]) ** 2, axis=1), where=where)
                 loss = loss if axis_name is None else jax.lax.pmean(loss, axis_name)
-                return loss, mj.triplet_stats(embeddings, labels, margin, axis_name=axis_name)
+                options = {"distance": self.distance, "where": where, "axis_name": axis_name}
+                return loss, mj.triplet_stats(embeddings, labels, margin, **options)
 
         mj.fit(mj.TrainConfig(loss="own"), loss=CenterLoss())
 
@@ -156,6 +157,15 @@ def first_state(loss: Loss) -> Any:
 def keeps_state(loss: Loss) -> bool:
     """Whether it is called with a state, and returns the next one."""
     return hasattr(loss, "init_state")
+
+
+def counts_rows(loss: Loss) -> bool:
+    """Whether it counts triplets of the batch's rows, by its distance.
+
+    Only then is a histogram of them one of what the schedule moves. False of losses that say so,
+    with ``counts_rows = False``, such as classifiers, which compare rows with proxies.
+    """
+    return bool(getattr(loss, "counts_rows", True))
 
 
 def takes_references(loss: Loss) -> bool:

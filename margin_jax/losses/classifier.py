@@ -52,6 +52,7 @@ class Classifier:
     scale: float = 64.0
 
     distance: ClassVar[str] = "cosine"
+    counts_rows: ClassVar[bool] = False  # but rows and proxies
 
     def __post_init__(self) -> None:
         """Refuses a value that could never be called."""

@@ -44,6 +44,7 @@ class Fisher(WithoutParameters):
     unit: bool = False
 
     distance: ClassVar[str] = "squared_euclidean"
+    counts_rows: ClassVar[bool] = False  # its scatters weigh their distances
 
     def __post_init__(self) -> None:
         """Refuses a value that could never be called."""

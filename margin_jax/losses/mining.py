@@ -17,7 +17,8 @@ def mining_schedule(kinds: str | Mapping[int, str]) -> Callable[[int], str]:
             "semihard", 21: "hard"}``, or the same as text, ``"all,11:semihard,21:hard"``.
 
     Raises:
-        ValueError: an unknown kind, epochs that do not increase, or no kind for epoch 1.
+        ValueError: an unknown kind, epochs that do not increase, or no kind for epoch 1; the
+            function raises it for an epoch below 1.
 
     Example:
         >>> import margin_jax as mj
@@ -32,7 +33,9 @@ def mining_schedule(kinds: str | Mapping[int, str]) -> Callable[[int], str]:
     starts = mining_starts(kinds)
 
     def mining(epoch: int) -> str:
-        return [kind for start, kind in starts.items() if start <= max(epoch, 1)][-1]
+        if epoch < 1:
+            raise ValueError(f"epochs of mining are counted from 1; got {epoch}")
+        return [kind for start, kind in starts.items() if start <= epoch][-1]
 
     return mining
 

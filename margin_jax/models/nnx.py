@@ -77,6 +77,7 @@ def _in_mode(module: Any, train: bool) -> Any:
 def _seeded(rngs: Any, key: Array) -> Any:
     """The state of random streams that begin at `key`, each at another draw of it."""
     leaves, tree = jax.tree.flatten(rngs)
+    key = jax.random.fold_in(key, 0)  # of which a training step folds in 1 to 3 for other draws
     for i, leaf in enumerate(leaves):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             own = jax.random.fold_in(key, i)

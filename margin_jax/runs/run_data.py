@@ -139,7 +139,7 @@ def settle_batches(
     if given[0] is None and p < IDENTITIES and enough:  # too few are refused with the batches
         warnings.warn(
             f"a batch has {p} identities of {k} images, as there are {len(sizes)} to "
-            "train on; --identities-per-batch and --images-per-identity set something else",
+            "train on; identities_per_batch and images_per_identity set something else",
             stacklevel=2,
         )
     return settled, dataset

@@ -65,14 +65,13 @@ class Checkpoint:
             options = ocp.CheckpointManagerOptions(
                 read_only=True, create=False, save_interval_steps=0
             )
-        for logger in ("absl", "asyncio"):
-            logging.getLogger(logger).addFilter(_worth_showing)
         handlers = {ARRAYS: ocp.PyTreeCheckpointHandler(), RECORD: ocp.JsonCheckpointHandler()}
         registry = ocp.handlers.create_default_handler_registry(**handlers)
         self._folder, self._saved = folder, time.monotonic()
         self._unproven: tuple[int, dict[str, Any]] | None = None
 
         with contextlib.ExitStack() as opened:
+            opened.enter_context(_quiet())
 
             def make() -> ocp.CheckpointManager:
                 if not read_only:
@@ -81,7 +80,6 @@ class Checkpoint:
                 return ocp.CheckpointManager(path, options=options, handler_registry=registry)
 
             self._manager = _attempt(make, f"cannot open {folder}")
-            opened.enter_context(_quiet())
             self._open = opened.pop_all()
 
     @property
@@ -263,8 +261,15 @@ def _attempt(action: Callable[[], T], failure: str) -> T:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Drops what threads of a failed save or restore print, each with its own traceback."""
+    """Drops what threads of a failed save or restore print, each with its own traceback.
+
+    And warnings of Orbax; only as long as a checkpoint is open, as a user may want them of others.
+    """
     before = sys.unraisablehook
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    worth_showing = functools.partial(_worth_showing)  # one of its own, which can be taken away
+    for logger in loggers:
+        logger.addFilter(worth_showing)
 
     def hook(told: Any) -> None:
         if "Event loop is closed" not in str(told.exc_value):
@@ -275,6 +280,8 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+        for logger in loggers:
+            logger.removeFilter(worth_showing)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,13 @@ from jax.sharding import PartitionSpec as P
 
 from margin_jax.data.augmentation import Augment
 from margin_jax.devices.meshes import AXIS, replicated
-from margin_jax.losses.base import Loss, check_loss, keeps_state, takes_references
+from margin_jax.losses.base import (
+    Loss,
+    check_loss,
+    counts_rows,
+    keeps_state,
+    takes_references,
+)
 from margin_jax.losses.effective_margin import effective_margin_histogram
 from margin_jax.losses.triplet import TripletLoss
 from margin_jax.models import ApplyFn
@@ -73,7 +79,8 @@ def make_train_step(
             state, with ``loss_state=loss.init_state()``.
         histogram: also sample the batch's effective margins, as
             :func:`~margin_jax.effective_margin_histogram` does, for a schedule that
-            ``needs_histogram``, or for the record.
+            ``needs_histogram``, or for the record. Not for losses that count other triplets than
+            those of embeddings by their distance (ArcFace, CosFace, DBM, Fisher).
         augment: a function from :func:`~margin_jax.make_augment`, which changes the images of a
             batch before they are embedded. Its key depends on the state's key and step.
         microbatch: how many rows go through the network at once, for batches whose activations do
@@ -144,6 +151,11 @@ def make_train_step(
             f'mesh must have an axis "{AXIS}", and axes of the type Auto, as jax.make_mesh((n,), '
             f'("{AXIS}",), axis_types=(jax.sharding.AxisType.Auto,)) makes it; got axes '
             f"{mesh.axis_names} of types {mesh.axis_types}"
+        )
+    if histogram and not counts_rows(check_loss(loss)):
+        raise ValueError(
+            "a histogram is for losses that count triplets of embeddings by their distance; got it "
+            f"with {type(loss).__name__}"
         )
     if memory_warmup < 0:
         raise ValueError(f"memory_warmup must be at least 0; got {memory_warmup}")
