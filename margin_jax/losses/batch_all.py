@@ -13,6 +13,7 @@ from margin_jax.devices.meshes import gathered
 from margin_jax.losses.arguments import check_margin, check_rows, of_one_type
 from margin_jax.losses.blocks import IMPLEMENTATIONS, batch_all, block_size
 from margin_jax.losses.distances import PRODUCTS, DistanceFn, get_distance, origin
+from margin_jax.losses.global_batch import first_row, rows_of_all, summed
 from margin_jax.losses.tile import MININGS, Terms
 from margin_jax.losses.windows import by_label, inverse, windows_of
 from margin_jax.stats import TripletStats
@@ -205,11 +206,7 @@ def _loss(
     size: int,
 ) -> tuple[Array, TripletStats]:
     """What :func:`batch_all_triplet_loss` returns, of what it has checked."""
-    first = jnp.int32(0)  # of this device's rows in the batch
-    drawn = rows if others is None else others
-    if axis_name is not None:
-        drawn = jax.tree.map(lambda v: jax.lax.all_gather(v, axis_name, tiled=True), drawn)
-        first = jax.lax.axis_index(axis_name) * len(rows.x)
+    drawn = rows_of_all(rows if others is None else others, axis_name)
     # The same computation when these are the same rows.
     x_order, y_order = by_label(rows.labels, rows.real), by_label(drawn.labels, drawn.real)
     (x, x_labels, x_real), (y, y_labels, y_real) = (
@@ -221,17 +218,14 @@ def _loss(
 
     windows = windows_of(x_labels[x_order], x_real[x_order], y_labels[y_order], y_real[y_order])
     if others is None:
-        windows = windows._replace(itself=inverse(y_order)[first + x_order])
+        windows = windows._replace(itself=inverse(y_order)[first_row(rows.x, axis_name) + x_order])
     if mu.ndim:  # not even NaN may come out of the padding
         mu = jnp.where(x_real, mu, 0)[x_order]
     total, stats = batch_all(x[x_order], y[y_order], mu, windows, terms, size)
     batch_order = inverse(x_order)
     stats = jax.tree.map(lambda v: v[batch_order], stats)
 
-    def over_devices(v: Array) -> Array:
-        return v if axis_name is None else jax.lax.psum(v, axis_name)
-
-    total = over_devices(total)
+    total = summed(total, axis_name)
     if reduction == "sum":
         return total, stats
     valid = stats.valid
@@ -241,7 +235,7 @@ def _loss(
     selected = {"semihard": stats.semihard, "hard": stats.hard}.get(terms.mining, everything)
     averaged = selected if reduction == "mean_active" else valid
     # Summed as floats: only the last bit of the mean can differ, and int32 could overflow.
-    count = over_devices(jnp.sum(averaged.astype(total.dtype)))
+    count = summed(jnp.sum(averaged.astype(total.dtype)), axis_name)
     return total / jnp.where(count > 0, count, 1), stats
 
 

@@ -20,6 +20,7 @@ from margin_jax.devices.meshes import gathered
 from margin_jax.losses.arguments import check_margin, check_rows, known_labels
 from margin_jax.losses.base import one_program
 from margin_jax.losses.distances import dot, unit
+from margin_jax.losses.global_batch import summed
 from margin_jax.stats import TripletStats
 
 
@@ -124,9 +125,8 @@ class Classifier:
         # What lies beyond the classes has no proxy, which must not pass for an easy row.
         known = jnp.any(compared.own, axis=1)
         entropies = jnp.where(known, entropies, jnp.nan)
-        total, count = jnp.sum(jnp.where(compared.real, entropies * weights, 0)), jnp.sum(weights)
-        if axis_name is not None:
-            total, count = jax.lax.psum((total, count), axis_name)
+        sums = jnp.sum(jnp.where(compared.real, entropies * weights, 0)), jnp.sum(weights)
+        total, count = summed(sums, axis_name)
         return total / jnp.where(count > 0, count, 1)
 
 

@@ -13,6 +13,7 @@ from margin_jax.losses.arguments import check_margin, check_rows
 from margin_jax.losses.base import WithoutParameters, one_program
 from margin_jax.losses.batch_all import triplet_stats
 from margin_jax.losses.distances import euclidean, unit
+from margin_jax.losses.global_batch import first_row, rows_of_all, summed
 from margin_jax.losses.windows import by_label, inverse, kth_positive, negatives, windows_of
 from margin_jax.stats import TripletStats
 
@@ -125,20 +126,12 @@ def _compute(
         axis_name=axis_name,
     )
 
-    def over_devices(v: Array) -> Array:
-        return v if axis_name is None else jax.lax.psum(v, axis_name)
-
     real = jnp.ones(y.shape, bool) if where is None else where
-    everyone, labels_of_all, all_real, first = rows, y, real, jnp.int32(0)
-    if axis_name is not None:
-        everyone, labels_of_all, all_real = (
-            jax.lax.all_gather(v, axis_name, tiled=True) for v in (rows, y, real)
-        )
-        first = jax.lax.axis_index(axis_name) * len(rows)
+    everyone, labels_of_all, all_real = rows_of_all((rows, y, real), axis_name)
     order = by_label(labels_of_all, None if where is None else all_real)
     window = windows_of(y, real, labels_of_all[order], all_real[order])
     row = jnp.arange(len(rows), dtype=jnp.int32)
-    window = window._replace(itself=inverse(order)[first + row])
+    window = window._replace(itself=inverse(order)[first_row(rows, axis_name) + row])
     tile = euclidean(rows, everyone[order])
     constant, negative = jax.lax.stop_gradient(tile), negatives(window, len(order))
     most = jnp.max(window.stop - window.start)
@@ -164,7 +157,7 @@ def _compute(
     part = row * parts // len(rows)
     # Each bin's share of what lies above it, and of what lies below the next one.
     counts = jnp.zeros_like(constant, shape=(loss.bins, 2))
-    counts = over_devices(jax.lax.fori_loop(0, most, add_counts, counts))
+    counts = summed(jax.lax.fori_loop(0, most, add_counts, counts), axis_name)
     batch = counts[:, 0] + jnp.roll(counts[:, 1], 1)
     total = jnp.sum(batch)
     batch = batch / jnp.where(total > 0, total, 1)
@@ -180,7 +173,7 @@ def _compute(
 
     # The loss is linear in the distances once its weights are known.
     weights = jax.lax.fori_loop(0, most, add_weights, jnp.zeros_like(constant))
-    triplets_of_all = over_devices(jnp.sum(stats.valid.astype(x.dtype)))
-    value = over_devices(jnp.sum(jax.lax.stop_gradient(weights) * tile))
+    triplets_of_all = summed(jnp.sum(stats.valid.astype(x.dtype)), axis_name)
+    value = summed(jnp.sum(jax.lax.stop_gradient(weights) * tile), axis_name)
     value = value / jnp.where(triplets_of_all > 0, triplets_of_all, 1)
     return value, stats, jax.lax.stop_gradient(after).astype(state.dtype)

@@ -13,6 +13,7 @@ from margin_jax.losses.arguments import check_margin, check_rows
 from margin_jax.losses.base import WithoutParameters, one_program
 from margin_jax.losses.batch_all import batch_all_triplet_loss
 from margin_jax.losses.distances import origin, squared_euclidean, unit
+from margin_jax.losses.global_batch import rows_of_all
 from margin_jax.stats import TripletStats
 
 
@@ -88,9 +89,8 @@ def _compute(
     axis_name: str | tuple[str, ...] | None,
 ) -> tuple[Array, TripletStats]:
     x = unit(x) if loss.unit else x
-    everyone = x, y, jnp.ones(y.shape, bool) if where is None else where
-    if axis_name is not None:
-        everyone = jax.lax.all_gather(everyone, axis_name, tiled=True)
+    real = jnp.ones(y.shape, bool) if where is None else where
+    everyone = rows_of_all((x, y, real), axis_name)
     found = scatter(*everyone)
     if axis_name is not None:  # the same on every device, which JAX cannot know
         found = jax.lax.pmean(found, axis_name)

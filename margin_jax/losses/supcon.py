@@ -13,6 +13,7 @@ from margin_jax.losses.arguments import check_margin, check_rows
 from margin_jax.losses.base import WithoutParameters, one_program
 from margin_jax.losses.batch_all import triplet_stats
 from margin_jax.losses.distances import dot, unit
+from margin_jax.losses.global_batch import is_itself, rows_of_all, summed
 from margin_jax.stats import TripletStats
 
 
@@ -87,14 +88,8 @@ def _compute(
     real = jnp.ones(y.shape, bool) if where is None else where
 
     rows = unit(x)
-    everyone, everyone_labels, everyone_real, first = rows, y, real, jnp.int32(0)
-    if axis_name is not None:
-        everyone, everyone_labels, everyone_real = (
-            jax.lax.all_gather(v, axis_name, tiled=True) for v in (rows, y, real)
-        )
-        first = jax.lax.axis_index(axis_name) * len(rows)
-    itself = (first + jnp.arange(len(rows)))[:, None] == jnp.arange(len(everyone))[None, :]
-    other = ~itself & everyone_real[None, :]
+    everyone, everyone_labels, everyone_real = rows_of_all((rows, y, real), axis_name)
+    other = ~is_itself(rows, everyone, axis_name) & everyone_real[None, :]
     positive = other & (y[:, None] == everyone_labels[None, :])
     cosines = dot(rows, everyone) / loss.temperature
     # Of a row that does not count all columns stand in, as a sum over none has no logarithm.
@@ -102,7 +97,6 @@ def _compute(
     positives = jnp.maximum(stats.positives, 1).astype(x.dtype)
     mean = jnp.sum(jnp.where(positive, cosines, 0), axis=1) / positives
     losses = jnp.where(counted, jax.nn.logsumexp(taken, axis=1) - mean, 0)
-    total, count = jnp.sum(losses), jnp.sum(counted.astype(losses.dtype))
-    if axis_name is not None:
-        total, count = jax.lax.psum((total, count), axis_name)
+    sums = jnp.sum(losses), jnp.sum(counted.astype(losses.dtype))
+    total, count = summed(sums, axis_name)
     return total / jnp.where(count > 0, count, 1), stats
