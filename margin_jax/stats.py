@@ -117,7 +117,13 @@ class EpochStats:
     effective_cdf: Array | np.ndarray | None = None
 
     @classmethod
-    def of(cls, stats: TripletStats, histogram: Array | None = None) -> "EpochStats":
+    def of(
+        cls,
+        stats: TripletStats,
+        histogram: Array | None = None,
+        *,
+        axis_name: str | tuple[str, ...] | None = None,
+    ) -> "EpochStats":
         """The same from statistics on the device, for a schedule inside ``jit`` or ``lax.scan``.
 
         Sums are computed in float32, so shares are rounded; those of :class:`EpochTotals`, on the
@@ -127,22 +133,36 @@ class EpochStats:
             stats: statistics of one batch, or of several, stacked along leading axes as by
                 ``scan``.
             histogram: int32[..., 1024], of :func:`~margin_jax.effective_margin_histogram`.
+            axis_name: inside ``shard_map``, the mesh axis over which the batch was sharded, as the
+                loss was told: statistics are then those of the device's rows, and the same shares
+                come out on every device only of their sums. The histogram is of the whole batch.
+
+        Raises:
+            TypeError: for what is no :class:`TripletStats`.
         """
+        if not isinstance(stats, TripletStats):
+            raise TypeError(f"stats must be TripletStats, as a loss returns; got {_kind(stats)}")
+
+        def total(v: Array) -> Array:
+            floats = v.astype(jnp.float32) if jnp.issubdtype(v.dtype, jnp.integer) else v
+            summed = jnp.sum(floats)
+            return summed if axis_name is None else jax.lax.psum(summed, axis_name)
+
         npos, nneg = (n.astype(jnp.float32) for n in (stats.positives, stats.negatives))
-        valid = jnp.sum(npos * nneg)
-        mean = jnp.sum(npos * stats.sum_an - nneg * stats.sum_ap) / valid
+        valid = total(npos * nneg)
+        mean = total(npos * stats.sum_an - nneg * stats.sum_ap) / valid
         squares = npos * stats.sum_an_squared + nneg * stats.sum_ap_squared
-        square = jnp.sum(squares - 2.0 * stats.sum_ap * stats.sum_an) / valid
+        square = total(squares - 2.0 * stats.sum_ap * stats.sum_an) / valid
         cdf = None
         if histogram is not None:
             counts = jnp.cumsum(jnp.sum(histogram.reshape(-1, histogram.shape[-1]), axis=0))
             cdf = counts / counts[-1]
         found = cls(
-            easy_fraction=jnp.sum(stats.easy.astype(jnp.float32)) / valid,
-            semihard_fraction=jnp.sum(stats.semihard.astype(jnp.float32)) / valid,
-            hard_fraction=jnp.sum(stats.hard.astype(jnp.float32)) / valid,
-            mean_ap=jnp.sum(stats.sum_ap) / jnp.sum(npos),
-            mean_an=jnp.sum(stats.sum_an) / jnp.sum(nneg),
+            easy_fraction=total(stats.easy) / valid,
+            semihard_fraction=total(stats.semihard) / valid,
+            hard_fraction=total(stats.hard) / valid,
+            mean_ap=total(stats.sum_ap) / total(npos),
+            mean_an=total(stats.sum_an) / total(nneg),
             mean_effective=mean,
             std_effective=jnp.sqrt(jnp.maximum(square - mean * mean, 0)),
             effective_cdf=cdf,
@@ -181,7 +201,12 @@ class EpochTotals:
             stats: of the batch.
             histogram: int32[..., 1024], of :func:`~margin_jax.effective_margin_histogram`; stacked
                 histograms are summed, and so are stacked statistics.
+
+        Raises:
+            TypeError: for what is no :class:`TripletStats`.
         """
+        if not isinstance(stats, TripletStats):
+            raise TypeError(f"stats must be TripletStats, as a loss returns; got {_kind(stats)}")
         host = _fetch(stats)
         npos, nneg = (np.asarray(n, np.int64) for n in (host.positives, host.negatives))
         ap, an, ap2, an2 = (
@@ -273,6 +298,11 @@ def _fetch(stats: TripletStats) -> TripletStats:
     # A few numbers for each anchor, and added up on the host, where integers do not overflow.
     gathered: TripletStats = multihost_utils.process_allgather(stats, tiled=True)
     return gathered
+
+
+def _kind(value: Any) -> str:
+    of = f" of {len(value)}" if isinstance(value, tuple) else ""
+    return f"{type(value).__name__}{of}"
 
 
 def _ratio(total: float, count: int) -> float:

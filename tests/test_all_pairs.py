@@ -1,5 +1,6 @@
 """All pairs, held in memory and counted in bins, against plain loops."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -156,3 +157,11 @@ def no_number(x, y):
 def test_bad_input(x, labels, options, message, exact_up_to):
     with pytest.raises(ValueError, match=message):
         all_pairs_report(x, labels, **{"threshold": 1.0} | options, exact_up_to=exact_up_to)
+
+
+def test_nothing_is_promoted_in_silence():
+    x, labels = spread()
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        for most in (10, 10**6):
+            all_pairs_report(x, labels, threshold=1.0, exact_up_to=most)
+        mj.identification_report(x[::2], labels[::2], x[1::2], labels[1::2], threshold=1.0)

@@ -367,3 +367,36 @@ def test_axes_of_the_type_explicit(in_context):
             assert found_loss == pytest.approx(float(loss), rel=1e-6)
             assert found_stats.totals() == stats.totals()
     np.testing.assert_array_equal(sampled, jax.jit(histogram)(batch(), stats))
+
+
+def test_some_axes_of_a_mesh_may_be_left_to_the_compiler():
+    arrays, mesh = batch(), mesh_of(8, ("data", "model"))
+
+    def local(arrays):
+        return mj.batch_all_triplet_loss(margin=0.3, axis_name="data", **arrays)
+
+    shared = jax.shard_map(
+        local, mesh=mesh, in_specs=P("data"), out_specs=(P(), P("data")), axis_names={"data"}
+    )
+    loss, stats = jax.jit(shared)(arrays)
+    expected, alone = one_device(arrays, 0.3)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert stats.totals() == alone.totals()
+
+
+def test_a_schedule_inside_sees_the_global_batch():
+    arrays, schedule = batch(), mj.dams(threshold=0.4, increase=0.1)
+
+    def local(state, arrays):
+        stats = mj.triplet_stats(margin=state.margin, axis_name="data", **arrays)
+        found = mj.EpochStats.of(stats, axis_name="data")
+        return schedule.update(state, found), found
+
+    inside = jax.shard_map(
+        local, mesh=mesh_of(8), in_specs=(P(), P("data")), out_specs=P()
+    )  # which JAX only accepts if they are the same on every device
+    state, found = jax.jit(inside)(schedule.init(), arrays)
+    expected = mj.EpochStats.of(mj.triplet_stats(margin=0.2, **arrays))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert state.margin == schedule.update(schedule.init(), expected).margin

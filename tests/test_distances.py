@@ -1,5 +1,6 @@
 """Rows with much in common: the origin that Euclidean distances are taken from."""
 
+import dataclasses
 import functools
 
 import jax
@@ -197,3 +198,39 @@ def test_pairs_are_measured_from_the_first_row():
         return x[:, None, 0] - 2 * y[None, :, 0]
 
     np.testing.assert_array_equal(paired(lopsided, x, y), [-5.0, -8.0])
+
+
+class Weighted:
+    """A distance whose weight anybody can change."""
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def __call__(self, x, y):
+        return self.weight * jnp.sum(jnp.abs(x[:, None] - y[None, :]), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    weight: float
+
+    def __call__(self, x, y):
+        return Weighted(self.weight)(x, y)
+
+    def method(self, x, y):
+        return self(x, y)
+
+
+def test_a_distance_that_could_change_is_refused():
+    """Its program would not: the loss of before would come out without a word."""
+    x, labels = jnp.eye(4), jnp.array([0, 0, 1, 1])
+    for changing in (Weighted(2.0), Weighted(2.0).__call__):
+        with pytest.raises(TypeError, match=r"cannot change, such as a frozen .* got Weighted"):
+            mj.batch_all_triplet_loss(x, labels, 0.2, distance=changing)
+        with pytest.raises(TypeError, match=r"cannot change, such as a frozen .* got Weighted"):
+            mj.evaluate(np.eye(4), labels, distance=changing)
+    expected, _ = mj.batch_all_triplet_loss(x, labels, 0.2, distance="manhattan")
+    twice = functools.partial(lambda x, y, by: by * Weighted(1.0)(x, y), by=1.0)
+    for own in (Fixed(1.0), Fixed(1.0).method, jax.jit(Fixed(1.0)), twice, Fixed(1.0).__call__):
+        loss, _ = mj.batch_all_triplet_loss(x, labels, 0.2, distance=own)
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import margin_jax as mj
 from margin_jax.stats import EFFECTIVE_EDGES
@@ -187,6 +188,23 @@ def test_it_does_not_change_the_training():
     assert len(quantiles) == 7
     assert quantiles == sorted(quantiles)
     assert quantiles[0] < kept[0].mean_effective < quantiles[-1]
+
+
+def test_all_of_it_may_be_in_shares():
+    """Also on axes of the type Explicit, on which JAX refuses to sum up along what is shared."""
+    x, labels = np.random.default_rng(0).normal(size=(32, 5)), np.arange(32) // 4
+    mesh = jax.make_mesh((8,), ("data",))
+    spread = NamedSharding(mesh, PartitionSpec("data"))
+    shared = jax.device_put((x.astype(np.float32), labels.astype(np.int32)), spread)
+
+    def local(x, labels):
+        return mj.batch_all_triplet_loss(x, labels, 0.2, axis_name="data")[1]
+
+    stats = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=spread.spec, out_specs=spread.spec))
+    found = mj.effective_margin_histogram(*shared, stats(*shared), jax.random.key(0))
+    alone = mj.triplet_stats(*map(np.asarray, shared), 0.2)
+    expected = mj.effective_margin_histogram(*map(np.asarray, shared), alone, jax.random.key(0))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_loss_of_other_triplets_has_none():

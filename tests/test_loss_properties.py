@@ -262,8 +262,9 @@ def test_it_trains(name):
         assert np.any(np.asarray(moved) != np.asarray(still))
 
 
+@pytest.mark.parametrize("x64", [False, True])
 @every_loss
-def test_nothing_is_promoted_in_silence(name):
+def test_nothing_is_promoted_in_silence(name, x64):
     """Neither ranks nor types, as libraries of others may demand it of all that they call."""
     x, labels, where = (jnp.asarray(v) for v in batch())
     loss, params, margin = loss_of(name), params_of(name), jnp.float32(0.3)
@@ -271,7 +272,8 @@ def test_nothing_is_promoted_in_silence(name):
     def of(params, x, **options):
         return called(loss, params, x, labels, margin, **options)
 
-    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+    strict = jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict")
+    with strict[0], strict[1], jax.enable_x64(x64):
         jax.eval_shape(jax.grad(of, argnums=(0, 1), has_aux=True), params, x)
         jax.eval_shape(jax.grad(of, argnums=(0, 1), has_aux=True), params, x, where=where)
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import margin_jax as mj
 
@@ -105,6 +106,7 @@ def schedule(init=lambda: state(epoch=0), update=lambda before, _: state()):
         (schedule(update=lambda *_: state(best=1)), SCHEDULE, "the same names; got {'best': 1}"),
         (schedule(update=lambda before, _: before), SCHEDULE, "count epochs.* got 0 and then 0"),
         (schedule(lambda: state(-1, 0)), SCHEDULE, r"first margin .* at least 0; got -1\.0"),
+        ({}, {"encoder": nn.Dense(4)}, r"as mj.Encoder\(module\) is; got Dense"),
         ({}, {"optimizer": "own"}, "an optimizer object and optimizer='own' in the"),
         ({"optimizer": optax.sgd(0.1)}, {}, "given together; the configuration says 'adam'"),
         ({"optimizer": "sgd"}, {"optimizer": "own"}, r"as optax.adamw\(1e-3\) is; got str"),
@@ -113,6 +115,17 @@ def schedule(init=lambda: state(epoch=0), update=lambda before, _: state()):
 def test_what_training_cannot_use(tiny_fit, tmp_path, own, options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         tiny_fit(tmp_path / "run", own=own, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_examples_of_ones_own_are_not_taken_for_those_of_a_name(tmp_path):
+    images, labels = np.zeros((8, 6, 6, 1), np.uint8), np.arange(8) // 2
+    config = mj.TrainConfig(out=str(tmp_path / "run"), identities_per_batch=2)
+    mine = mj.Dataset.from_arrays(images, labels)
+    with pytest.raises(ValueError, match=r"need dataset='own' .* it says 'glyphs'"):
+        mj.fit(config, dataset=mine)
+    with pytest.raises(TypeError, match=r"as Dataset.from_arrays makes it; got tuple"):
+        mj.fit(config.replace(dataset="own"), dataset=(images, labels))
     assert not (tmp_path / "run").exists()
 
 

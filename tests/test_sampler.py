@@ -1,8 +1,11 @@
 """The samplers: what a batch holds, what an epoch covers, and that both follow from the seed."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import margin_jax as mj
 from margin_jax.data.sampler import SAMPLERS, choose_batch, pk_batches
 
 
@@ -87,6 +90,21 @@ def test_sampler_errors():
         pk_batches(labels, 2, 4, seed=0, epoch=0, small_identities="dorp")
     with pytest.raises(ValueError, match="Did you mean 'balanced'"):
         pk_batches(labels, 2, 4, seed=0, epoch=0, sampler="balance")
+    with pytest.raises(ValueError, match=r"labels must have shape \(images,\); got \(15, 1\)"):
+        pk_batches(labels[:, None], 2, 4, seed=0, epoch=0)
+    with pytest.raises(ValueError, match="seed and epoch must be at least 0; got -1 and 0"):
+        pk_batches(labels, 2, 4, seed=-1, epoch=0)
+    with pytest.raises(TypeError, match="seed must be a whole number; got Array"):
+        pk_batches(labels, 2, 4, seed=jax.random.key(0), epoch=0)
+    with pytest.raises(TypeError, match=r"identities_per_batch must be a whole number; got 2\.5"):
+        pk_batches(labels, 2.5, 4, seed=0, epoch=0)
+
+
+def test_what_python_has_for_labels_and_epochs_will_do():
+    labels = np.repeat(np.arange(5), 4)
+    plan, _ = pk_batches(labels, 2, 2, seed=0, epoch=3)
+    epoch = mj.ScheduleState(jnp.float32(0.2), jnp.int32(3)).epoch
+    np.testing.assert_array_equal(pk_batches(labels.tolist(), 2, 2, seed=0, epoch=epoch)[0], plan)
 
 
 # --- pk ---

@@ -591,3 +591,26 @@ def test_the_share_that_a_schedule_watches():
     assert mj.join_schedules([mj.dams(), mj.dams(threshold=0.8)], [3]).easy_share is None
     assert mj.constant(0.2).easy_share is None
     assert mj.automargin().easy_share is None
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_its_state_can_be_donated(name):
+    """Which JAX refuses if two of its numbers are one array."""
+    take = jax.jit(lambda state: jax.tree.map(lambda v: v + 1, state), donate_argnums=0)
+    schedule = SCHEDULES[name]
+    take(schedule.init())
+    stats = mj.EpochTotals().add(
+        mj.triplet_stats(np.eye(4), np.array([0, 0, 1, 1]), 0.2), np.ones(1024, int)
+    )
+    take(schedule.update(schedule.update(schedule.init(), stats.stats()), stats.stats()))
+
+
+def test_an_update_of_something_else_is_refused():
+    stats = mj.EpochTotals().stats()
+    with pytest.raises(TypeError, match=r"needs the state that its init or .* got float"):
+        mj.dams().update(0.2, stats)
+    loss_and_stats = mj.batch_all_triplet_loss(np.eye(4), np.array([0, 0, 1, 1]), 0.2)
+    with pytest.raises(TypeError, match=r"stats must be TripletStats, .* got tuple of 2"):
+        mj.EpochTotals().add(loss_and_stats)
+    with pytest.raises(TypeError, match=r"stats must be TripletStats, .* got EpochTotals"):
+        mj.EpochStats.of(mj.EpochTotals())

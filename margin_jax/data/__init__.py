@@ -1,5 +1,6 @@
 """Datasets, identity splits, PK samplers, the loader, and verification pairs."""
 
+import dataclasses
 from pathlib import Path
 
 from margin_jax.choices import OWN, check_choice
@@ -73,14 +74,15 @@ def load_dataset(
         ((7236, 28, 28, 1), 603)
     """
     check_dataset(name)
-    if name == "glyphs":
-        return glyphs.load(image_size or glyphs.DEFAULT_SIZE)
     if name == OWN:
         raise ValueError("dataset own has to be given as an object: mj.fit(config, dataset=...)")
     reading = Reading(check_choice("fit", fit, FITS), transparency, bits)
     where = None if data_dir is None else Path(data_dir)
-    if name.startswith(tfds.PREFIX):
-        return tfds.load(
+    size = image_size or folder.DEFAULT_SIZE
+    if name == "glyphs":
+        found = glyphs.load(image_size or glyphs.DEFAULT_SIZE)
+    elif name.startswith(tfds.PREFIX):
+        found = tfds.load(
             name.removeprefix(tfds.PREFIX),
             where,
             image_size,
@@ -90,21 +92,22 @@ def load_dataset(
             memory_limit=memory_limit,
             reading=reading,
         )
-    if where is None:
+    elif where is None:
         raise ValueError(f"dataset {name} needs data_dir, {PLACES[name]}")
-    if name == "vectors":
-        return vectors.load(where)
-    size = image_size or folder.DEFAULT_SIZE
-    if name == "list":
-        return listing.load(where, size, strict, memory_limit=memory_limit, reading=reading)
-    return folder.load(
-        where,
-        size,
-        strict,
-        memory_limit=memory_limit,
-        reading=reading,
-        repeated_names=repeated_names,
-    )
+    elif name == "vectors":
+        found = vectors.load(where)
+    elif name == "list":
+        found = listing.load(where, size, strict, memory_limit=memory_limit, reading=reading)
+    else:
+        found = folder.load(
+            where,
+            size,
+            strict,
+            memory_limit=memory_limit,
+            reading=reading,
+            repeated_names=repeated_names,
+        )
+    return dataclasses.replace(found, source=name)
 
 
 def default_split(name: str) -> str:

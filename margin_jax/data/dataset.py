@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
+from margin_jax.choices import OWN
 from margin_jax.data.images import StreamedImages
 from margin_jax.data.rows import PickedRows, RowNames, Versions, is_mapped
 
@@ -43,6 +44,7 @@ class Dataset:
         views: float[n, v, ...], augmented versions of each example, used only in training.
         parts: int8[n], the part of the split that the source gives for each example: 0 for "train",
             1 for "validation", 2 for "test".
+        source: the name that it was loaded by; "own" otherwise.
     """
 
     examples: Examples
@@ -55,6 +57,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     views: np.ndarray | PickedRows | None = None
     parts: np.ndarray | None = None
+    source: str = OWN
 
     @classmethod
     def from_arrays(cls, examples: np.ndarray, labels: np.ndarray) -> "Dataset":

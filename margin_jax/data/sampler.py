@@ -4,8 +4,9 @@ The batches of an epoch are a pure function of seed and epoch. So (seed, epoch, 
 is of a sampler's position: nothing has to be saved to go on from any step.
 """
 
+import operator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -123,7 +124,9 @@ def pk_batches(
 
     Raises:
         ValueError: if there are too few identities for a batch, more fillers than images of dropped
-            identities, or small identities with "error".
+            identities, or small identities with "error"; labels that are no list of labels, or a
+            negative seed or epoch.
+        TypeError: for P, K, a seed or an epoch that is no whole number.
 
     Example:
         >>> import numpy as np, margin_jax as mj
@@ -134,7 +137,11 @@ def pk_batches(
         >>> coverage
         Coverage(images=9, used=8, small=1, left=0, repeated=0)
     """
-    p, k = identities_per_batch, images_per_identity
+    labels = np.asarray(labels)
+    if labels.ndim != 1:
+        raise ValueError(f"labels must have shape (images,); got {labels.shape}")
+    p = _whole("identities_per_batch", identities_per_batch)
+    k = _whole("images_per_identity", images_per_identity)
     check_choice("small_identities", small_identities, SMALL_IDENTITIES)
     check_choice("sampler", sampler, SAMPLERS)
     if p < 2 or k < 2:
@@ -142,7 +149,10 @@ def pk_batches(
             f"triplets need at least 2 identities of 2 images in a batch; "
             f"got identities_per_batch {p}, images_per_identity {k}"
         )
-    rng = np.random.default_rng([seed, epoch])
+    of_both = [_whole("seed", seed), _whole("epoch", epoch)]
+    if min(of_both) < 0:
+        raise ValueError(f"seed and epoch must be at least 0; got {seed} and {epoch}")
+    rng = np.random.default_rng(of_both)
     queues, small = _sorted_out(_shuffled(labels, rng), k, small_identities)
     if len(queues.sizes) < p:
         raise ValueError(
@@ -165,6 +175,14 @@ def pk_batches(
     used = len(np.unique(plan))
     unused = len(small) - len(np.unique(plan[:, p * k :]))
     return plan, Coverage(len(labels), used, unused, len(labels) - used - unused, plan.size - used)
+
+
+def _whole(name: str, value: Any) -> int:
+    """The value as an int, also of an array such as the epoch of a schedule's state."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number; got {value!r:.80}") from None
 
 
 class _Queues(NamedTuple):

@@ -215,7 +215,8 @@ def _tile(
     i, j = top + jnp.arange(side), left + jnp.arange(side)
     rows, columns = jnp.minimum(i, len(x) - 1), jnp.minimum(j, len(x) - 1)
     distances = metric(x[rows], x[columns]).astype(jnp.float32)
-    return distances, labels[rows][:, None] == labels[columns], (i[:, None] < j) & (j < len(x))
+    same = labels[rows][:, None] == labels[columns][None, :]
+    return distances, same, (i[:, None] < j[None, :]) & (j < len(x))[None, :]
 
 
 @jax.jit
@@ -226,7 +227,7 @@ def _binned(
     bits = jax.lax.bitcast_convert_type(distances, jnp.int32)
     size = bits & 0x7FFFFFFF  # without its sign; rises with the absolute value
     ordered = jnp.where(distances < 0, ~size, size)  # −0 is 0
-    codes = 2 * ((ordered >> _REST) + _ZERO) + same
+    codes = 2 * ((ordered >> _REST) + _ZERO) + same.astype(jnp.int32)
     called = distances <= threshold
     wrong = jnp.stack([pair & called & ~same, pair & ~called & same])
     bad = pair & ~jnp.isfinite(distances)

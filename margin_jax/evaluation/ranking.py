@@ -49,13 +49,13 @@ def _block(
     """As :func:`search`, and how many distances of each query are not finite."""
     tile = metric(q, x).astype(jnp.float32)
     bad = jnp.count_nonzero(~jnp.isfinite(tile), axis=1)
-    same = whose == of_query[:, None]
-    candidate = ~(same & (own == other[:, None]))
+    same = whose[None, :] == of_query[:, None]
+    candidate = ~(same & (own[None, :] == other[:, None]))
     right = same & candidate
     # Counted, not sorted, which takes a hundred times as long.
     place = jnp.argmin(jnp.where(right, tile, jnp.inf), axis=1)[:, None]  # ties: the lower index
     best = jnp.take_along_axis(tile, place, axis=1)
-    before = (tile < best) | ((tile == best) & (jnp.arange(len(x)) < place))
+    before = (tile < best) | ((tile == best) & (jnp.arange(len(x))[None, :] < place))
     nearest = jnp.min(jnp.where(candidate, tile, jnp.inf), axis=1)
     rank = jnp.count_nonzero(candidate & before, axis=1)
     return nearest, rank, jnp.count_nonzero(right, axis=1), bad

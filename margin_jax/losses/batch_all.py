@@ -218,7 +218,9 @@ def _loss(
 
     windows = windows_of(x_labels[x_order], x_real[x_order], y_labels[y_order], y_real[y_order])
     if others is None:
-        windows = windows._replace(itself=inverse(y_order)[first_row(rows.x, axis_name) + x_order])
+        windows = windows._replace(
+            itself=inverse(y_order)[first_row(rows.x, axis_name) + x_order.astype(jnp.int32)]
+        )
     if mu.ndim:  # not even NaN may come out of the padding
         mu = jnp.where(x_real, mu, 0)[x_order]
     total, stats = batch_all(x[x_order], y[y_order], mu, windows, terms, size)

@@ -9,6 +9,7 @@ All gradients are finite everywhere, and 0 where a distance is 0.
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 
 import jax
@@ -188,12 +189,23 @@ class OwnDistance:
         return tile.astype(x.dtype)
 
 
+def _could_change(distance: DistanceFn) -> bool:
+    """Whether it is an object, or a method of one, that stays equal to itself when it changes."""
+    if not inspect.ismethod(distance) and (
+        inspect.isroutine(distance) or hasattr(distance, "__wrapped__")  # of `jax.jit`
+    ):
+        return False
+    owner = getattr(distance, "__self__", distance)
+    held = isinstance(owner, type | functools.partial)
+    return not held and type(owner).__hash__ is object.__hash__
+
+
 def get_distance(distance: str | DistanceFn) -> DistanceFn:
     """The function behind a name of :data:`DISTANCES`; one of the user's own is checked when used.
 
     Raises:
         ValueError: for an unknown name.
-        TypeError: for a function that cannot be hashed.
+        TypeError: for a function that cannot be hashed, or an object whose values could change.
     """
     if not callable(distance):
         return DISTANCES[check_choice("distance", distance, DISTANCES)]
@@ -204,5 +216,12 @@ def get_distance(distance: str | DistanceFn) -> DistanceFn:
             f"a distance must be hashable, since programs are compiled for it; got "
             f"{type(distance).__name__}: {error}"
         ) from None
+    if _could_change(distance):
+        kind = type(getattr(distance, "__self__", distance)).__name__
+        raise TypeError(
+            "a distance must be a function or an object that cannot change, such as a frozen "
+            f"dataclass, since programs are compiled for it once; got {kind}. What is learned of a "
+            "distance belongs to the network, which can apply it to the embeddings"
+        )
     known = distance in PRODUCTS or distance in DISTANCES.values()
     return distance if known or isinstance(distance, OwnDistance) else OwnDistance(distance)

@@ -52,6 +52,7 @@ def effective_margin_histogram(
     if samples < 1:
         raise ValueError(f"samples must be at least 1; got {samples}")
     x, y = (gathered(jnp.asarray(v)) for v in (embeddings, labels))
+    stats = jax.tree.map(gathered, stats)
     x = jax.lax.stop_gradient(x)
     x = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
     real = jnp.ones(y.shape, bool) if where is None else gathered(jnp.asarray(where))
@@ -60,8 +61,8 @@ def effective_margin_histogram(
     weights = stats.positives.astype(jnp.float32) * stats.negatives.astype(jnp.float32)
     total = jnp.sum(weights)
     a = jax.random.choice(anchor_key, len(y), (samples,), p=weights / jnp.where(total, total, 1))
-    same = y[a][:, None] == y
-    itself = a[:, None] == jnp.arange(len(y))
+    same = y[a][:, None] == y[None, :]
+    itself = a[:, None] == jnp.arange(len(y))[None, :]
 
     def pick(key: Array, eligible: Array) -> Array:
         """int32[samples]: a random one of the eligible columns of each row."""

@@ -28,8 +28,8 @@ def first_row(rows: Array, axis_name: Axis) -> Array:
 
 def is_itself(rows: Array, of_all: Array, axis_name: Axis) -> Array:
     """bool[rows, rows of all], True where a row of this device meets itself."""
-    own = first_row(rows, axis_name) + jnp.arange(len(rows))
-    return own[:, None] == jnp.arange(len(of_all))[None, :]
+    own = first_row(rows, axis_name) + jnp.arange(len(rows), dtype=jnp.int32)
+    return own[:, None] == jnp.arange(len(of_all), dtype=jnp.int32)[None, :]
 
 
 def summed(values: T, axis_name: Axis) -> T:

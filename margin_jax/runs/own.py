@@ -38,6 +38,9 @@ class Own(NamedTuple):
                 f"a loss of your own must have the configuration's distance, {config.distance!r}, "
                 f"since reports compare by it; got {self.loss.distance!r}"
             )
+        if not isinstance(self.encoder, Encoder | None):
+            kind = type(self.encoder).__name__
+            raise TypeError(f"encoder must be a mj.Encoder, as mj.Encoder(module) is; got {kind}")
         if self.schedule is not None:
             check_schedule(self.schedule)
         if not isinstance(self.optimizer, optax.GradientTransformation | None):

@@ -146,6 +146,16 @@ def settle_batches(
 
 
 def _used(config: TrainConfig, dataset: Dataset) -> Dataset:
+    if not isinstance(dataset, Dataset):
+        kind = type(dataset).__name__
+        raise TypeError(
+            f"dataset must be a mj.Dataset, as Dataset.from_arrays makes it; got {kind}"
+        )
+    if dataset.source == OWN and config.dataset != OWN:
+        raise ValueError(
+            f"examples of your own need dataset={OWN!r} in the configuration; it says "
+            f"{config.dataset!r}"
+        )
     return dataset if config.max_identities is None else dataset.first(config.max_identities)
 
 

@@ -83,7 +83,9 @@ class Schedule(NamedTuple):
                 f"a state of this schedule has {', '.join(sorted(expected))}; "
                 f"got {', '.join(sorted(values))}"
             )
-        restored = [jnp.asarray(values[_name(path)], leaf.dtype) for path, leaf in leaves]
+        restored = [
+            jnp.asarray(values[_name(path)], jnp.result_type(leaf)) for path, leaf in leaves
+        ]
         state: ScheduleState = jax.tree.unflatten(jax.tree.structure(like), restored)
         return state
 
@@ -239,6 +241,11 @@ def of_epochs(update: Update) -> Update:
 
     @functools.wraps(update)
     def checked(state: ScheduleState, stats: EpochStats) -> ScheduleState:
+        if not isinstance(state, ScheduleState):
+            raise TypeError(
+                "a schedule's update needs the state that its init or update returned; got "
+                f"{type(state).__name__}"
+            )
         if not isinstance(stats, EpochStats):
             raise TypeError(
                 "a schedule's update needs EpochStats, as EpochTotals.stats() or EpochStats.of() "

@@ -34,7 +34,9 @@ def clip_schedule(schedule: Schedule, low: float = 0.0, high: float = 2.0) -> Sc
         raise ValueError(f"low must be at most high; got {low} and {high}")
 
     def limited(inner: ScheduleState) -> ScheduleState:
-        return ScheduleState(jnp.clip(inner.margin, *limits), inner.epoch, {"inner": inner})
+        # An array of its own for each number, so that the state can be donated.
+        margin, epoch = jnp.clip(inner.margin, *limits), jnp.copy(inner.epoch)
+        return ScheduleState(margin, epoch, {"inner": inner})
 
     def init() -> ScheduleState:
         return limited(schedule.init())
@@ -81,7 +83,7 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
 
     def init() -> ScheduleState:
         inner = {str(i): schedule.init() for i, schedule in enumerate(schedules)}
-        return ScheduleState(inner["0"].margin, inner["0"].epoch, inner)
+        return ScheduleState(jnp.copy(inner["0"].margin), jnp.copy(inner["0"].epoch), inner)
 
     def update(state: ScheduleState, stats: EpochStats) -> ScheduleState:
         ended = in_force(state.epoch)

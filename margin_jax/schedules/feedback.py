@@ -66,8 +66,8 @@ def automargin(
         raise ValueError(f"smoothing must be at least 0 and below 1; got {smoothing}")
 
     def init() -> ScheduleState:
-        zero = jnp.zeros((), jnp.float32)
-        return first_state(start, mean=zero, std=zero, measured=jnp.zeros((), jnp.int32))
+        mean, std = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)  # each can be donated
+        return first_state(start, mean=mean, std=std, measured=jnp.zeros((), jnp.int32))
 
     def update(state: ScheduleState, stats: EpochStats) -> ScheduleState:
         memory = state.memory
