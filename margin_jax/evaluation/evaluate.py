@@ -90,7 +90,8 @@ def evaluate(
         distance: as in :func:`~margin_jax.batch_all_triplet_loss`.
         fmr: choose the threshold for this false match rate (see :func:`choose_threshold`) instead
             of that of the ROC point nearest to (0, 1).
-        count, seed: the number of drawn pairs, and their random seed.
+        count, seed: how many pairs are drawn, fewer if there are not half as many same pairs; and
+            their random seed.
 
     Raises:
         ValueError: shapes that do not fit, embeddings or distances that are not finite, no identity

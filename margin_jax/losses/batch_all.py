@@ -57,13 +57,15 @@ def batch_all_triplet_loss(
         embeddings: float[batch, dim], any float type; types narrower than float32 are computed in
             float32. They are *not* normalised for you. Arrays sharded over mesh axes of the type
             Explicit are gathered, and every device does all the work; to share it, use `axis_name`.
-        labels: int[batch].
+        labels: int[batch], of any value: −1 is a label like others; `where` leaves rows out.
         margin: μ, a number or float[]; it may be traced and differentiated. Any finite value. Or
             float[batch]: one margin for each anchor, used for all triplets of that anchor.
         distance: "euclidean", "squared_euclidean", "cosine" (1 − cos), "manhattan", "chebyshev", or
             a pure function ``f(x[B, D], y[N, D]) -> [B, N]``, whose derivative must be finite even
             where two rows are equal (an anchor is also compared with itself). On an accelerator a
             function gets blocks D times smaller, as it may hold the differences of all coordinates.
+            Define it once: each new function is compiled anew. It has no parameters to learn; apply
+            those to the embeddings, as in ``embeddings @ m``.
         reduction: "mean_active", the mean over the active triplets of the selected kind; "mean",
             over all valid triplets; or "sum". Without triplets a mean is 0, with gradient 0.
         mining: which active triplets train the network: "all", "semihard" or "hard". The released
