@@ -584,6 +584,20 @@ class TestCommittedResults:
         for kind, alike in {"quantile_margin": 10, "target_easy_fraction": 9}.items():
             assert np.sum(birds.auc[kind] == birds.auc[f"control of {kind}"]) == alike
 
+    def test_the_regret_is_of_these_cells(self, study):
+        regret = study("regret")
+        active, over_all = every = regret.read(CELLS.parent)
+        written = (CELLS.parent / "regret.md").read_text(encoding="utf-8")
+        assert regret.markdown(every, written) == written
+        for found in every:
+            own, *others = found.settings
+            assert own == regret.RULE
+            assert min(found.worst(other)[1] for other in others) > 0.002
+            for against in regret.UNTUNED:  # better than what one would type, beyond the interval
+                mean, width = found.mean(own, against)
+                assert mean < -width
+        assert over_all.worst(regret.RULE)[1] <= 0.002 < active.worst(regret.RULE)[1] < 0.004
+
     def test_the_effective_margins_are_of_these_cells(self, study):
         effective = study("effective_margin")
         toy = json.loads((CELLS.parent / "effective_margin.json").read_text(encoding="utf-8"))

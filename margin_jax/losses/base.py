@@ -50,6 +50,9 @@ class Loss(Protocol):
     is the same on every device. It is kept in the train state, where no optimiser changes it, and
     is saved and restored with it.
 
+    A loss that counts other triplets than those of its rows by `distance`, such as rows with
+    proxies, says so: ``counts_rows = False``. No histogram of effective margins is then drawn.
+
     Attributes:
         distance: the distance between embeddings, a name or a function as for
             :func:`~margin_jax.batch_all_triplet_loss`.
