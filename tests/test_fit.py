@@ -1,5 +1,6 @@
 """Whole runs, small ones: what they leave behind, determinism, resume, and refusals."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ from PIL import Image
 
 import margin_jax as mj
 from margin_jax.cli.train import summary
+from margin_jax.devices.meshes import place_copies
 from margin_jax.files import to_json
 from margin_jax.runs import claim, fit, resume
 from margin_jax.runs.folder import read_config, read_history
@@ -781,6 +783,22 @@ def test_embed_refuses_what_is_not_an_image_of_the_run(finished):
         finished.embed(good.astype(np.float32))
     with pytest.raises(ValueError, match=r"shape \(n, \*\(16, 16, 1\)\); got \(2, 16, 16, 3\)"):
         finished.embed(np.zeros((2, 16, 16, 3), np.uint8))
+
+
+def test_weights_are_brought_to_the_device_once(finished, monkeypatch):
+    run = dataclasses.replace(finished)
+    images, brought = np.zeros((2, *run.data["example_shape"]), np.uint8), []
+
+    def place(tree, mesh):
+        brought.append(mesh)
+        return place_copies(tree, mesh)
+
+    for module in ("runs.run", "evaluation.embedding"):
+        monkeypatch.setattr(f"margin_jax.{module}.place_copies", place)
+    first, second = run.embed(images), run.embed(images)
+    assert len(brought) == 1
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, finished.embed(images))
 
 
 def test_embed_takes_some_rows_and_refuses_others(finished):

@@ -1,5 +1,6 @@
 """A finished run: its weights, its figures, and what it is asked for."""
 
+import functools
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 import chex
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from margin_jax.config import TrainConfig
 from margin_jax.data.dataset import Examples
+from margin_jax.devices.meshes import local_mesh, place_copies
 from margin_jax.evaluation.embedding import embed_examples, pair_distances
 from margin_jax.evaluation.tables import certainty, for_rate, report_rows, table, training_line
 from margin_jax.evaluation.verification import VerificationReport, verification_report
@@ -83,7 +86,14 @@ class Run:
         known = rows.dtype.kind in "iu" and rows.ndim == 1 and len(rows) > 0
         if not (known and np.min(rows) >= 0 and np.max(rows) < len(examples)):
             raise ValueError(f"rows must be integers from 0 to {len(examples) - 1}; got {rows}")
-        return embed_examples(self.encoder.apply, self.params, self.batch_stats, examples, rows)
+        mesh, weights = self._placed
+        return embed_examples(self.encoder.apply, *weights, examples, rows, mesh)
+
+    @functools.cached_property
+    def _placed(self) -> tuple[Mesh, tuple[chex.ArrayTree, chex.ArrayTree]]:
+        """The weights on a device, brought there once and not for every query."""
+        mesh = local_mesh()
+        return mesh, place_copies((self.params, self.batch_stats), mesh)
 
     def distances(self, examples: Examples, pairs: np.ndarray) -> np.ndarray:
         """float32[pairs]: distances between the embeddings of pairs of examples.
