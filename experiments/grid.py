@@ -67,6 +67,8 @@ NAMES = {
     "mnist": "MNIST",
     "lfw_features": "LFW faces, features",
     "cub_features": "CUB-200-2011, features",
+    "emoji_features": "emoji, features",
+    "icons_features": "icons, features",
 }
 
 # The same number of settings for each schedule, the last two as low and as high as all others have.
