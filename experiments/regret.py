@@ -32,6 +32,7 @@ findings, stay as they are.
 
 import argparse
 import collections
+import itertools
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -247,20 +248,24 @@ def plot(every: list[Regret]) -> Figure:
     """A panel a reduction: a dot a set, and the mean with its interval."""
     figure = Figure(figsize=(4.6 * len(every) + 2.4, 4.2), dpi=130, layout="constrained")
     panels = figure.subplots(1, len(every), squeeze=False)[0]
+    names = dict.fromkeys(name for regret in every for name in regret.auc)  # a panel may lack some
+    colours = dict(zip(names, itertools.cycle(PALETTE)))
     for axes, regret in zip(panels, every, strict=True):
         for row, schedule in enumerate(regret.settings):
-            for place, (name, own) in enumerate(regret.regrets(schedule).items()):
-                label = NAMES.get(name, name) if row == 0 and axes is panels[0] else None
-                axes.plot(np.mean(own), row, "o", ms=4, color=PALETTE[place], label=label)
+            for name, own in regret.regrets(schedule).items():
+                axes.plot(np.mean(own), row, "o", ms=4, color=colours[name])
             mean, width = regret.mean(schedule)
             axes.errorbar(mean, row, xerr=width, fmt="|", color="black", ms=9, capsize=2)
         axes.axvline(0, color="0.6", lw=0.8)
         axes.set_yticks(range(len(regret.settings)), regret.settings, fontsize="x-small")
         axes.invert_yaxis()
         axes.set_title(REDUCTION[regret.reduction], fontsize="small")
+        axes.locator_params(axis="x", nbins=5)
         tidy(axes, "x")
+    for name, colour in colours.items():
+        panels[0].plot([], [], "o", ms=4, color=colour, label=NAMES.get(name, name))
     figure.supxlabel("regret: test AUC below the constant tuned for the set", fontsize="small")
-    figure.legend(loc="outside upper center", ncols=len(SETS), frameon=False, fontsize="small")
+    figure.legend(loc="outside upper center", ncols=len(names), frameon=False, fontsize="small")
     return figure
 
 

@@ -598,6 +598,16 @@ class TestCommittedResults:
                 assert mean < -width
         assert over_all.worst(regret.RULE)[1] <= 0.002 < active.worst(regret.RULE)[1] < 0.004
 
+    def test_the_fresh_sets_are_of_these_cells(self, study):
+        confirm, regret = study("confirm"), study("regret")
+        active, over_all = every = confirm.read(CELLS.parent)
+        written = (CELLS.parent / "confirm.md").read_text(encoding="utf-8")
+        assert regret.markdown(every, written, picture="confirm.png") == written
+        assert sorted(over_all.auc) == ["emoji", "emoji_features", "icons", "icons_features"]
+        assert over_all.settings[0] == regret.RULE
+        assert over_all.worst(regret.RULE)[1] <= 0
+        assert active.worst(regret.RULE)[1] < 0.002
+
     def test_the_effective_margins_are_of_these_cells(self, study):
         effective = study("effective_margin")
         toy = json.loads((CELLS.parent / "effective_margin.json").read_text(encoding="utf-8"))
