@@ -133,21 +133,18 @@ class EpochStats:
             stats: statistics of one batch, or of several, stacked along leading axes as by
                 ``scan``.
             histogram: int32[..., 1024], of :func:`~margin_jax.effective_margin_histogram`.
-            axis_name: inside ``shard_map``, the mesh axis over which the batch was sharded, as the
-                loss was told: statistics are then those of the device's rows, and the same shares
-                come out on every device only of their sums. The histogram is of the whole batch.
+            axis_name: inside ``shard_map``, the mesh axis that the loss was told, whose statistics
+                are then those of the device's rows. The histogram is of the whole batch.
 
         Raises:
             TypeError: for what is no :class:`TripletStats`.
         """
-        if not isinstance(stats, TripletStats):
-            raise TypeError(f"stats must be TripletStats, as a loss returns; got {_kind(stats)}")
 
         def total(v: Array) -> Array:
-            floats = v.astype(jnp.float32) if jnp.issubdtype(v.dtype, jnp.integer) else v
-            summed = jnp.sum(floats)
+            summed = jnp.sum(v.astype(jnp.promote_types(v.dtype, jnp.float32)))
             return summed if axis_name is None else jax.lax.psum(summed, axis_name)
 
+        stats = _checked(stats)
         npos, nneg = (n.astype(jnp.float32) for n in (stats.positives, stats.negatives))
         valid = total(npos * nneg)
         mean = total(npos * stats.sum_an - nneg * stats.sum_ap) / valid
@@ -205,9 +202,7 @@ class EpochTotals:
         Raises:
             TypeError: for what is no :class:`TripletStats`.
         """
-        if not isinstance(stats, TripletStats):
-            raise TypeError(f"stats must be TripletStats, as a loss returns; got {_kind(stats)}")
-        host = _fetch(stats)
+        host = _fetch(_checked(stats))
         npos, nneg = (np.asarray(n, np.int64) for n in (host.positives, host.negatives))
         ap, an, ap2, an2 = (
             np.asarray(v, np.float64)
@@ -232,20 +227,16 @@ class EpochTotals:
         }
         if histogram is None:
             return EpochTotals(**summed, histogram=self.histogram)
-        more = np.asarray(jax.device_get(histogram), np.int64)
-        more = more.reshape(-1, more.shape[-1]).sum(axis=0)
+        bins = np.asarray(jax.device_get(histogram), np.int64)
         so_far = 0 if self.histogram is None else self.histogram
-        return EpochTotals(**summed, histogram=so_far + more)
+        return EpochTotals(
+            **summed, histogram=so_far + bins.reshape(-1, bins.shape[-1]).sum(axis=0)
+        )
 
     def counts(self) -> dict[str, int]:
         """Exact counts of triplets: valid, easy, semihard, hard."""
         easy = self.valid - self.semihard - self.hard
-        return {
-            "valid": self.valid,
-            "easy": easy,
-            "semihard": self.semihard,
-            "hard": self.hard,
-        }
+        return {"valid": self.valid, "easy": easy, "semihard": self.semihard, "hard": self.hard}
 
     def stats(self) -> EpochStats:
         """The shares and means of these totals, rounded to float32 once."""
@@ -300,9 +291,11 @@ def _fetch(stats: TripletStats) -> TripletStats:
     return gathered
 
 
-def _kind(value: Any) -> str:
-    of = f" of {len(value)}" if isinstance(value, tuple) else ""
-    return f"{type(value).__name__}{of}"
+def _checked(stats: Any) -> TripletStats:
+    if isinstance(stats, TripletStats):
+        return stats
+    of = f" of {len(stats)}" if isinstance(stats, tuple) else ""
+    raise TypeError(f"stats must be TripletStats, as of a loss; got {type(stats).__name__}{of}")
 
 
 def _ratio(total: float, count: int) -> float:

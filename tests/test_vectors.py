@@ -167,7 +167,7 @@ def test_groups_and_parts_are_those_of_the_file(tmp_path):
     groups = np.array([int(label[1:]) // 2 for label in labels])
     parts = np.array(["train", "val", "test"])[groups % 3]
     path = written(tmp_path / "v.npz", groups=groups, splits=parts, more=groups)
-    found = vectors.load(path)
+    found = mj.load_dataset("vectors", path)
     assert found.notes == ("arrays that are not used: more",)
     assert found.groups.tolist() == [i // 2 for i in range(PEOPLE)]
     data = prepare_data(options(path, tmp_path / "run"), found)

@@ -3,9 +3,11 @@
 import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import AxisType
 
 
 class Windows(NamedTuple):
@@ -48,9 +50,8 @@ def windows_of(
     # Padding stands last; the greatest label keeps the array sorted whatever it was padded with.
     last = np.array(np.iinfo(reference_labels.dtype).max)
     ascending = jnp.where(reference_real, reference_labels, last.astype(reference_labels.dtype))
-    # The only method that works where some axes of a mesh are not manual (JAX 0.12). It takes no
-    # longer than a search, to run or to compile.
-    find = functools.partial(jnp.searchsorted, ascending, labels, method="sort")
+    # Unrolled, a search is two kernels to compile; as a loop it is eight.
+    find = functools.partial(jnp.searchsorted, ascending, labels, method=_method())
     start, stop = (find(side=side).astype(jnp.int32) for side in ("left", "right"))
     start, stop = jnp.minimum(start, n_real), jnp.minimum(stop, n_real)
     return Windows(
@@ -59,6 +60,12 @@ def windows_of(
         itself=jnp.full_like(start, -1),
         real=jnp.where(real, n_real, 0),
     )
+
+
+def _method() -> str:
+    """How to search: JAX 0.12 can only sort where some axes of a mesh are manual and some not."""
+    kinds = set(jax.sharding.get_abstract_mesh().axis_types)
+    return "sort" if AxisType.Manual in kinds and len(kinds) > 1 else "scan_unrolled"
 
 
 def negatives(window: Windows, columns: int) -> Array:
