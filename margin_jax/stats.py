@@ -220,18 +220,14 @@ class EpochTotals:
             sum_effective=float(np.sum(npos * an - nneg * ap)),
             sum_effective_squared=float(np.sum(npos * an2 + nneg * ap2 - 2.0 * ap * an)),
         )
-        summed = {
-            f.name: getattr(self, f.name) + getattr(batch, f.name)
-            for f in fields(self)
-            if f.name != "histogram"
-        }
+        added = [f.name for f in fields(self) if f.name != "histogram"]
+        summed = {name: getattr(self, name) + getattr(batch, name) for name in added}
         if histogram is None:
             return EpochTotals(**summed, histogram=self.histogram)
         bins = np.asarray(jax.device_get(histogram), np.int64)
         so_far = 0 if self.histogram is None else self.histogram
-        return EpochTotals(
-            **summed, histogram=so_far + bins.reshape(-1, bins.shape[-1]).sum(axis=0)
-        )
+        bins = bins.reshape(-1, bins.shape[-1]).sum(axis=0) + so_far
+        return EpochTotals(**summed, histogram=bins)
 
     def counts(self) -> dict[str, int]:
         """Exact counts of triplets: valid, easy, semihard, hard."""
