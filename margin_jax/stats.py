@@ -141,7 +141,8 @@ class EpochStats:
         """
 
         def total(v: Array) -> Array:
-            summed = jnp.sum(v.astype(jnp.promote_types(v.dtype, jnp.float32)))
+            floats = v.astype(jnp.float32) if jnp.issubdtype(v.dtype, jnp.integer) else v
+            summed = jnp.sum(floats)
             return summed if axis_name is None else jax.lax.psum(summed, axis_name)
 
         stats = _checked(stats)
