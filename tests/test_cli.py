@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import jax
@@ -228,6 +229,20 @@ def test_a_run_that_diverges_is_one_line_and_status_1(monkeypatch, capsys):
     """It is not the input that was bad: 2 would say so."""
     error = mj.DivergedError("epoch 1, step 2 is not finite", 1, 2)
     assert_fails_with(1, error, "margin-jax: epoch 1, step 2 is not finite\n", monkeypatch, capsys)
+
+
+def test_a_warning_names_options_as_they_are_typed(monkeypatch, capsys):
+    def command(*_, **__):
+        warnings.simplefilter("always")  # an error in other tests
+        warnings.warn("identities_per_batch is small", stacklevel=1)
+        raise ValueError("images_per_identity must be at least 2")
+
+    monkeypatch.setattr(cli, "app", command)
+    with pytest.raises(SystemExit):
+        cli.main(["datasets", "describe", "glyphs"])
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "margin-jax: --identities-per-batch is small"
+    assert said[1].startswith("margin-jax: --images-per-identity must be")
 
 
 def assert_fails_with(status, error, message, monkeypatch, capsys):

@@ -42,6 +42,11 @@ def test_bad_kinds(kinds, message):
         mj.mining_schedule(kinds)
 
 
+def test_epochs_are_counted_from_1():
+    with pytest.raises(ValueError, match="counted from 1; got 0"):
+        mj.mining_schedule("all,11:semihard")(0)
+
+
 def test_a_run_switches_and_compiles_each_kind_once(tiny_fit, tmp_path, monkeypatch):
     asked = []
     make = setting.optimizer_and_step

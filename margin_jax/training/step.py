@@ -14,13 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from margin_jax.data.augmentation import Augment
 from margin_jax.devices.meshes import AXIS, replicated
-from margin_jax.losses.base import (
-    Loss,
-    check_loss,
-    counts_rows,
-    keeps_state,
-    takes_references,
-)
+from margin_jax.losses.base import Loss, check_loss, counts_rows, keeps_state, takes_references
 from margin_jax.losses.effective_margin import effective_margin_histogram
 from margin_jax.losses.triplet import TripletLoss
 from margin_jax.models import ApplyFn
