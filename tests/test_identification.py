@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import margin_jax as mj
-from margin_jax.evaluation import ranking
+from margin_jax.evaluation import blocks
 
 
 def plain(x, whose, q, of_query, threshold, own=None, other=None, ranks=(1, 5, 10)):
@@ -73,7 +73,7 @@ def test_equals_plain_loops(seed, whole, grouped, monkeypatch):
         assert getattr(report, name) == pytest.approx(value), name
     assert report.rank_at[100] == 1
     assert (report.gallery, report.identities) == (50, len(set(whose)))
-    monkeypatch.setattr(ranking, "_TILE", 7 * len(x))  # the last block is not full
+    monkeypatch.setattr(blocks, "TILE", 7 * len(x))  # the last block is not full
     assert mj.identification_report(x, whose, q, of_query, **options) == report
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import margin_jax as mj
 from margin_jax import cli
-from margin_jax.evaluation import mistakes
+from margin_jax.evaluation import blocks
 from margin_jax.evaluation.mistakes import find_mistakes
 from margin_jax.plots.map import plot_map, principal_components
 from margin_jax.runs import mistakes as runs_mistakes
@@ -28,7 +28,7 @@ def stopped(capsys, *arguments):
 @pytest.mark.parametrize("tile", [2**22, 60])
 @pytest.mark.parametrize("distance", ["euclidean", "manhattan"])
 def test_mistakes_are_those_of_loops(tile, distance, monkeypatch):
-    monkeypatch.setattr(mistakes, "_TILE", tile)
+    monkeypatch.setattr(blocks, "TILE", tile)
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(23, 3)), np.array([*rng.integers(0, 5, 22), 9])
     apart = np.array([[np.linalg.norm(a - b, 1 + (distance[0] == "e")) for b in x] for a in x])
@@ -240,6 +240,7 @@ def test_the_report_is_written_before_the_mistakes_are_drawn(run, tmp_path, caps
 
 def test_bad_input_is_one_line(run, tmp_path, capsys):
     (tmp_path / "file").write_text("")
+    (tmp_path / "m").mkdir()
     for more, said in (
         (["--mistakes", "/proc/x", "--out", tmp_path / "r.json"], "cannot write /proc/x"),
         (["--out", run.path / "report.json"], "--out must be a file outside of the run"),
@@ -249,6 +250,15 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
             ["--mistakes", tmp_path / "m", "--pairs", "pairs.csv", "--data-dir", tmp_path],
             "--mistakes is of every image with every other; got it with --pairs pairs.csv",
         ),
+        (
+            ["--mistakes", tmp_path / "m", "--out", tmp_path / "m" / "report.json"],
+            "--out must not lie in the folder of --mistakes",
+        ),
+        (
+            ["--data-dir", tmp_path, "--mistakes", tmp_path / "m"],
+            "--mistakes must not lie in a folder of pictures",
+        ),
+        (["--repeated-names", "merge"], "--repeated-names is for folders of identities"),
     ):
         status, shown, error = stopped(capsys, "evaluate", run.path, *more)
         assert (status, shown, error.count("\n")) == (2, "", 1)

@@ -5,7 +5,7 @@ import oracle
 import pytest
 
 import margin_jax as mj
-from margin_jax.evaluation import retrieval
+from margin_jax.evaluation import blocks, retrieval
 
 
 def random_set(seed, n=40, identities=9):
@@ -37,7 +37,7 @@ def test_ties_go_to_the_lower_index():
 def test_blocks_change_nothing(monkeypatch):
     x, labels = random_set(0)
     whole = mj.retrieval_report(x, labels)
-    monkeypatch.setattr(retrieval, "_TILE", 7 * len(x))  # the last block is not full
+    monkeypatch.setattr(blocks, "TILE", 7 * len(x))  # the last block is not full
     assert mj.retrieval_report(x, labels) == whole
 
 
@@ -65,7 +65,18 @@ def test_images_alone_of_their_identity_are_found_but_do_not_ask():
         (np.array([[1e20], [3e20]]), np.zeros(2, int), {}, "distances must be finite; 2 of 2"),
         (np.zeros((2, 2)), np.zeros(2, int), {"ks": (0, 1)}, r"at least 1; got \(0, 1\)"),
         (np.zeros((2, 2)), np.zeros(2, int), {"ks": ()}, r"at least 1; got \(\)"),
-        (np.zeros((2, 2)), np.zeros(2, int), {"ks": 5}, r"several numbers, such as .*; got 5"),
+        (
+            np.zeros((2, 2)),
+            np.zeros(2, int),
+            {"ks": 5},
+            r"several whole numbers, such as .*; got 5",
+        ),
+        (
+            np.zeros((2, 2)),
+            np.zeros(2, int),
+            {"ks": (1.5,)},
+            r"whole numbers, such as .*; got \(1.5",
+        ),
         (np.zeros((2, 0)), np.zeros(2, int), {}, r"dim at least 1, .* got shapes \(2, 0\)"),
         (np.zeros((2, 2)), np.zeros(2, int), {"distance": "euclid"}, "Did you mean 'euclidean'"),
     ],

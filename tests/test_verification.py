@@ -52,6 +52,8 @@ def test_what_is_written_are_the_figures_by_their_names():
     assert written == {name: getattr(report, name) for name in written}
     assert {*written} == {"auc", "eer", "threshold", "accuracy", "fmr", "fnmr", "intervals"}
     assert (report.fmr, report.fnmr) == (1 / 3, 0)
+    assert report == mj.verification_report(distances, same, threshold=0.4)
+    assert report != mj.verification_report(distances, same, threshold=0.1)
 
 
 def test_the_threshold_comes_from_elsewhere():

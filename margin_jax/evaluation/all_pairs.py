@@ -74,6 +74,7 @@ def all_pairs_report(
     Raises:
         ValueError: shapes that do not fit, embeddings or distances that are not finite, a threshold
             that is NaN, or only same or only different pairs.
+        TypeError: for a threshold that is no number.
 
     Example:
         >>> import numpy as np, margin_jax as mj
@@ -111,8 +112,7 @@ def _report(
     tiles = _tiles(metric, x, dense)
     if pairs <= exact_up_to:
         distances, matches = _listed(tiles)
-        # A Python float would be rounded to the float32 of the distances.
-        return verification_report(distances, matches, threshold=np.float64(threshold))
+        return verification_report(distances, matches, threshold=threshold)
 
     counts, errors, bad = _count(tiles, at_most(threshold))
     check_finite(bad, pairs)

@@ -135,6 +135,7 @@ def identification_report(
         ValueError: shapes that do not fit, an empty gallery, embeddings or distances that are not
             finite, no mated query, a k below 1, a threshold that is NaN, or groups for one side
             only.
+        TypeError: for `ks` that are not several whole numbers, a threshold that is no number.
 
     Example:
         >>> import numpy as np, margin_jax as mj

@@ -8,13 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from margin_jax.evaluation.blocks import in_blocks
 from margin_jax.evaluation.retrieval import check_embeddings
 from margin_jax.evaluation.roc import check_finite
 from margin_jax.evaluation.verification import at_most, check_threshold
 from margin_jax.losses.distances import DistanceFn, get_distance, origin
-
-# Distances that are on the device at a time.
-_TILE = 2**22
 
 
 class Mistakes(NamedTuple):
@@ -71,6 +69,7 @@ def find_mistakes(
     Raises:
         ValueError: shapes that do not fit, fewer than two images, embeddings or distances that are
             not finite, or a threshold that is NaN.
+        TypeError: for a threshold that is no number.
     """
     check_threshold(threshold)
     x, y = check_embeddings(embeddings, labels)
@@ -79,11 +78,8 @@ def find_mistakes(
     metric = get_distance(distance)
     _, dense = np.unique(y, return_inverse=True)
     vectors, names = x - origin(metric, x), jnp.asarray(dense)
-    size = max(1, min(len(x), _TILE // len(x)))
     parts = []
-    for start in range(0, len(x), size):
-        block = np.arange(start, min(start + size, len(x)))
-        padded = np.pad(block, (0, size - len(block)), mode="edge")  # one shape, one compilation
+    for block, padded in in_blocks(np.arange(len(x)), len(x)):
         *found, bad = (
             np.asarray(part)[: len(block)]
             for part in _compare(metric, vectors, names, padded, at_most(threshold))

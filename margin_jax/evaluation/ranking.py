@@ -7,11 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from margin_jax.evaluation.blocks import in_blocks
 from margin_jax.evaluation.roc import check_finite
 from margin_jax.losses.distances import DistanceFn
-
-# Distances that are on the device at a time.
-_TILE = 2**22
 
 
 def search(
@@ -24,11 +22,8 @@ def search(
     """
     enrolled = [jnp.asarray(part) for part in gallery]
     n, m = len(gallery[0]), len(queries[0])
-    size = max(1, min(m, _TILE // n))
     found = []
-    for start in range(0, m, size):
-        rows = np.arange(start, min(start + size, m))
-        padded = np.pad(rows, (0, size - len(rows)), mode="edge")  # one shape, one compilation
+    for rows, padded in in_blocks(np.arange(m), n):
         *parts, bad = _block(metric, *enrolled, *(part[padded] for part in queries))
         check_finite(int(np.sum(bad[: len(rows)])), len(rows) * n)
         found.append([np.asarray(part)[: len(rows)] for part in parts])

@@ -5,6 +5,7 @@ lower first. An image that is alone of its identity is no query, but others may 
 """
 
 import functools
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from margin_jax.evaluation.blocks import in_blocks
 from margin_jax.evaluation.roc import check_finite
 from margin_jax.losses.distances import DistanceFn, get_distance, origin
 
 KS = (1, 2, 4, 8)
-# Distances that are on the device at a time.
-_TILE = 2**22
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def retrieval_report(
     Raises:
         ValueError: shapes that do not fit, embeddings or distances that are not finite, no two
             images of one identity, or a k below 1.
+        TypeError: for `ks` that are not several whole numbers.
 
     Example:
         >>> import numpy as np, margin_jax as mj
@@ -103,13 +104,10 @@ def retrieval_report(
     vectors = x - origin(metric, x)
     depth = min(len(y) - 1, max(*ks, int(np.max(others))))
     queries = np.flatnonzero(others)
-    size = max(1, min(len(queries), _TILE // len(y)))
     rank = np.arange(depth)
     found = dict.fromkeys(ks, 0)
     map_at_r, r_precision = 0.0, 0.0
-    for start in range(0, len(queries), size):
-        block = queries[start : start + size]
-        padded = np.pad(block, (0, size - len(block)), mode="edge")  # one shape, one compilation
+    for block, padded in in_blocks(queries, len(y)):
         right, bad = _right(metric, vectors, dense, padded, depth)
         check_finite(int(np.sum(bad[: len(block)])), len(block) * (len(y) - 1))
         right = np.asarray(right)[: len(block)]
@@ -131,9 +129,9 @@ def retrieval_report(
 
 
 def check_ks(name: str, ks: tuple[int, ...]) -> None:
-    """Raises ValueError unless all are at least 1, TypeError for a single number."""
-    if np.ndim(ks) != 1:
-        raise TypeError(f"{name} must be several numbers, such as (1, 5); got {ks!r:.80}")
+    """Raises ValueError unless all are at least 1, TypeError unless they are whole numbers."""
+    if np.ndim(ks) != 1 or not all(isinstance(k, numbers.Integral) for k in ks):
+        raise TypeError(f"{name} must be several whole numbers, such as (1, 5); got {ks!r:.80}")
     if len(ks) == 0 or min(ks) < 1:
         raise ValueError(f"{name} must be at least 1; got {ks}")
 

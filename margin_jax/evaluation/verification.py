@@ -53,9 +53,9 @@ class VerificationReport:
     same: int
     different: int
     warnings: tuple[str, ...]
-    fpr: np.ndarray = field(repr=False)
-    tpr: np.ndarray = field(repr=False)
-    thresholds: np.ndarray = field(repr=False)
+    fpr: np.ndarray = field(repr=False, compare=False)
+    tpr: np.ndarray = field(repr=False, compare=False)
+    thresholds: np.ndarray = field(repr=False, compare=False)
     intervals: Intervals | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -148,10 +148,10 @@ def most_accurate_threshold(distances: np.ndarray, same: np.ndarray) -> float:
 
 
 def check_fmr(fmr: float, different: int) -> None:
-    """Whether so many different pairs can show a false match rate.
+    """Refuses a false match rate that so many different pairs cannot show.
 
     Raises:
-        ValueError: if not, with how many would; for a rate that is none.
+        ValueError: for such a rate, with how many pairs it needs; for a rate that is none.
     """
     if different < (needed := different_pairs_for(fmr)):
         raise ValueError(
