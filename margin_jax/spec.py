@@ -25,8 +25,8 @@ _REFUSED: dict[Any, str] = {
 def kinds(function: Callable[..., Any]) -> dict[str, Any]:
     """The parameters of a function or a class, by its signature."""
     parameters = inspect.signature(function).parameters.values()
-    # What may be something else besides, as a distance may be a function, is text here. No text
-    # stands for several values, as counts of images are.
+    # A parameter of another type, such as a distance, is read as text. One of several values, such
+    # as the counts of images, has no text.
     return {
         p.name: p.annotation if p.annotation in _REFUSED else str
         for p in parameters

@@ -1069,6 +1069,17 @@ def test_labels_may_be_what_jax_takes_for_an_array(kind):
         assert run(labels).totals()["valid"] == 8
 
 
+def test_margins_in_a_list_are_looked_at_too():
+    x, labels = np.eye(4, dtype=np.float32), np.array([0, 0, 1, 1])
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="margin must be below 1e38 and finite"):
+            mj.batch_all_triplet_loss(x, labels, [0.2, bad, 0.2, 0.2])
+    some = [0.1, 0.2, 0.3, 0.4]
+    expected, _ = mj.batch_all_triplet_loss(x, labels, np.array(some))
+    for given in (some, tuple(map(jnp.float32, some))):
+        assert mj.batch_all_triplet_loss(x, labels, given)[0] == expected
+
+
 def test_a_margin_that_is_nan_is_not_silent():
     x, labels, _, where = CASES["random"]
     (loss, _), _ = compiled()(x, labels, np.float32(np.nan), where)

@@ -147,7 +147,11 @@ def test_a_run_that_goes_on_has_the_histogram(tiny_fit, tmp_path):
         (lambda: mj.DynamicSoftMarginLoss(momentum=1.5), "at most 1; got 1.5"),
         (
             lambda: mj.DynamicSoftMarginLoss(8)({}, *batch()[:2], 0.3, state=jnp.zeros(9)),
-            r"state must have shape \(8,\); got \(9,\)",
+            r"state must have shape \(8,\), as init_state\(\) gives it; .*; got \(9,\)",
+        ),
+        (
+            lambda: mj.DynamicSoftMarginLoss(8)({}, *batch()[:2], 0.3, state={}),
+            r"create_state takes it as loss_state; got dict",
         ),
     ],
 )

@@ -207,6 +207,31 @@ def test_all_of_it_may_be_in_shares():
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("loss", "margin"), [(mj.ShadowLoss(), 3.0), (mj.DynamicSoftMarginLoss(), 0.2)]
+)
+def test_it_is_of_the_distances_that_the_loss_counts_by(loss, margin):
+    """Of rows that are not of length 1 these are not those that images are compared by."""
+    x, labels = batch(n=32)
+    x = x * np.linspace(5, 15, len(x), dtype=np.float32)[:, None]
+
+    def embed(params, batch_stats, images, *, train, key):
+        return images + 0 * params, batch_stats
+
+    optimizer, schedule = optax.sgd(0.1), mj.constant(margin)
+    step = mj.make_train_step(embed, optimizer, loss, histogram=True)
+    loss_state = loss.init_state() if hasattr(loss, "init_state") else {}
+    state = mj.create_state(
+        jnp.zeros(()), {}, optimizer, schedule, jax.random.key(0), loss_state=loss_state
+    )
+    _, output = step(state, x, labels)
+    counts = output.stats.totals()
+    below = int(np.searchsorted(EFFECTIVE_EDGES, margin))
+    easy = int(np.sum(output.histogram[below + 1 :])) / int(np.sum(output.histogram))
+    assert 0.1 < counts["easy"] / counts["valid"] < 0.9
+    assert easy == pytest.approx(counts["easy"] / counts["valid"], abs=0.08)
+
+
 def test_a_loss_of_other_triplets_has_none():
     with pytest.raises(ValueError, match="got it with ArcFaceLoss"):
         mj.make_train_step(None, optax.sgd(0.1), mj.ArcFaceLoss(), histogram=True)

@@ -365,6 +365,14 @@ def test_batches_without_triplets(labels):
     assert state.schedule.epoch == 1
 
 
+def test_labels_that_32_bits_would_cut_are_refused():
+    """`jit` cuts them without a word, and different people become one."""
+    labels = np.array([1, 1, 2**32 + 1, 2**32 + 1])
+    batches = [(np.ones((4, 2), np.float32), labels)]
+    with pytest.raises(ValueError, match="labels must fit int32; got 1 to 4294967297"):
+        mj.train_epoch(new_state(mj.dams()), TRAIN_STEP, batches, mj.dams())
+
+
 def test_one_batch_without_triplets_does_not_spoil_an_epoch():
     schedule = mj.constant()
     data = batches(count=3)

@@ -27,6 +27,9 @@ from margin_jax.training.checkpoint import Checkpoint
 def test_mesh_takes_what_divides_the_batch():
     assert make_mesh(4, 64).size == 4
     assert make_mesh(None, 64).size == 1  # virtual CPU devices share the same cores
+    for none in (0, -1):
+        with pytest.raises(ValueError, match=f"devices must be at least 1; got {none}"):
+            make_mesh(none, 64)
     with pytest.raises(ValueError, match="at most 8, all there are; got 9"):
         make_mesh(9, 63)
     with pytest.raises(ValueError, match="batch of 64 rows cannot be shared equally by 5"):

@@ -303,6 +303,10 @@ def test_automargin_by_hand():
     np.testing.assert_allclose(seen, [0.7, 0.2, 0.4, 0, 0], rtol=3e-4)
     assert state.margin == pytest.approx(0.1, rel=3e-4)
 
+    # What is left of a mean that was hundreds of times as large is nothing.
+    _, state = run(mj.automargin(k=1.0), [epoch_stats(0.5, mean) for mean in (-5.123, 0.0123)])
+    assert state.margin == pytest.approx(0.0123, rel=1e-3)
+
     epochs = [epoch_stats(0.5, 0.4, 0.2), epoch_stats(0.5, 0.8, 0.4)]
     _, state = run(mj.automargin(k=1.0, deviations=-1.0, smoothing=0.75), epochs)
     # m: 0.4, then a quarter of the way to 0.8; s: 0.2, then a quarter of the way to 0.4.
@@ -468,7 +472,7 @@ def test_the_controller_does_not_wind_up():
         (lambda: mj.join_schedules([mj.dams()], [3]), "got 1 schedules and 1 boundaries"),
         (
             lambda: mj.join_schedules([mj.dams()] * 3, [2.2, 2.8]),
-            r"must be whole numbers; got 2\.2",
+            r"each of boundaries must be a whole number; got 2\.2",
         ),
         (lambda: mj.join_schedules([mj.dams()] * 2, [2**40]), r"must rise, .* got \[1099511627776"),
         (lambda: mj.join_schedules([mj.dams(), mj.dams], [3]), r"mj.dams\(\) returns; got func"),
@@ -543,7 +547,7 @@ def test_parameters_that_are_no_numbers(make):
 
 
 def test_stages_are_whole():
-    with pytest.raises(ValueError, match=r"stages must be whole numbers; got 2\.5"):
+    with pytest.raises(ValueError, match=r"stages must be a whole number; got 2\.5"):
         mj.litm(0.2, 1.0, 9, stages=2.5)
 
 

@@ -29,7 +29,7 @@ from margin_jax.config.network import NetworkConfig, free_of_encoder
 from margin_jax.config.option import Option, as_file_name, checked
 from margin_jax.config.training import TrainingConfig
 from margin_jax.files import local_path, parse_json
-from margin_jax.losses.base import counts_rows
+from margin_jax.losses.base import counts_by
 from margin_jax.schedules import Schedule, make_schedule, resolve_schedule
 
 # Parameters of schedules that have an option of their own.
@@ -136,10 +136,10 @@ class TrainConfig(  # fields of the last base come first
 
     def _check_histogram(self) -> None:
         needed = self.schedule != OWN and self.make_schedule().needs_histogram
-        if (self.histogram or needed) and self.loss != OWN and not counts_rows(self.make_loss(1)):
+        if (self.histogram or needed) and self.loss != OWN and not counts_by(self.make_loss(1)):
             raise ValueError(
                 f"{f'schedule {self.schedule}' if needed else 'histogram'} is for losses that "
-                f"count triplets of embeddings by their distance; got it with loss {self.loss}"
+                f"count triplets of embeddings; got it with loss {self.loss}"
             )
 
     def make_schedule(self) -> Schedule:

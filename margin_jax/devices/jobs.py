@@ -66,10 +66,10 @@ def _launched_together() -> bool:
 
 
 def check_joined() -> None:
-    """Refuses to be without devices, or one of several processes that cannot speak to each other.
+    """Checks that there are devices, and that a process of several has joined the others.
 
     Raises:
-        ValueError: likewise; on a TPU pod if its processes have not called :func:`start`.
+        ValueError: if not; on a TPU pod if its processes have not called :func:`start`.
     """
     check_devices()
     if jax.process_count() > 1 and not jax.distributed.is_initialized():

@@ -69,6 +69,8 @@ def make_mesh(devices: int | None, batch_size: int, *, what: str = "batch") -> M
                     "more do not divide it",
                     stacklevel=2,
                 )
+    if devices < 1:
+        raise ValueError(f"devices must be at least 1; got {devices}")
     if devices > len(present):
         raise ValueError(f"devices must be at most {len(present)}, all there are; got {devices}")
     if batch_size % devices:

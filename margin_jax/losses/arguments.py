@@ -27,9 +27,8 @@ def check_rows(
         raise ValueError(f"{name} must have shape [rows, dim], neither of them 0; got {x.shape}")
     if not jnp.issubdtype(given.dtype, jnp.integer):
         raise TypeError(f"{labels_name} must be integers; got {given.dtype}")
+    check_fit(labels_name, given)
     y = gathered(jnp.asarray(given))
-    if isinstance(given, np.ndarray) and not np.array_equal(given, np.asarray(given, y.dtype)):
-        raise ValueError(f"{labels_name} must fit {y.dtype}; got {given.min()} to {given.max()}")
     if y.shape != x.shape[:1]:
         raise ValueError(
             f"{labels_name} must have shape {x.shape[:1]}, one for each row of {name}; "
@@ -54,11 +53,27 @@ def known_labels(labels: ArrayLike) -> Array | np.ndarray:
 
     Also a column of a table or a tensor of another library.
     """
-    on_device = any(
-        isinstance(part, Array) or hasattr(part, "__jax_array__")
-        for part in jax.tree.leaves(labels)
+    return jnp.asarray(labels) if _on_device(labels) else np.asarray(labels)
+
+
+def check_fit(name: str, labels: ArrayLike) -> None:
+    """Refuses labels on the host that JAX would cut to 32 bits, without a word.
+
+    Raises:
+        ValueError: for such labels.
+    """
+    given = known_labels(labels)
+    if not isinstance(given, np.ndarray) or given.dtype.kind not in "iu":
+        return
+    dtype = jax.dtypes.canonicalize_dtype(given.dtype)
+    if not np.array_equal(given, given.astype(dtype)):
+        raise ValueError(f"{name} must fit {dtype}; got {given.min()} to {given.max()}")
+
+
+def _on_device(value: ArrayLike) -> bool:
+    return any(
+        isinstance(part, Array) or hasattr(part, "__jax_array__") for part in jax.tree.leaves(value)
     )
-    return jnp.asarray(labels) if on_device else np.asarray(labels)
 
 
 def of_one_type(labels: Array, reference_labels: Array) -> tuple[Array, Array]:
@@ -81,6 +96,8 @@ def check_margin(margin: ArrayLike, dtype: jnp.dtype, rows: int | None = None) -
         dtype: of what is returned.
         rows: how many.
     """
+    if isinstance(margin, list | tuple) and not _on_device(margin):
+        margin = np.asarray(margin)
     if isinstance(margin, np.ndarray) and margin.dtype.kind in "USTMm":
         raise TypeError(f"margin must be a number, such as state.margin; got {margin.dtype}")
     if isinstance(margin, numbers.Real | np.ndarray) and not np.all(np.abs(margin) < 1e38):

@@ -30,10 +30,13 @@ class Loss(Protocol):
                 return jax.random.normal(key, (classes, embedding_size))
 
             def __call__(self, centers, embeddings, labels, margin, *, where=None, axis_name=None):
-                loss = jnp.mean(jnp.sum((embeddings - centers[labels]) ** 2, axis=1), where=where)
-                loss = loss if axis_name is None else jax.lax.pmean(loss, axis_name)
+                squares = jnp.sum((embeddings - centers[labels]) ** 2, axis=1)
+                real = jnp.ones(len(labels), bool) if where is None else where
+                total = jnp.sum(squares, where=real), jnp.sum(real)
+                total, rows = total if axis_name is None else jax.lax.psum(total, axis_name)
                 options = {"distance": self.distance, "where": where, "axis_name": axis_name}
-                return loss, mj.triplet_stats(embeddings, labels, margin, **options)
+                stats = mj.triplet_stats(embeddings, labels, margin, **options)
+                return total / jnp.maximum(rows, 1), stats
 
         mj.fit(mj.TrainConfig(loss="own"), loss=CenterLoss())
 
@@ -50,8 +53,9 @@ class Loss(Protocol):
     is the same on every device. It is kept in the train state, where no optimiser changes it, and
     is saved and restored with it.
 
-    A loss that counts other triplets than those of its rows by `distance`, such as rows with
-    proxies, says so: ``counts_rows = False``. No histogram of effective margins is then drawn.
+    A loss that counts the triplets of its rows by another distance than `distance` has it as
+    ``counts_by``, and the histogram of effective margins is drawn by that one. One that counts
+    others, such as rows with proxies, says ``counts_by = None``; it has no histogram.
 
     Attributes:
         distance: the distance between embeddings, a name or a function as for
@@ -141,7 +145,7 @@ def check_loss(loss: Loss) -> Loss:
 
 
 def describe_loss(loss: Loss) -> str:
-    """What it can be told from others by; an address is another one in each process."""
+    """Its `repr` without addresses in memory, which are others in each process."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(loss))
 
 
@@ -162,13 +166,13 @@ def keeps_state(loss: Loss) -> bool:
     return hasattr(loss, "init_state")
 
 
-def counts_rows(loss: Loss) -> bool:
-    """Whether it counts triplets of the batch's rows, by its distance.
+def counts_by(loss: Loss) -> str | DistanceFn | None:
+    """The distance by which it counts triplets of the batch's rows; None if it counts others.
 
-    Only then is a histogram of them one of what the schedule moves. False of losses that say so,
-    with ``counts_rows = False``, such as classifiers, which compare rows with proxies.
+    Only of what it counts is a histogram one of what the schedule moves.
     """
-    return bool(getattr(loss, "counts_rows", True))
+    by: str | DistanceFn | None = getattr(loss, "counts_by", loss.distance)
+    return by
 
 
 def takes_references(loss: Loss) -> bool:

@@ -53,7 +53,7 @@ class Classifier:
     scale: float = 64.0
 
     distance: ClassVar[str] = "cosine"
-    counts_rows: ClassVar[bool] = False  # but rows and proxies
+    counts_by: ClassVar[None] = None  # rows and proxies
 
     def __post_init__(self) -> None:
         """Refuses a value that could never be called."""
@@ -144,8 +144,7 @@ class ArcFaceLoss(Classifier):
 
     Each (x, W_y, W_j) counts as a triplet: easy if cos(θ_y + μ) ≥ cosθ_j, hard if cosθ_j ≥ cosθ_y
     and it is not easy, else semihard. Distances in the statistics are 1 − cosθ. A softmax is never
-    0, so easy triplets also have a (small) gradient. Quantiles of effective margins (`histogram`)
-    are still those of triplets of batch rows.
+    0, so easy triplets also have a (small) gradient.
 
     A :class:`~margin_jax.Loss`; alone it is a pure function: ``ArcFaceLoss()(proxies, embeddings,
     labels, margin)``.

@@ -64,6 +64,11 @@ def cosine(x: Array, y: Array) -> Array:
     return jax.nn.relu(1.0 - dot(unit(x), unit(y)))
 
 
+def between_directions(x: Array, y: Array) -> Array:
+    """:func:`euclidean` of the rows at length 1."""
+    return euclidean(unit(x), unit(y))
+
+
 def shadow(x: Array, y: Array) -> Array:
     """``| ‖x‖ − x·y / ‖x‖ |``: how far the shadow of y on the axis of x falls from x itself.
 

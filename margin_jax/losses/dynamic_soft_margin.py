@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from margin_jax.losses.arguments import check_margin, check_rows
 from margin_jax.losses.base import WithoutParameters, one_program
 from margin_jax.losses.batch_all import triplet_stats
-from margin_jax.losses.distances import euclidean, unit
+from margin_jax.losses.distances import between_directions, euclidean, unit
 from margin_jax.losses.global_batch import first_row, rows_of_all, summed
 from margin_jax.losses.windows import by_label, inverse, kth_positive, negatives, windows_of
 from margin_jax.stats import TripletStats
@@ -38,9 +38,8 @@ class DynamicSoftMarginLoss(WithoutParameters):
     The margin has no effect on the loss; triplets are only counted with it, as
     :func:`~margin_jax.triplet_stats` does.
 
-    Only the loss and its counts normalise embeddings: after training, and in the quantiles of
-    effective margins (`histogram`), they are compared as the network returns them. Let it return
-    length 1, as those here do.
+    Only the loss and what it counts normalise embeddings: after training they are compared as the
+    network returns them. Let it return length 1, as those here do.
 
     The histogram is the loss's *state*: :func:`~margin_jax.make_train_step` keeps it in the train
     state, where no optimiser changes it, and it is saved and restored. Alone the loss is the pure
@@ -75,6 +74,7 @@ class DynamicSoftMarginLoss(WithoutParameters):
     momentum: float = 0.01
 
     distance: ClassVar[str] = "euclidean"
+    counts_by = staticmethod(between_directions)
 
     def __post_init__(self) -> None:
         """Refuses a value that could never be called."""
@@ -99,8 +99,12 @@ class DynamicSoftMarginLoss(WithoutParameters):
         axis_name: str | tuple[str, ...] | None = None,
     ) -> tuple[Array, TripletStats, Array]:
         """``(loss, stats, state)``; arguments as for :class:`~margin_jax.Loss`, and `state`."""
-        if state.shape != (self.bins,):
-            raise ValueError(f"state must have shape ({self.bins},); got {state.shape}")
+        if getattr(state, "shape", None) != (self.bins,):
+            got = getattr(state, "shape", type(state).__name__)
+            raise ValueError(
+                f"state must have shape ({self.bins},), as init_state() gives it; create_state "
+                f"takes it as loss_state; got {got}"
+            )
         x, y, real = check_rows("embeddings", "labels", "where", embeddings, labels, where)
         mu = check_margin(margin, x.dtype, len(x))
         return _compute(self, x, y, None if where is None else real, mu, state, axis_name)

@@ -1,7 +1,8 @@
 """The distribution of effective margins d(a,n) − d(a,p), from a seeded sample of triplets.
 
-Their mean and spread come exactly and for free with the loss (:class:`~margin_jax.TripletStats`);
-their quantiles need the triplets themselves, of which a sample will do.
+Their mean and spread come for free with the loss, of all triplets
+(:class:`~margin_jax.TripletStats`); their quantiles need the triplets themselves, of which a sample
+will do.
 """
 
 import jax

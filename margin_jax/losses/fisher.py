@@ -45,7 +45,7 @@ class Fisher(WithoutParameters):
     unit: bool = False
 
     distance: ClassVar[str] = "squared_euclidean"
-    counts_rows: ClassVar[bool] = False  # its scatters weigh their distances
+    counts_by: ClassVar[None] = None  # its scatters weigh their distances
 
     def __post_init__(self) -> None:
         """Refuses a value that could never be called."""
@@ -123,8 +123,7 @@ class FisherTripletLoss(Fisher):
     In the counts, a triplet is easy if λ · ‖a − n‖² − (2 − λ) · ‖a − p‖² ≥ μ. This is our reading,
     since the paper has a single hinge for the batch. Distances in the statistics include these
     weights, so that for a small λ the record of an epoch may call embeddings collapsed that are
-    well apart; quantiles of effective margins (`histogram`) are of squared distances without
-    weights.
+    well apart.
 
     The authors sum over the b triplets of a batch, so their margin (0.25 with b = 32) and their ε
     (1e-4) are b times those here; with means, λ does not depend on the number of pairs. With U the

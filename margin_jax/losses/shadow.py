@@ -28,9 +28,8 @@ class ShadowLoss(WithoutParameters):
     anchor gets no gradient, and longer embeddings satisfy any margin, so a schedule that follows
     the easy share raises the margin without limit.
 
-    After training, and in the quantiles of effective margins (`histogram`), images are compared by
-    cosine distance, since δ is not symmetric. The gradient is 0 for anchors of length 0, and large
-    for short ones.
+    After training images are compared by cosine distance, since δ is not symmetric. The gradient is
+    0 for anchors of length 0, and large for short ones.
 
     Attributes:
         reduction, mining, soft: as in :func:`~margin_jax.batch_all_triplet_loss`. There is no swap:
@@ -49,6 +48,7 @@ class ShadowLoss(WithoutParameters):
     soft: bool = False
 
     distance: ClassVar[str] = "cosine"
+    counts_by = staticmethod(shadow)
 
     def __post_init__(self) -> None:
         """Refuses a value that could never be called."""

@@ -181,7 +181,7 @@ def whole(name: str, value: int) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise ValueError(f"{name} must be whole numbers; got {value!r}") from None
+        raise ValueError(f"{name} must be a whole number; got {value!r:.80}") from None
 
 
 def some_epochs(epochs: int) -> int:
@@ -190,11 +190,10 @@ def some_epochs(epochs: int) -> int:
     Raises:
         ValueError: unless it is a whole number from 1 to a million.
     """
-    if not isinstance(epochs, int | np.integer):
-        raise ValueError(f"epochs must be a whole number; got {epochs!r:.80}")
+    epochs = whole("epochs", epochs)
     if not 1 <= epochs <= 10**6:
         raise ValueError(f"epochs must be between 1 and 1,000,000; got {epochs}")
-    return int(epochs)
+    return epochs
 
 
 def finite(name: str, value: float) -> float:

@@ -73,7 +73,7 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
         if not isinstance(schedule, Schedule):
             kind = type(schedule).__name__
             raise TypeError(f"schedules must be such as mj.dams() returns; got {kind}")
-    boundaries = [whole("boundaries", boundary) for boundary in boundaries]
+    boundaries = [whole("each of boundaries", boundary) for boundary in boundaries]
     if boundaries != sorted(set(boundaries)) or not all(0 < end < 2**31 for end in boundaries):
         raise ValueError(f"boundaries must rise, from at least 1; got {boundaries}")
     ends = np.array(boundaries, np.int32)

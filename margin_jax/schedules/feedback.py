@@ -75,8 +75,8 @@ def automargin(
 
         def follow(old: Array, new: Array | np.float32) -> Array:
             moved = old + times(new - old, 1 - smoothing)
-            if smoothing == 0:  # of a past thousands of times as large, rounding would leave a part
-                moved = jnp.where(jnp.abs(new - old) > 4096 * jnp.abs(new), new, moved)
+            if smoothing == 0:  # of a past many times as large, rounding would leave a part
+                moved = jnp.where(jnp.abs(new - old) > 4 * jnp.abs(new), new, moved)
             return jnp.where(first, new, moved)
 
         m = follow(memory["mean"], stats.mean_effective)

@@ -253,7 +253,7 @@ def _attempt(action: Callable[[], T], failure: str) -> T:
             return action()
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
             said = (str(error).splitlines() or [repr(error)])[0]
-        # With its exception out of the world, Orbax's reads and writes come to their end.
+        # Once the exception is freed, Orbax's pending reads and writes come to their end.
         gc.collect()
         time.sleep(_MOMENT)
     raise SaveError(f"{failure}: {said}")

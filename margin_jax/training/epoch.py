@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 from jax import Array
 
+from margin_jax.losses.arguments import check_fit
 from margin_jax.schedules import Schedule
 from margin_jax.stats import QUANTILES, EpochTotals
 from margin_jax.training.record import DivergedError, EpochPart, EpochRecord
@@ -55,8 +56,8 @@ def train_epoch(
         UserWarning: if no batch had a valid triplet, as its labels were all equal or all different.
 
     Raises:
-        ValueError: if `batches` is empty, or the schedule needs a histogram that `train_step` does
-            not keep.
+        ValueError: if `batches` is empty, labels on the host do not fit 32 bits, or the schedule
+            needs a histogram that `train_step` does not keep.
         FloatingPointError: at the first step whose loss or gradient is not finite, naming it.
 
     Example:
@@ -101,7 +102,7 @@ def train_steps(
 
     Raises:
         DivergedError: at the first step whose loss or gradient is not finite.
-        ValueError: for a step without a histogram where one is needed.
+        ValueError: for a step without a histogram where one is needed, or labels that do not fit.
     """
     epoch = int(jax.device_get(state.schedule.epoch)) + 1
     state, done = _placed_alike(as_arrays(state)), part or EpochPart()
@@ -145,6 +146,7 @@ def train_steps(
     waits: list[float] = []
     started = time.perf_counter()
     for images, labels in _timed(batches, waits):
+        check_fit("labels", labels)
         state, output = train_step(state, images, labels)
         if _may_deadlock(output.loss):
             jax.block_until_ready(output)

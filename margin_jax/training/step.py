@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from margin_jax.data.augmentation import Augment
 from margin_jax.devices.meshes import AXIS, replicated
-from margin_jax.losses.base import Loss, check_loss, counts_rows, keeps_state, takes_references
+from margin_jax.losses.base import Loss, check_loss, counts_by, keeps_state, takes_references
 from margin_jax.losses.effective_margin import effective_margin_histogram
 from margin_jax.losses.triplet import TripletLoss
 from margin_jax.models import ApplyFn
@@ -146,10 +146,11 @@ def make_train_step(
             f'("{AXIS}",), axis_types=(jax.sharding.AxisType.Auto,)) makes it; got axes '
             f"{mesh.axis_names} of types {mesh.axis_types}"
         )
-    if histogram and not counts_rows(check_loss(loss)):
+    counted = counts_by(check_loss(loss))
+    if histogram and counted is None:
         raise ValueError(
-            "a histogram is for losses that count triplets of embeddings by their distance; got it "
-            f"with {type(loss).__name__}"
+            "a histogram is for losses that count triplets of embeddings; got it with "
+            f"{type(loss).__name__}"
         )
     if memory_warmup < 0:
         raise ValueError(f"memory_warmup must be at least 0; got {memory_warmup}")
@@ -245,11 +246,11 @@ def make_train_step(
         if everywhere is not None and (histogram or memory is not None):
             embeddings = jax.lax.with_sharding_constraint(embeddings, everywhere)
         sampled = None
-        if histogram:
+        if histogram and counted is not None:
             if everywhere is not None:  # few rows of it are drawn, anywhere in the batch
                 stats = jax.lax.with_sharding_constraint(stats, everywhere)
             sampled = effective_margin_histogram(
-                embeddings, labels, stats, jax.random.fold_in(key, 1), distance=loss.distance
+                embeddings, labels, stats, jax.random.fold_in(key, 1), distance=counted
             )
         gradient = state.replace(params=of_params, loss_params=of_loss).trained
         updates, opt_state = update(gradient, state.opt_state, state.trained, value=value)
