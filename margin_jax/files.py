@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,14 +41,16 @@ def local_path(name: str, value: str | Path) -> Path:
 
 
 def check_file(name: str, path: Path) -> None:
-    """Whether a file can be written there: before the work, not after it.
+    """Asked before the work, not after it.
 
     Raises:
-        ValueError: if not.
+        ValueError: if no file can be written there.
     """
     if path.is_dir() or not path.parent.is_dir():
         what = "that is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise ValueError(f"{name} must be a file in a folder; got {path}: {what}")
+    if path.exists() and not path.is_file():  # it would be replaced
+        raise ValueError(f"{name} must be a file; got {path}: that is a device or a pipe")
     try:
         with tempfile.TemporaryFile(dir=path.parent):  # rights alone do not tell
             pass
@@ -96,6 +99,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: if the disk is full, say; what had the name is kept.
     """
+    path = path.resolve()  # through links, so that it is the file that is replaced
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
@@ -115,8 +119,8 @@ def write_text(path: Path, text: str) -> None:
 def write_npz(file: BinaryIO, **arrays: Any) -> None:
     """Writes arrays, compressed.
 
-    Made in memory first: of a disk that is full, a zip in a file complains again when it is
-    forgotten, in Python 3.11.
+    Made in memory first: on a full disk, a zip over a file fails a second time when it is
+    collected, in Python 3.11.
     """
     import numpy as np  # slow to import
 
@@ -130,13 +134,15 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """A new folder to write in, which takes the name `target` when the block ends without error.
 
     What had the name is removed then: whether it may be is for the caller to ask before. A process
-    that is killed leaves `target` as it was, and what it wrote in ``TARGET.partial-NUMBER``.
+    that is killed leaves `target` as it was, and what it wrote in ``TARGET.partial-...``. Killed
+    between the two renames at the end, it leaves both beside where `target` was.
 
     Raises:
         OSError: with the name of the folder, if the disk is full, say.
     """
     target = target.resolve()  # through links, so that it is the folder that is replaced
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    # Not of the process's number, which is the same each time in a container.
+    partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex[:8]}")
     earlier = partial.with_name(f"{partial.name}-earlier")
     try:
         partial.mkdir(parents=True)

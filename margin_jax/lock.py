@@ -28,7 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Makes a folder, and keeps other processes from locking it; removes it if it stays empty.
 
     Raises:
-        ValueError: if another process has locked it, which it says; if it cannot be written.
+        ValueError: if another process has locked it; if it cannot be written.
 
     Warns:
         UserWarning: on a file system that has no locks.
@@ -37,7 +37,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         file = _open(folder)
     except OSError as error:
-        raise ValueError(f"cannot write the run folder {folder}: {error.strerror}") from error
+        raise ValueError(f"cannot write the folder {folder}: {error.strerror}") from error
     try:
         yield
     finally:
@@ -74,7 +74,7 @@ def _lock(file: int, folder: Path) -> None:
     except BlockingIOError:
         holder = os.pread(file, 200, 0).decode(errors="replace") or "another process"
         raise ValueError(
-            f"{folder} is in use by {holder}: wait for its end, or choose another --out"
+            f"{folder} is in use by {holder}: wait for its end, or choose another folder"
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:

@@ -6,6 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+import margin_jax as mj
 from margin_jax.data import glyphs, load_dataset
 from margin_jax.data.pairs import hard_pairs, sample_pairs
 
@@ -26,6 +27,20 @@ def test_glyphs_are_letters_in_twelve_typefaces(letters):
     assert len(set(letters.files)) == 12 * n
     # Every picture holds ink, and the ink touches no border.
     assert letters.examples.max(axis=(1, 2, 3)).min() > 100
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repeated_names": "merged"}, "repeated_names must be one of error, merge, separate"),
+        ({"transparency": "withe"}, "transparency must be one of white, ignore"),
+        ({"bits": 4}, "bits must be from 8 to 16; got 4"),
+        ({"data_dir": "nowhere"}, "dataset glyphs is drawn, and has no data_dir; got nowhere"),
+    ],
+)
+def test_what_a_dataset_cannot_be_read_with(options, message):
+    with pytest.raises(ValueError, match=message):
+        mj.load_dataset("glyphs", **options)
 
 
 def test_glyphs_scale_with_the_image_size():

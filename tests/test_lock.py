@@ -30,7 +30,7 @@ def test_a_second_process_is_refused_until_the_first_one_dies(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         with (
-            pytest.raises(ValueError, match=rf"in use by process {holder.pid} on .*another --out"),
+            pytest.raises(ValueError, match=rf"in use by process {holder.pid} on .*another folder"),
             locked(folder),
         ):
             raise AssertionError("two at once")

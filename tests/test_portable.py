@@ -240,6 +240,13 @@ def test_only_a_model_is_replaced_and_only_if_asked(run, model, tmp_path):
     (out / WEIGHTS).write_bytes(b"")
     run.save_pretrained(out, overwrite=True)
     assert (out / WEIGHTS).read_bytes() == (model / WEIGHTS).read_bytes()
+    mine = tmp_path / "notes"
+    mine.mkdir()
+    (mine / "README.md").write_text("my own")
+    with pytest.raises(ValueError, match="is not empty and not a model folder"):
+        run.save_pretrained(mine, overwrite=True)
+    assert (mine / "README.md").read_text() == "my own"
+    shutil.rmtree(mine)
     (out / "thesis.tex").touch()
     with pytest.raises(ValueError, match="is not empty and not a model folder"):
         run.save_pretrained(out, overwrite=True)

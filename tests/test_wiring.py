@@ -344,9 +344,9 @@ def test_a_run_is_used_with_its_own_distance_and_threshold(case):
     expected = distances_of(vectors, pairs, config["distance"])
     np.testing.assert_allclose(run.distances(dataset.examples, pairs), expected, atol=2e-3)
 
-    embedded = Embedded(vectors, labels, Pairs(pairs, same))
+    embedded = Embedded(vectors, labels, dataset, np.arange(len(labels)), Pairs(pairs, same))
     assert evaluate_run(run, embedded).to_json().items() <= report["test"].items()
-    tested = Embedded(vectors[rows], labels[rows])
+    tested = Embedded(vectors[rows], labels[rows], dataset, rows)
     every = np.stack(np.triu_indices(len(rows), 1), axis=1)
     distances = distances_of(tested.vectors, every, config["distance"])
     alike = tested.labels[every[:, 0]] == tested.labels[every[:, 1]]
@@ -355,7 +355,7 @@ def test_a_run_is_used_with_its_own_distance_and_threshold(case):
     assert found.accuracy == pytest.approx(right, abs=1e-3)
     assert found.auc == pytest.approx(oracle.auc(distances, alike), abs=1e-4)
     some = np.arange(0, len(rows), 3)
-    few = Embedded(tested.vectors[some], tested.labels[some])
+    few = Embedded(tested.vectors[some], tested.labels[some], dataset, rows[some])
     recall, map_at_r, _ = oracle.retrieval(
         few.vectors.astype(float), few.labels, config["distance"], (1, 2, 4, 8)
     )

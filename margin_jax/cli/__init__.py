@@ -96,6 +96,10 @@ def _run(arguments: list[str] | None) -> Any:
         return app(arguments, standalone_mode=False)
     except typer.TyperException as error:
         meant = ELSEWHERE.get(getattr(error, "option_name", "").lstrip("-").replace("_", "-"))
+        command = getattr(getattr(error, "ctx", None), "command", None)
+        known = {option for p in getattr(command, "params", ()) for option in p.opts}
+        if meant is not None and meant.split()[0] not in known:
+            meant = None  # of another command
         told = error.format_message()
         _fail(f"{told.split(' (')[0]}; here that is {meant}" if meant else told, error.exit_code)
     except (ValueError, OSError) as error:

@@ -140,12 +140,15 @@ def evaluate(
         raise ValueError("--strict is for a list of pairs: give --pairs FILE")
     if repeated_names is not None:
         check_choice("repeated_names", repeated_names, REPEATED_NAMES)
+        if query is None and (data_dir is None or (listed is not None and not retrieval)):
+            raise ValueError("--repeated-names is for folders of identities: give --data-dir")
     if listed is not None and data_dir is None and not loaded.embeds_vectors:
         raise ValueError("--pairs needs --data-dir, the folder that its files are relative to")
     if out is not None:
         check_out(out, data_dir, listed, query, gallery, run=run)
     if mistakes is not None:
-        check_mistakes(mistakes, listed)
+        read = (data_dir, loaded.config.data_dir)
+        check_mistakes(mistakes, listed, out, [Path(place) for place in read if place is not None])
     given = data_dir is not None or listed is not None or query is not None
     own = load_own(loaded) if fmr is not None or not given else None
     threshold = None if fmr is None else choose_run_threshold(loaded, fmr, own)
@@ -168,7 +171,7 @@ def evaluate(
     if listed is None or retrieval:
         embedded = embed_identities(loaded, data_dir, repeated_names=repeated_names, own=own)
         _remark(embedded)
-        if data_dir is not None and embedded.dataset is not None:
+        if data_dir is not None:
             met = trained_on(loaded, embedded.dataset.identities)
     if listed is not None:
         report, folds, met, missing, count_listed = evaluate_listed(

@@ -94,10 +94,9 @@ def features(
             progress=True,
         )
     except KeyboardInterrupt:
-        typer.echo(
-            f"\nInterrupted: what is done is kept in {out}.partial; the same command goes on",
-            err=True,
-        )
+        kept = f"what is done is kept in {out}.partial; the same command goes on"
+        said = kept if Path(f"{out}.partial").is_dir() else "nothing was saved yet"
+        typer.echo(f"\nInterrupted: {said}", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{out}")
     return out

@@ -114,6 +114,10 @@ def search(
     here = load_gallery(gallery)
     if sheet is not None:
         check_out(sheet, *here.folders, picture=True)
+        if sheet.resolve().is_relative_to(gallery.resolve()):
+            raise ValueError(
+                f"--sheet must be a file outside of the gallery {gallery}; got {sheet}"
+            )
     made_with = searching.load_its_run(here, run)
     if sheet is not None and made_with.embeds_vectors:
         raise ValueError("--sheet is for pictures; the gallery has vectors")

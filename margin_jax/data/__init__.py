@@ -6,7 +6,7 @@ from pathlib import Path
 from margin_jax.choices import OWN, check_choice
 from margin_jax.data import folder, glyphs, listing, tfds, vectors
 from margin_jax.data.dataset import Dataset
-from margin_jax.data.decode import FITS, Reading
+from margin_jax.data.decode import FITS, TRANSPARENCIES, Reading
 from margin_jax.data.presets import get_preset
 
 # Those that lie where data_dir says.
@@ -76,7 +76,14 @@ def load_dataset(
     check_dataset(name)
     if name == OWN:
         raise ValueError("dataset own has to be given as an object: mj.fit(config, dataset=...)")
-    reading = Reading(check_choice("fit", fit, FITS), transparency, bits)
+    check_choice("fit", fit, FITS)
+    check_choice("transparency", transparency, TRANSPARENCIES)
+    check_choice("repeated_names", repeated_names, folder.REPEATED_NAMES)
+    if not 8 <= bits <= 16:
+        raise ValueError(f"bits must be from 8 to 16; got {bits}")
+    if name == "glyphs" and data_dir is not None:
+        raise ValueError(f"dataset glyphs is drawn, and has no data_dir; got {data_dir}")
+    reading = Reading(fit, transparency, bits)
     where = None if data_dir is None else Path(data_dir)
     size = image_size or folder.DEFAULT_SIZE
     if name == "glyphs":

@@ -42,7 +42,7 @@ def _look_at(views: np.ndarray | PickedRows) -> None:
         if not finite.all():
             row = start + int(np.argmin(finite.all(axis=1)))
             raise ValueError(
-                f"views must be finite numbers of float32; one of example {row} is not"
+                f"the array views must be finite numbers of float32; one of example {row} is not"
             )
 
 

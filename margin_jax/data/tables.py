@@ -48,7 +48,7 @@ def read_table(path: Path) -> Columns:
                 column = batch.column(name)
                 if column.null_count:
                     row = seen + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-                    raise ValueError(f"column {name} of {path} is empty in row {row}")
+                    raise ValueError(f"column {name} of {path} is empty or no number in row {row}")
                 if name in _TEXTS:
                     texts[name].append(_text(path, name, column))
             blocks.append(_features(path, [batch.column(name) for name in used], used))
@@ -95,7 +95,7 @@ def _csv(path: Path) -> tuple[list[str], Iterator[Any]]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            names = next(csv.reader(file, delimiter=delimiter), [])
+            names = next(filter(None, csv.reader(file, delimiter=delimiter)), [])
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"cannot read {path}: {error}") from error
     if not names:

@@ -66,6 +66,8 @@ def check_folder(config: TrainConfig) -> None:
         raise ValueError(f"out must not lie in data_dir, {config.data_dir}; got {folder}")
     if is_vacant(folder):
         return
+    if not folder.is_dir():
+        raise ValueError(f"out must be a folder; {folder} is a file")
     if not is_run(folder):
         raise ValueError(f"{folder} is not empty and not a run folder; choose another --out")
     if not (config.resume or config.overwrite):

@@ -22,7 +22,7 @@ from margin_jax.runs.run import Run
 from margin_jax.runs.run_data import MORE_IDENTITIES, load
 
 
-class Own(NamedTuple):
+class OwnData(NamedTuple):
     """What a run was trained and tested on.
 
     Attributes:
@@ -46,22 +46,22 @@ class Embedded(NamedTuple):
     Attributes:
         vectors: float32[n, dim].
         labels: int32[n], the identity of each.
+        dataset, rows: where they come from, int[n] rows of it.
         pairs: those that the run saved, if these are its own test images.
         skipped: "file: reason" of each picture that could not be read.
         remarks: on other files of the folder, a line each.
-        dataset, rows: where they come from, int[n] rows of it.
     """
 
     vectors: np.ndarray
     labels: np.ndarray
+    dataset: Dataset
+    rows: np.ndarray
     pairs: Pairs | None = None
     skipped: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
-    dataset: Dataset | None = None
-    rows: np.ndarray | None = None
 
 
-def load_own(run: Run) -> Own:
+def load_own(run: Run) -> OwnData:
     """The examples that a run was trained on, and its verification pairs.
 
     Raises:
@@ -91,10 +91,10 @@ def load_own(run: Run) -> Own:
     if not known:
         what = "images" if run.embeds_pictures else "examples"
         raise ValueError(f"the {what} are not those that {run.path} was tested on")
-    return Own(dataset, pairs)
+    return OwnData(dataset, pairs)
 
 
-def choose_run_threshold(run: Run, fmr: float, own: Own | None = None) -> float:
+def choose_run_threshold(run: Run, fmr: float, own: OwnData | None = None) -> float:
     """The threshold of a false match rate, on the run's validation pairs.
 
     On its saved ones, or, if their different ones are too few for the rate, on more that are drawn
@@ -123,7 +123,7 @@ def embed_identities(
     data_dir: str | Path | None = None,
     *,
     repeated_names: str | None = None,
-    own: Own | None = None,
+    own: OwnData | None = None,
 ) -> Embedded:
     """The embeddings of examples by identity.
 
@@ -142,16 +142,16 @@ def embed_identities(
         return Embedded(
             run.embed(dataset.examples),
             dataset.labels,
+            dataset,
+            np.arange(len(dataset.labels)),
             skipped=dataset.skipped,
             remarks=remarks(dataset.left_out, dataset.notes),
-            dataset=dataset,
-            rows=np.arange(len(dataset.labels)),
         )
     dataset, saved = own or load_own(run)
-    rows = Own(dataset, saved).rows(run, "test")
+    rows = OwnData(dataset, saved).rows(run, "test")
     pairs = Pairs(np.searchsorted(rows, saved["test"].rows), saved["test"].same)
     vectors = run.embed(dataset.examples, rows)
-    return Embedded(vectors, dataset.labels[rows], pairs, dataset=dataset, rows=rows)
+    return Embedded(vectors, dataset.labels[rows], dataset, rows, pairs)
 
 
 def evaluate_run(

@@ -73,9 +73,9 @@ def size_and_channels(run: Run) -> tuple[int, int]:
         ValueError: if it was trained on something else.
     """
     shape = tuple(run.data["example_shape"])
-    if not run.embeds_pictures:
+    if not run.embeds_pictures or shape[0] != shape[1]:
         raise ValueError(
-            f"files are read for a run on pictures; {run.path} was trained on "
+            f"files are read for a run on square pictures; {run.path} was trained on "
             f"{run.data['example_dtype']} of shape {shape}: run.embed takes such arrays"
         )
     return shape[0], shape[2]
@@ -84,7 +84,8 @@ def size_and_channels(run: Run) -> tuple[int, int]:
 def read_pictures(run: Run, paths: list[Path]) -> image_folder.Found:
     """Image files as the run reads its own."""
     size, channels = size_and_channels(run)
-    return image_folder.read_images(paths, size, channels, reading=reading_of(run.config))
+    limit = run.config.memory_limit * 2**30
+    return image_folder.read_images(paths, size, channels, limit, reading_of(run.config))
 
 
 def unreadable(run: Run, names: Sequence[object], missing: tuple[str, ...]) -> ValueError:

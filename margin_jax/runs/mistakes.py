@@ -12,7 +12,7 @@ A folder::
 import csv
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,21 @@ _TITLES = {
 Pair = tuple[float, int, int]
 
 
-def check_mistakes(folder: Path, listed: Path | None) -> None:
+def check_mistakes(
+    folder: Path, listed: Path | None, out: Path | None = None, pictures: Collection[Path] = ()
+) -> None:
     """Makes the folder of mistakes, before the work, not after it.
 
+    Args:
+        folder: which.
+        listed: a list of pairs, which has no mistakes.
+        out: another file that is written, which must not lie in it.
+        pictures: folders of pictures that are read, in which it must not lie: what is in it would
+            be an identity the next time.
+
     Raises:
-        ValueError: if it cannot be written or has other files, or for a list of pairs.
+        ValueError: for such places; if it cannot be written or has other files; for a list of
+            pairs.
     """
     if listed is not None:
         raise ValueError(
@@ -58,6 +68,13 @@ def check_mistakes(folder: Path, listed: Path | None) -> None:
     path = local_path("mistakes", folder)
     if path.exists() and not path.is_dir():
         raise ValueError(f"--mistakes must be a folder; {path} is a file")
+    if out is not None and out.resolve().is_relative_to(path.resolve()):
+        raise ValueError(f"--out must not lie in the folder of --mistakes, {path}; got {out}")
+    for place in pictures:
+        if path.resolve().is_relative_to(place.resolve()):
+            raise ValueError(
+                f"--mistakes must not lie in a folder of pictures, {place}; got {path}"
+            )
     try:
         path.mkdir(parents=True, exist_ok=True)
         _check_replaceable(path)
@@ -91,8 +108,6 @@ def write_mistakes(run: Run, embedded: Embedded, threshold: float, folder: Path)
         ValueError: as :func:`~margin_jax.evaluation.mistakes.find_mistakes`.
     """
     dataset, rows = embedded.dataset, embedded.rows
-    assert dataset is not None
-    assert rows is not None
     labels = embedded.labels
     found = find_mistakes(
         embedded.vectors, labels, threshold=threshold, distance=run.config.distance

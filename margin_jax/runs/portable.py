@@ -77,7 +77,8 @@ def check_replaceable(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     mine = {MODEL, WEIGHTS, CARD, STABLEHLO, ONNX}
-    if not folder.is_dir() or {path.name for path in folder.iterdir()} - mine:
+    others = not is_model(folder) or {path.name for path in folder.iterdir()} - mine
+    if others:
         raise ValueError(f"{folder} is not empty and not a model folder; choose another --out")
     if not overwrite:
         raise ValueError(f"{folder} holds a model: add --overwrite, or choose another --out")
