@@ -606,7 +606,19 @@ class TestCommittedResults:
         assert sorted(over_all.auc) == ["emoji", "emoji_features", "icons", "icons_features"]
         assert over_all.settings[0] == regret.RULE
         assert over_all.worst(regret.RULE)[1] <= 0
-        assert active.worst(regret.RULE)[1] < 0.002
+        # Over the active triplets it misses the aim, as does all else on one of the nine sets.
+        found = regret.read(CELLS.parent)[0]
+        worst = {
+            own: max(own_set.worst(own)[1] for own_set in (found, active))
+            for own in active.settings
+        }
+        assert min(worst.values()) > 0.002
+        assert active.worst(regret.RULE)[0] == "emoji"
+        assert worst[regret.RULE] < 0.005
+        assert sorted(worst, key=worst.__getitem__)[:2] == [
+            "linear:margin=0.02,margin_end=0.2",
+            regret.RULE,
+        ]
 
     def test_the_effective_margins_are_of_these_cells(self, study):
         effective = study("effective_margin")
