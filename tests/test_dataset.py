@@ -94,7 +94,7 @@ def test_floats_are_trained_on_as_pictures_are(shape, dtype, tmp_path):
         (lambda: embed_identities(run, tmp_path / "folder"), vectors),
         (lambda: verify_images(run, tmp_path / "1.png", tmp_path / "2.png"), arrays),
     ):
-        series = f"on pictures; .* was trained on {dtype} of shape"
+        series = f"on square pictures; .* was trained on {dtype} of shape"
         with pytest.raises(ValueError, match=said or series):
             use()
 

@@ -293,6 +293,10 @@ BAD = {
         "greater than",
     ),
     "none": (lambda g, p: ["search", g, p / "alone.png", "--count", "0"], "count"),
+    "a sheet in it": (
+        lambda g, p: ["search", g, p / "alone.png", "--sheet", g / "a.png"],
+        "--sheet must be a file outside of the gallery",
+    ),
     "a sheet": (lambda g, p: ["search", g, p / "alone.png", "--sheet", "a.txt"], "end in one of"),
     "a file of vectors": (
         lambda g, p: ["search", g, p / "alone.png", "--data-dir", "x"],

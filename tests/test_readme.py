@@ -79,7 +79,7 @@ def test_ci_does_what_the_readme_says():
     install, test = blocks("bash")[1].split(" && ")
     extras = re.findall(r"pip install -e '\.\[(.+)\]'", install)
     assert extras == ["test"]
-    assert re.findall(r"install -e '\.\[(.+)\]'", ci) == ["test,lint"]
+    assert re.findall(r"environment newest .* -e '\.\[(.+)\]'", ci) == ["test,lint"]
     assert test.strip().removeprefix(".venv/bin/") in ci.splitlines()
 
 

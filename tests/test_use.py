@@ -1,5 +1,6 @@
 """A finished run put to use, from Python and from the command line."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -25,6 +26,7 @@ from margin_jax.runs.evaluate import (
     evaluate_run,
     load_own,
 )
+from margin_jax.runs.given import read_pictures
 from margin_jax.runs.listed import evaluate_listed
 from margin_jax.runs.use import embed_folder, verify_images
 
@@ -324,6 +326,21 @@ def test_listed_files_are_found_by_other_names(tmp_path):
     asked = [f"{composed}/{composed}_0001.jpg", "b/1.jpg", "b/2.jpg", "b/3.jpg", "c/1.jpg"]
     found = [str(path.relative_to(tmp_path)) for path in locate(tmp_path, asked)]
     assert found == [f"{single}/{single}_0001.png", "b/1.jpg", "b/2.png", "b/3.jpg", "c/1.jpg"]
+
+
+def test_pairs_of_more_pictures_than_memory_holds(run, letters, tmp_path):
+    listed = tmp_path / "pairs.csv"
+    listed.write_text(
+        "Q/0.png,Q/1.png,1\nQ/0.png,Ω/1.png,0\nQ/9.png,ж/0.png,0\nж/2.png,Ω/3.png,0\n"
+    )
+    little = dataclasses.replace(run, config=run.config.replace(memory_limit=0))
+    held, streamed = (read_pictures(r, [letters / "Q" / "0.png"]).images for r in (run, little))
+    assert isinstance(held, np.ndarray)
+    assert not isinstance(streamed, np.ndarray)
+    expected, found = (evaluate_listed(r, letters, listed) for r in (run, little))
+    assert found.verification == expected.verification
+    assert found.missing == expected.missing
+    assert embed_folder(little, letters).files == embed_folder(run, letters).files
 
 
 def test_pairs_without_a_picture_are_left_out_and_counted(run, letters, tmp_path, capsys):

@@ -525,7 +525,7 @@ def test_values_that_are_not_finite_are_named_before_anything_is_written(tmp_pat
         ("label,file\na,b\n", "columns of numbers, .*; got label, file"),
         ("label,x,x\na,1,2\n", "name each column once; got more of x"),
         (",label,x\n0,a,1\n", "column 1 of .* has no name .pandas"),
-        ("label,x\na,1\nb,\n", "column x of .* is empty in row 1"),
+        ("label,x\na,1\nb,\n", "column x of .* is empty or no number in row 1"),
         ("label,x\na,1\nb,two\n", "cannot read .*two"),
         ("label,x\na,1\nb,2,3\n", "cannot read .*Expected 2 columns, got 3"),
         ("label,x\na,1\n,3\n", "column label must not be empty; row 1 is"),
@@ -556,6 +556,11 @@ def test_a_table_of_other_kinds_is_refused(tmp_path):
     (tmp_path / "v.parquet").write_text("PAR1")
     with pytest.raises(ValueError, match="cannot read"):
         vectors.load(tmp_path / "v.parquet")
+
+
+def test_a_table_may_begin_with_a_blank_line(tmp_path):
+    (tmp_path / "v.csv").write_text("\nlabel,x\na,1\nb,2\n")
+    np.testing.assert_array_equal(vectors.load(tmp_path / "v.csv").examples, [[1], [2]])
 
 
 def test_without_its_reader_a_table_says_what_to_install(tmp_path, monkeypatch):

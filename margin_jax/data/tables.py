@@ -48,7 +48,8 @@ def read_table(path: Path) -> Columns:
                 column = batch.column(name)
                 if column.null_count:
                     row = seen + int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-                    raise ValueError(f"column {name} of {path} is empty or no number in row {row}")
+                    what = "empty" if name in _TEXTS else "empty or no number"
+                    raise ValueError(f"column {name} of {path} is {what} in row {row}")
                 if name in _TEXTS:
                     texts[name].append(_text(path, name, column))
             blocks.append(_features(path, [batch.column(name) for name in used], used))
