@@ -1,6 +1,5 @@
 """`margin-jax datasets`: what there is, and what it is like."""
 
-import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,8 +93,6 @@ def describe_dataset(
         typer.echo(line)
     if out is None:
         return None
-    with warnings.catch_warnings():  # a name in a script that the typeface does not have
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        save_picture(plots.plot_contact_sheet(dataset), out)
+    save_picture(plots.plot_contact_sheet(dataset), out)
     typer.echo(f"contact sheet: {out}")
     return out

@@ -1,17 +1,13 @@
 """The command that evaluates a finished run: its own test, or other examples and pairs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from margin_jax.cli.options import RunFolder, check_out, path_option, saving
+from margin_jax.cli.options import RunFolder, check_out, path_option, remark, saving
 from margin_jax.evaluation.tables import HEADER, certainty, figures, for_rate
 from margin_jax.files import local_path, to_json
-
-if TYPE_CHECKING:
-    from margin_jax.runs.evaluate import Embedded
-    from margin_jax.runs.identify import Identified
 
 
 def evaluate(
@@ -161,7 +157,7 @@ def evaluate(
             repeated_names=repeated_names,
             threshold=threshold,
         )
-        _remark(identified)
+        remark(identified.skipped, identified.remarks)
         said = identified.report.to_json()
         typer.echo("\n".join(f"  {line}" for line in identified.report.lines()))
         notes = identified.report.warnings + _note(identified.trained_on)
@@ -170,7 +166,7 @@ def evaluate(
         return _end(said, notes, fmr, out)
     if listed is None or retrieval:
         embedded = embed_identities(loaded, data_dir, repeated_names=repeated_names, own=own)
-        _remark(embedded)
+        remark(embedded.skipped, embedded.remarks)
         if data_dir is not None:
             met = trained_on(loaded, embedded.dataset.identities)
     if listed is not None:
@@ -213,12 +209,6 @@ def evaluate(
 def _note(met: tuple[str, ...]) -> tuple[str, ...]:
     """On identities that are no test, as the run was trained on them."""
     return (f"identities that the run was trained on, by name: {len(met):,}",) if met else ()
-
-
-def _remark(read: "Embedded | Identified") -> None:
-    """On standard error, what was noticed when pictures were read."""
-    for line in (*(f"skipped {reason}" for reason in read.skipped), *read.remarks):
-        typer.echo(line, err=True)
 
 
 def _end(

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from margin_jax.cli.options import config_options, path_option
+from margin_jax.cli.options import config_options, path_option, remark
 from margin_jax.config import TrainConfig
 
 _ENCODER = "efficientnet_lite0"
@@ -68,10 +68,7 @@ def features(
 
     def loaded() -> Dataset:
         dataset = load(config)
-        for reason in dataset.skipped:
-            typer.echo(f"skipped {reason}", err=True)
-        for remark in remarks(dataset.left_out, dataset.notes):
-            typer.echo(remark, err=True)
+        remark(dataset.skipped, remarks(dataset.left_out, dataset.notes))
         return dataset if config.max_identities is None else dataset.first(config.max_identities)
 
     name, parameters = config.encoder_parameters()

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, get_type_hints
 
@@ -222,6 +222,12 @@ def check_out(
         endings = set(Figure().canvas.get_supported_filetypes()) - {"pgf"}  # which needs TeX
         if out.suffix.lower()[1:] not in endings:
             raise ValueError(f"out must end in one of .{', .'.join(sorted(endings))}; got {out}")
+
+
+def remark(skipped: Iterable[str], others: Iterable[str]) -> None:
+    """Says on standard error what was noticed when pictures were read."""
+    for line in (*(f"skipped {reason}" for reason in skipped), *others):
+        typer.echo(line, err=True)
 
 
 def _reads(given: Path, file: Path) -> bool:

@@ -1,12 +1,18 @@
 """Commands on galleries: pictures that are known, and others that are searched among them."""
 
-import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from margin_jax.cli.options import RunFolder, check_out, path_argument, path_option, save_picture
+from margin_jax.cli.options import (
+    RunFolder,
+    check_out,
+    path_argument,
+    path_option,
+    remark,
+    save_picture,
+)
 
 GalleryFolder = Annotated[
     Path, path_argument("The folder of a gallery, made by `index`.", "GALLERY")
@@ -34,10 +40,7 @@ def index(
     from margin_jax.runs.load import load_run
 
     gallery, added, skipped, remarks = index_folder(load_run(run), folder, out)
-    for reason in skipped:
-        typer.echo(f"skipped {reason}", err=True)
-    for remark in remarks:
-        typer.echo(remark, err=True)
+    remark(skipped, remarks)
     typer.echo(
         f"{added:,} added; now {len(gallery.names):,} images of "
         f"{len(set(gallery.identities)):,} identities in {out}"
@@ -137,9 +140,7 @@ def search(
         typer.echo(f"threshold {limit:.4f}, {whose}; {len(here.names):,} in the gallery")
     if sheet is not None:
         shown = list(zip(images, answers, strict=True))[:_SHEET]
-        with warnings.catch_warnings():  # a name in a script that the typeface does not have
-            warnings.filterwarnings("ignore", "Glyph .* missing from")
-            save_picture(searching.draw_answers(here, made_with, shown, limit), sheet)
+        save_picture(searching.draw_answers(here, made_with, shown, limit), sheet)
         typer.echo(f"sheet: {sheet}", err=True)
         if len(images) > _SHEET:
             typer.echo(f"{sheet} shows the first {_SHEET} of {len(images):,} images", err=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from margin_jax.cli.options import RunFolder, check_out, path_argument, path_option, saving
+from margin_jax.cli.options import RunFolder, check_out, path_argument, path_option, remark, saving
 from margin_jax.files import to_json, write_npz
 
 
@@ -29,10 +29,7 @@ def embed(
 
     check_out(out, folder, run=run)
     files, embeddings, skipped, remarks = embed_folder(load_run(run), folder)
-    for reason in skipped:
-        typer.echo(f"skipped {reason}", err=True)
-    for remark in remarks:
-        typer.echo(remark, err=True)
+    remark(skipped, remarks)
     with saving(out) as file:
         write_npz(file, files=np.array(files), embeddings=embeddings)
     typer.echo(f"{len(files)} embeddings of length {embeddings.shape[1]}: {out}")

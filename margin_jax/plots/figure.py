@@ -1,6 +1,8 @@
 """The figures of this package: of matplotlib's kind, and shown by any notebook."""
 
 import io
+import warnings
+from typing import Any
 
 from matplotlib import figure
 from matplotlib.ticker import MaxNLocator
@@ -11,6 +13,12 @@ class Figure(figure.Figure):
 
     A notebook can show figures of matplotlib only once pyplot was imported, this one always.
     """
+
+    def savefig(self, *args: Any, **kwargs: Any) -> None:
+        """As of any figure, and says nothing of a name in a script that the typeface lacks."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
+            super().savefig(*args, **kwargs)
 
     def _repr_png_(self) -> bytes:
         png = io.BytesIO()

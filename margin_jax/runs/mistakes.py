@@ -11,7 +11,6 @@ A folder::
 
 import csv
 import os
-import warnings
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,15 +132,13 @@ def write_mistakes(run: Run, embedded: Embedded, threshold: float, folder: Path)
                 for distance, i, j in pairs
             ),
         )
-        with warnings.catch_warnings():  # a name in a script that the typeface does not have
-            warnings.filterwarnings("ignore", "Glyph .* missing from")
-            plot_map(embedded.vectors, labels, dataset.identities).savefig(made / "map.png")
-            for kind, pairs in worst.items():
-                if pairs and run.embeds_pictures:
-                    tiles = [_tile(dataset, rows, names, pair) for pair in pairs]
-                    lines = [tiles[i : i + _COLUMNS] for i in range(0, len(tiles), _COLUMNS)]
-                    title = _TITLES[kind].format(threshold)
-                    plot_tiles(lines, title).savefig(made / f"{kind}.png")
+        plot_map(embedded.vectors, labels, dataset.identities).savefig(made / "map.png")
+        for kind, pairs in worst.items():
+            if pairs and run.embeds_pictures:
+                tiles = [_tile(dataset, rows, names, pair) for pair in pairs]
+                lines = [tiles[i : i + _COLUMNS] for i in range(0, len(tiles), _COLUMNS)]
+                title = _TITLES[kind].format(threshold)
+                plot_tiles(lines, title).savefig(made / f"{kind}.png")
         _check_replaceable(target)  # something may have come there meanwhile
     return [*_said(by_identity), f"pictures and tables: {target}"]
 
