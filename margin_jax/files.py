@@ -41,18 +41,20 @@ def local_path(name: str, value: str | Path) -> Path:
 
 
 def check_file(name: str, path: Path) -> None:
-    """Asked before the work, not after it.
+    """Refuses a path that no file can be written to, before the work.
 
     Raises:
-        ValueError: if no file can be written there.
+        ValueError: for such a path.
     """
-    if path.is_dir() or not path.parent.is_dir():
-        what = "that is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+    real = path.resolve()  # a link stays, and its file is replaced
+    if path.is_dir() or not real.parent.is_dir():
+        parent = real.parent if path.is_symlink() else path.parent
+        what = "that is a folder" if path.is_dir() else f"there is no folder {parent}"
         raise ValueError(f"{name} must be a file in a folder; got {path}: {what}")
     if path.exists() and not path.is_file():  # it would be replaced
         raise ValueError(f"{name} must be a file; got {path}: that is a device or a pipe")
     try:
-        with tempfile.TemporaryFile(dir=path.parent):  # rights alone do not tell
+        with tempfile.TemporaryFile(dir=real.parent):  # rights alone do not tell
             pass
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}") from error
@@ -99,7 +101,6 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: if the disk is full, say; what had the name is kept.
     """
-    path = path.resolve()  # through links, so that it is the file that is replaced
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:

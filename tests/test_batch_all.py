@@ -1074,6 +1074,9 @@ def test_margins_in_a_list_are_looked_at_too():
     for bad in (np.nan, np.inf):
         with pytest.raises(ValueError, match="margin must be below 1e38 and finite"):
             mj.batch_all_triplet_loss(x, labels, [0.2, bad, 0.2, 0.2])
+    for none in ([0.2, None], [{}], [[1.0], [1.0, 2.0]]):
+        with pytest.raises(TypeError, match=r"margin must be a number, such as .*; got list"):
+            mj.batch_all_triplet_loss(x, labels, none)
     some = [0.1, 0.2, 0.3, 0.4]
     expected, _ = mj.batch_all_triplet_loss(x, labels, np.array(some))
     for given in (some, tuple(map(jnp.float32, some))):

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from margin_jax.files import check_file, whole_folder, writing
+from margin_jax.cli.options import saving
+from margin_jax.files import check_file, whole_folder
 
 
 def fail_in(place):
@@ -13,17 +14,21 @@ def fail_in(place):
 
 
 def test_a_link_stays_and_its_file_is_replaced(tmp_path):
-    real, link = tmp_path / "real.json", tmp_path / "link.json"
-    real.write_text("old")
+    real, link = tmp_path / "place" / "real.json", tmp_path / "link.json"
     link.symlink_to(real)
-    with writing(link) as file:
-        file.write(b"new")
+    with pytest.raises(ValueError, match=r"there is no folder .*place"):
+        check_file("out", link)
+    real.parent.mkdir()
+    for content in (b"old", b"new"):
+        check_file("out", link)
+        with saving(link) as file:
+            file.write(content)
     assert link.is_symlink()
     assert real.read_text() == "new"
     with pytest.raises(OSError, match="the disk is full"):
-        fail_in(writing(link))
+        fail_in(saving(link))
     assert real.read_text() == "new"
-    assert {path.name for path in tmp_path.iterdir()} == {"real.json", "link.json"}
+    assert {path.name for path in tmp_path.rglob("*")} == {"place", "real.json", "link.json"}
 
 
 def test_a_pipe_or_a_device_is_not_replaced(tmp_path):

@@ -259,6 +259,10 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
             "--mistakes must not lie in a folder of pictures",
         ),
         (["--repeated-names", "merge"], "--repeated-names is for folders of identities"),
+        (
+            ["--data-dir", tmp_path, "--pairs", tmp_path / "file", "--repeated-names", "merge"],
+            "--repeated-names is not for a list of pairs",
+        ),
     ):
         status, shown, error = stopped(capsys, "evaluate", run.path, *more)
         assert (status, shown, error.count("\n")) == (2, "", 1)

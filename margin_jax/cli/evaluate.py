@@ -136,7 +136,9 @@ def evaluate(
         raise ValueError("--strict is for a list of pairs: give --pairs FILE")
     if repeated_names is not None:
         check_choice("repeated_names", repeated_names, REPEATED_NAMES)
-        if query is None and (data_dir is None or (listed is not None and not retrieval)):
+        if listed is not None and not retrieval:
+            raise ValueError("--repeated-names is not for a list of pairs")
+        if query is None and data_dir is None:
             raise ValueError("--repeated-names is for folders of identities: give --data-dir")
     if listed is not None and data_dir is None and not loaded.embeds_vectors:
         raise ValueError("--pairs needs --data-dir, the folder that its files are relative to")

@@ -240,13 +240,13 @@ def _reads(given: Path, file: Path) -> bool:
 
 @contextlib.contextmanager
 def saving(out: Path) -> Iterator[BinaryIO]:
-    """A file for a result, which is whole or not there.
+    """A file for a result, which is whole or not there. A link stays: its file is replaced.
 
     Raises:
         OSError: with the name of the file.
     """
     try:
-        with writing(out) as file:
+        with writing(out.resolve()) as file:
             yield file
     except OSError as error:
         raise OSError(f"cannot write {out}: {error.strerror or error}") from error

@@ -53,27 +53,24 @@ def known_labels(labels: ArrayLike) -> Array | np.ndarray:
 
     Also a column of a table or a tensor of another library.
     """
-    return jnp.asarray(labels) if _on_device(labels) else np.asarray(labels)
+    on_device = any(
+        isinstance(part, Array) or hasattr(part, "__jax_array__")
+        for part in jax.tree.leaves(labels)
+    )
+    return jnp.asarray(labels) if on_device else np.asarray(labels)
 
 
-def check_fit(name: str, labels: ArrayLike) -> None:
-    """Refuses labels on the host that JAX would cut to 32 bits, without a word.
+def check_fit(name: str, labels: object) -> None:
+    """Refuses an array of NumPy that JAX would cut to 32 bits, without a word.
 
     Raises:
         ValueError: for such labels.
     """
-    given = known_labels(labels)
-    if not isinstance(given, np.ndarray) or given.dtype.kind not in "iu":
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
         return
-    dtype = jax.dtypes.canonicalize_dtype(given.dtype)
-    if not np.array_equal(given, given.astype(dtype)):
-        raise ValueError(f"{name} must fit {dtype}; got {given.min()} to {given.max()}")
-
-
-def _on_device(value: ArrayLike) -> bool:
-    return any(
-        isinstance(part, Array) or hasattr(part, "__jax_array__") for part in jax.tree.leaves(value)
-    )
+    dtype = jax.dtypes.canonicalize_dtype(labels.dtype)
+    if not np.array_equal(labels, labels.astype(dtype)):
+        raise ValueError(f"{name} must fit {dtype}; got {labels.min()} to {labels.max()}")
 
 
 def of_one_type(labels: Array, reference_labels: Array) -> tuple[Array, Array]:
@@ -96,7 +93,7 @@ def check_margin(margin: ArrayLike, dtype: jnp.dtype, rows: int | None = None) -
         dtype: of what is returned.
         rows: how many.
     """
-    if isinstance(margin, list | tuple) and not _on_device(margin):
+    if isinstance(margin, list | tuple) and all(isinstance(m, numbers.Real) for m in margin):
         margin = np.asarray(margin)
     if isinstance(margin, np.ndarray) and margin.dtype.kind in "USTMm":
         raise TypeError(f"margin must be a number, such as state.margin; got {margin.dtype}")

@@ -54,8 +54,9 @@ class Loss(Protocol):
     is saved and restored with it.
 
     A loss that counts the triplets of its rows by another distance than `distance` has it as
-    ``counts_by``, and the histogram of effective margins is drawn by that one. One that counts
-    others, such as rows with proxies, says ``counts_by = None``; it has no histogram.
+    ``counts_by``, a name or a function (as a field or a ``staticmethod``), and the histogram of
+    effective margins is drawn by that one. A loss that counts others, such as rows with proxies,
+    says ``counts_by = None``; it has no histogram.
 
     Attributes:
         distance: the distance between embeddings, a name or a function as for
@@ -169,7 +170,7 @@ def keeps_state(loss: Loss) -> bool:
 def counts_by(loss: Loss) -> str | DistanceFn | None:
     """The distance by which it counts triplets of the batch's rows; None if it counts others.
 
-    Only of what it counts is a histogram one of what the schedule moves.
+    A histogram of anything else would not be of what the schedule moves.
     """
     by: str | DistanceFn | None = getattr(loss, "counts_by", loss.distance)
     return by

@@ -15,7 +15,7 @@ class Figure(figure.Figure):
     """
 
     def savefig(self, *args: Any, **kwargs: Any) -> None:
-        """As of any figure, and says nothing of a name in a script that the typeface lacks."""
+        """As matplotlib's, without its warnings of names in a script that the typeface lacks."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from")
             super().savefig(*args, **kwargs)

@@ -74,7 +74,7 @@ def make_train_step(
         histogram: also sample the batch's effective margins, as
             :func:`~margin_jax.effective_margin_histogram` does, for a schedule that
             ``needs_histogram``, or for the record. Not for losses that count other triplets than
-            those of embeddings by their distance (ArcFace, CosFace, DBM, Fisher).
+            those of embeddings (ArcFace, CosFace, DBM, Fisher).
         augment: a function from :func:`~margin_jax.make_augment`, which changes the images of a
             batch before they are embedded. Its key depends on the state's key and step.
         microbatch: how many rows go through the network at once, for batches whose activations do
