@@ -61,8 +61,8 @@ def make_train_step(
 ) -> TrainStep:
     """A jitted ``train_step(state, images, labels) -> (state, StepOutput)``.
 
-    The margin is read from the state, so changing it never recompiles. Labels must fit 32 bits: in a
-    loop of your own, ``jit`` cuts wider ones without a word.
+    The margin is read from the state, so changing it never recompiles. Labels must fit 32 bits: in
+    a loop of your own, ``jit`` cuts wider ones without a word.
 
     Args:
         apply_fn: ``apply_fn(params, batch_stats, images, *, train, key) -> (embeddings,
