@@ -145,7 +145,7 @@ def evaluate(
     if out is not None:
         check_out(out, data_dir, listed, query, gallery, run=run)
     if mistakes is not None:
-        read = (data_dir, loaded.config.data_dir)
+        read = (data_dir, loaded.config.data_dir if loaded.config.dataset == "folder" else None)
         check_mistakes(mistakes, listed, out, [Path(place) for place in read if place is not None])
     given = data_dir is not None or listed is not None or query is not None
     own = load_own(loaded) if fmr is not None or not given else None

@@ -69,7 +69,7 @@ def check_fit(name: str, labels: object) -> None:
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu":
         return
     dtype = jax.dtypes.canonicalize_dtype(labels.dtype)
-    if not np.array_equal(labels, labels.astype(dtype)):
+    if dtype != labels.dtype and not np.array_equal(labels, labels.astype(dtype)):
         raise ValueError(f"{name} must fit {dtype}; got {labels.min()} to {labels.max()}")
 
 

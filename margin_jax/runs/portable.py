@@ -77,8 +77,7 @@ def check_replaceable(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     mine = {MODEL, WEIGHTS, CARD, STABLEHLO, ONNX}
-    others = not is_model(folder) or {path.name for path in folder.iterdir()} - mine
-    if others:
+    if not is_model(folder) or {path.name for path in folder.iterdir()} - mine:
         raise ValueError(f"{folder} is not empty and not a model folder; choose another --out")
     if not overwrite:
         raise ValueError(f"{folder} holds a model: add --overwrite, or choose another --out")
